@@ -1,0 +1,266 @@
+"""Every setting of the pipeline: frozen, validated dataclasses, and the presets voc, coco and demo.
+
+The defaults are the paper's VOC recipe. Values marked (code) are those of the released S2C code,
+(supplement) those of the paper's supplement, where the two differ the comment says which is used.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal
+
+from ray_wsss.errors import UserError
+
+SAM_NAMES = ("tiny", "vit_b", "vit_l", "vit_h")
+
+
+def _check(ok: bool, name: str, value: object, expected: str) -> None:
+    if not ok:
+        raise UserError(f"{name} is {value}; expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamConfig:
+    """Which Segment Anything Model."""
+
+    name: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_h"
+    """tiny ships with the package and knows generated scenes only; the others are Meta's."""
+    checkpoint: str | None = None
+    """Path of the checkpoint. Without one, Meta's file is downloaded once and its hash verified."""
+
+    def __post_init__(self) -> None:
+        _check(self.name in SAM_NAMES, "sam.name", self.name, f"one of {', '.join(SAM_NAMES)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptingConfig:
+    """From CAM to pseudo label: peaks, point prompts, SAM masks, aggregation."""
+
+    tau: float = 0.5
+    """Least CAM value, in [0, 1], for a local maximum to become a prompt (paper: 0.5; 0.4 to 0.7 is flat)."""
+    min_distance_px: int = 10
+    """Least distance between two peaks and from a peak to the border, in pixels (the paper's d)."""
+    keep_global_max: Literal["always", "if_empty", "never"] = "if_empty"
+    """Whether the global maximum of a present class is a prompt too (code: always)."""
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    """Image scales whose class maps are summed into the CAM that prompts."""
+    mask_output: Literal["whole", "best_iou"] = "whole"
+    """Which of SAM's three masks: output 2, the whole object (code), or the highest predicted IoU."""
+    confidence: Literal["logit", "stability", "iou"] = "logit"
+    """A mask's weight where classes compete: logit per pixel (code), stability score (paper) or IoU."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.tau <= 1, "tau", self.tau, "a CAM value in [0, 1]")
+        _check(self.min_distance_px >= 1, "min_distance_px", self.min_distance_px, "at least 1 pixel")
+        _check(
+            bool(self.scales) and all(0 < s <= 4 for s in self.scales), "scales", self.scales, "scales in (0, 4]"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CpmConfig(PromptingConfig):
+    """CAM-based Prompting Module: SAM's masks supervise the CAM while the classifier trains."""
+
+    enabled: bool = True
+    """Off: a plain classifier."""
+    warmup_iters: int = 2_644
+    """Iterations before CPM begins (code: 2 epochs of VOC trainaug at batch 8)."""
+
+    def __post_init__(self) -> None:
+        PromptingConfig.__post_init__(self)
+        _check(self.warmup_iters >= 0, "warmup_iters", self.warmup_iters, "0 or more iterations")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossWeights:
+    """Weights of the parts of the classifier's loss."""
+
+    cls: float = 1.0
+    """Classification (binary cross-entropy)."""
+    ssc: float = 1.0
+    """SAM-Segment Contrasting."""
+    cpm: float = 1.0
+    """CAM-based Prompting Module."""
+
+    def __post_init__(self) -> None:
+        for name in ("cls", "ssc", "cpm"):
+            _check(getattr(self, name) >= 0, f"loss_weights.{name}", getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """Random geometry and colour of a training crop (code: as given here)."""
+
+    long_side_px: tuple[int, int] = (256, 512)
+    """The image's long side is drawn from this range."""
+    crop_px: int = 256
+    """Side of the square training crop."""
+    flip: bool = True
+    """Horizontal flip, probability 0.5."""
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    """Brightness, contrast, saturation, hue."""
+    jitter_probability: float = 0.8
+    """Share of crops with colour jitter."""
+    grey_probability: float = 0.02
+    """Share of crops made grey."""
+
+    def __post_init__(self) -> None:
+        low, high = self.long_side_px
+        _check(0 < low <= high, "long_side_px", self.long_side_px, "0 < least <= most")
+        _check(self.crop_px >= 32, "crop_px", self.crop_px, "at least 32 pixels")
+        for name in ("jitter_probability", "grey_probability"):
+            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """What classifier and segmenter training have in common."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    """A timm name, or resnet_small (ours, for small images and training from scratch)."""
+    pretrained: bool = True
+    """Start from ImageNet weights. tf_efficientnet_lite0's come with a package, others through timm."""
+    backbone_checkpoint: str | None = None
+    """ImageNet weights for the backbone from a file (safetensors, or a PyTorch state dict)."""
+    output_stride: Literal[4, 8, 16, 32] = 16
+    """Pixels of the image per cell of the class maps (paper: 8; 16 is what a CPU bears)."""
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """SGD for the paper's recipes, AdamW for small nets from scratch."""
+    lr: float = 0.02
+    """Learning rate of the first iteration after the ramp (code)."""
+    momentum: float = 0.0
+    """Of SGD. 0 because the released code passed its weight decay in momentum's place."""
+    weight_decay: float = 5e-4
+    """L2 (SGD) or decoupled (AdamW) weight decay (code)."""
+    lr_warmup_iters: int = 0
+    """Iterations over which the learning rate ramps up linearly."""
+    batch_size: int = 8
+    """Images per iteration over all workers (supplement)."""
+    max_iters: int = 52_880
+    """Iterations (code: 40 epochs of VOC trainaug)."""
+    poly_power: float = 0.9
+    """lr falls as (1 - iteration / max_iters) ** poly_power (code)."""
+    freeze_norm: bool = True
+    """Batch norm keeps its running statistics and gets no gradient (code)."""
+    freeze_stages: int = 1
+    """Leading stages of the backbone, after the stem, that are not trained; 0 trains stem and all (code: 1)."""
+    seed: int = 0
+    """Of weights, order and augmentation."""
+    checkpoint_every: int = 1_000
+    """Iterations between checkpoints."""
+    log_every: int = 20
+    """Iterations between reports."""
+    loader_workers: int = 2
+    """Processes per worker that decode images ahead of the step; 0 decodes in the step."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "poly_power"):
+            _check(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
+        for name in ("batch_size", "max_iters", "checkpoint_every", "log_every"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("momentum", "weight_decay", "lr_warmup_iters", "loader_workers", "freeze_stages", "seed"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifierConfig(OptimConfig):
+    """The classifier whose class maps are the CAMs."""
+
+    feature_dim: int = 256
+    """Channels D of the features under the class maps."""
+    loss_weights: LossWeights = field(default_factory=LossWeights)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmenterConfig(OptimConfig):
+    """DeepLabV3 on the pseudo labels (supplement: batch 8, lr 5e-4, weight decay 1e-5, 30 epochs)."""
+
+    lr: float = 5e-4
+    weight_decay: float = 1e-5
+    momentum: float = 0.9
+    """Of SGD."""
+    max_iters: int = 39_682
+    """Iterations (supplement: 30 epochs of VOC trainaug)."""
+    freeze_stages: int = 0
+    aspp_dim: int = 256
+    """Channels of the atrous spatial pyramid."""
+    atrous_rates: tuple[int, ...] = (6, 12, 18)
+    """Dilation of its branches, in cells of the feature map (DeepLabV3 at output stride 16)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelConfig(PromptingConfig):
+    """Pseudo labels for a whole data set."""
+
+    flip: bool = True
+    """Add the class maps of the mirrored image at every scale."""
+    max_side_px: int = 1024
+    """Images with a longer side are labelled at this size and the label is scaled back up."""
+    batch_size: int = 16
+    """Images an actor works on at a time."""
+
+    def __post_init__(self) -> None:
+        PromptingConfig.__post_init__(self)
+        _check(self.max_side_px >= 32, "max_side_px", self.max_side_px, "at least 32 pixels")
+        _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """How CAMs are turned into label maps for their mIoU."""
+
+    cam_threshold: float = 0.3
+    """Fixed background threshold in [0, 1]; the best of a sweep is reported beside it."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.cam_threshold <= 1, "cam_threshold", self.cam_threshold, "a CAM value in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """All hyper-parameters of a pipeline; its keys (``cpm.tau``) are those of CLI, Tune and tests."""
+
+    sam: SamConfig = field(default_factory=SamConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    cpm: CpmConfig = field(default_factory=CpmConfig)
+    label: LabelConfig = field(default_factory=LabelConfig)
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def override(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a config with some keys changed, checked like the original.
+
+    Args:
+        config: any config dataclass.
+        changes: dotted keys to values, such as ``{"cpm.tau": 0.42}``.
+
+    Raises:
+        UserError: unknown key (with the nearest known one), or a value out of range.
+    """
+    for key, value in changes.items():
+        head, _, rest = key.partition(".")
+        names = [f.name for f in fields(config)]
+        if head not in names:
+            near = difflib.get_close_matches(head, names, n=1)
+            raise UserError(f"unknown key {key}" + (f": did you mean {near[0]}?" if near else f"; known: {names}"))
+        old = getattr(config, head)
+        if bool(rest) != is_dataclass(old):
+            raise UserError(f"{key} is not a single setting" if not rest else f"{head} has no settings of its own")
+        try:
+            config = replace(config, **{head: override(old, {rest: value}) if rest else value})
+        except UserError as error:
+            raise UserError(f"{head}.{error}" if rest and not str(error).startswith("unknown") else str(error)) from None
+    return config
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Dotted keys to plain values; the inverse view of `override`, as manifests store it."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return {k: v for name, sub in value.items() for k, v in walk(f"{prefix}{name}.", sub).items()}
+        return {prefix[:-1]: list(value) if isinstance(value, tuple) else value}
+
+    return walk("", asdict(config))

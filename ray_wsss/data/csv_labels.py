@@ -1,0 +1,76 @@
+"""A table of ``path,label;label``, comma-separated, with or without a header line."""
+
+import csv
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+
+from ray_wsss.data.images import IMAGE_SUFFIXES
+from ray_wsss.data.schema import SourceRow, check_class_names, locate
+from ray_wsss.errors import UserError
+
+
+def read_csv(
+    table: Path, images: Path, classes: Sequence[str] | None = None
+) -> tuple[list[str], list[SourceRow]]:
+    """Class names (``classes`` in their order, else all labels sorted) and one row per path of ``table``.
+
+    Paths are relative to ``images``. A blank label column leaves the image unlabelled; lines of the same
+    path add up their labels. The first line is a header if its path has no image's extension and is no
+    file. UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: a missing or malformed table, a label that ``classes`` lacks, no label at all.
+    """
+    if not images.is_dir():
+        raise UserError(f"{images} is not a folder; expected the folder that the paths of {table} start from")
+    lines = _read_lines(table)
+    if lines and _is_header(lines[0][1][0], images):
+        lines = lines[1:]
+    labels_of: dict[str, set[str]] = {}
+    for number, cells in lines:
+        labels_of.setdefault(posixpath.normpath(cells[0].strip()), set()).update(
+            _labels(cells, f"{table} line {number}", classes)
+        )
+    if not labels_of:
+        raise UserError(f"{table} lists no image; expected lines of 'path,label;label'")
+    class_names = list(classes) if classes is not None else sorted(set().union(*labels_of.values()))
+    if not class_names:
+        raise UserError(f"{table} has no label in any line; expected lines of 'path,label;label'")
+    check_class_names(class_names, table)
+    class_of = {name: index for index, name in enumerate(class_names)}
+    rows = []
+    for image_id, labels in labels_of.items():
+        path, error = locate(images, image_id)
+        image_labels = tuple(sorted(class_of[label] for label in labels)) or None
+        rows.append(SourceRow(image_id=image_id, path=path, image_labels=image_labels, error=error))
+    return class_names, rows
+
+
+def _read_lines(table: Path) -> list[tuple[int, list[str]]]:
+    """(line number, cells) of the lines that aren't blank."""
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True, skipinitialspace=True)
+            return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except OSError as error:
+        raise UserError(f"{table} can't be read ({error.strerror}); expected a CSV file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{table} is not UTF-8 text ({error}); save it as UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{table} is not valid CSV ({error}); expected lines of 'path,label;label'") from None
+
+
+def _is_header(cell: str, images: Path) -> bool:
+    name = cell.strip()
+    return Path(name).suffix.lower() not in IMAGE_SUFFIXES and not (images / name).is_file()
+
+
+def _labels(cells: list[str], where: str, classes: Sequence[str] | None) -> list[str]:
+    if not cells[0].strip() or len(cells) > 2:
+        raise UserError(f"{where} is '{','.join(cells)}'; expected 'path,label;label', labels joined by ';'")
+    labels = [label.strip() for label in cells[1].split(";") if label.strip()] if len(cells) > 1 else []
+    unknown = [label for label in labels if classes is not None and label not in classes]
+    if unknown:
+        raise UserError(f"{where} has label '{unknown[0]}'; expected one of: {', '.join(classes or ())}")
+    return labels

@@ -1,0 +1,239 @@
+"""Encoded bytes to arrays and back, strictly: what can't be decoded in full is an ``ImageError``.
+
+Every image becomes (H, W, 3) uint8 RGB by rules that depend on the bytes alone:
+
+- 16 bits become 8 by keeping the high byte (Pillow does the same to 16-bit colour). The container's range
+  counts, not the content's, so a dark picture stays dark.
+- Transparency is composited on white. What lies under transparent pixels is arbitrary (a cut-out often
+  keeps its old background there), and white is what its annotators most likely saw.
+- Of an animation or a multi-page file the first frame is read.
+- EXIF orientation is applied only as the ``orientation`` argument says, so that decoding is reproducible.
+  Pillow itself turns a TIFF upright while loading; a TIFF is therefore reported as orientation 1.
+"""
+
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+MAX_PIXELS = 500_000_000
+"""Larger images are refused: decoded, they would take more than 1.5 GB each."""
+
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".jp2")
+)
+
+# A closed list, because some of Pillow's other formats start programs (EPS runs Ghostscript).
+_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
+_MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+
+# What Pillow's decoders let through on malformed input, as seen when feeding them cut and altered files.
+_DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+_QUIET_LOCK = threading.Lock()
+
+
+class ImageError(ValueError):
+    """Bytes that are not a complete, supported image; the message is the reason, without a file name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """Height and width in pixels as stored, and the EXIF orientation 1..8 (1 where there is none)."""
+
+    height: int
+    width: int
+    exif_orientation: int
+
+
+def decode_image(data: bytes, orientation: int = 1) -> NDArray[np.uint8]:
+    """Decode to (H, W, 3) uint8 RGB, turned by the EXIF ``orientation`` 1..8 (1: as stored).
+
+    Raises:
+        ImageError: empty, truncated, corrupt, of an unsupported kind, or above ``MAX_PIXELS``.
+    """
+    image = _load(data, _FORMATS)
+    try:
+        pixels = _rgb(image)
+    except _DECODER_ERRORS as error:
+        raise ImageError(f"{image.mode} pixels can't be converted to RGB ({error})") from error
+    return apply_orientation(pixels, orientation)
+
+
+def probe_image(data: bytes) -> ImageInfo:
+    """Read size and orientation from the header alone. Raises ImageError as ``decode_image`` does."""
+    image = _open(data, _FORMATS)
+    orientation: object = None
+    if image.format != "TIFF":
+        with _quiet():
+            try:
+                # The base class's method: PngImageFile's own decodes the pixels when it finds no EXIF chunk.
+                orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+            except _DECODER_ERRORS:
+                orientation = None  # unreadable EXIF: viewers show such pictures as stored
+    if not (isinstance(orientation, int) and 1 <= orientation <= 8):
+        orientation = 1
+    return ImageInfo(image.height, image.width, orientation)
+
+
+def choose_orientation(info: ImageInfo, stated_hw: tuple[int, int] | None) -> int:
+    """The orientation to decode with, given the (height, width) that the annotations state, if any.
+
+    EXIF is applied unless the stated size contradicts it and agrees with the pixels as stored. Where both
+    agree (square, 180 degrees, mirrored) EXIF is applied too: annotation tools show pictures upright, and
+    detectron2 reads COCO files so.
+
+    Raises:
+        ImageError: neither way gives the stated size.
+    """
+    stored_hw = (info.height, info.width)
+    upright_hw = stored_hw[::-1] if info.exif_orientation >= 5 else stored_hw
+    if stated_hw is None or upright_hw == stated_hw:
+        return info.exif_orientation
+    if stored_hw == stated_hw:
+        return 1
+    raise ImageError(
+        f"the image is {info.width}x{info.height} pixels, its annotations state {stated_hw[1]}x{stated_hw[0]}"
+    )
+
+
+def apply_orientation(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn (H, W, ...) pixels upright, contiguous, by the EXIF orientation 1..8; else ValueError."""
+    turned = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+        8: np.rot90,
+    }
+    if orientation not in turned:
+        raise ValueError(f"orientation is {orientation}; expected an EXIF orientation from 1 to 8")
+    return np.ascontiguousarray(turned[orientation](pixels))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Pillow's warnings about damaged metadata to itself, one thread at a time: filters are global."""
+    with _QUIET_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _open(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+    """Parse the header. Our size limit replaces Pillow's, which warns at 89 and fails at 179 megapixels."""
+    if not data:
+        raise ImageError("empty file")
+    with _quiet():
+        guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(BytesIO(data), formats=formats)
+        except UnidentifiedImageError as error:
+            raise ImageError(_why_unidentified(data, formats)) from error
+        except _DECODER_ERRORS as error:
+            raise ImageError(f"not an image that can be read ({error})") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = guard
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(
+            f"{image.width}x{image.height} pixels; the limit is {MAX_PIXELS // 10**6} megapixels"
+        )
+    return image
+
+
+def _load(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+    image = _open(data, formats)
+    kind = "JPEG" if image.format == "MPO" else image.format
+    try:
+        # Only TIFF reads metadata, and may warn, while loading; the lock would cost the others parallelism.
+        with _quiet() if image.format == "TIFF" else nullcontext():
+            image.load()
+    except _DECODER_ERRORS as error:
+        reason = str(error)
+        cut = "truncated" in reason or "broken data stream" in reason
+        raise ImageError(f"truncated {kind} ({reason})" if cut else f"corrupt {kind} ({reason})") from error
+    return image
+
+
+def _why_unidentified(data: bytes, formats: tuple[str, ...]) -> str:
+    for magic, name in _MAGIC.items():
+        if data.startswith(magic) and name in formats:
+            return f"truncated {name} (its header is incomplete or damaged)"
+    return f"not an image (expected one of {', '.join(formats)})"
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """A loaded image as (H, W, 3) uint8."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 0xFFFF:
+            raise ValueError("integer pixels outside 0 to 65535")
+        return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return np.array(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba))[..., :3]
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def decode_mask(png: bytes) -> NDArray[np.uint8]:
+    """Decode a palette or grey PNG to its (H, W) uint8 label map: palette indices or grey values.
+
+    Raises:
+        ImageError: not a complete PNG, in colour, or with labels above 255.
+    """
+    image = _load(png, ("PNG",))
+    if image.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
+        raise ImageError(f"the mask's pixels are {image.mode}; expected a palette or grey PNG")
+    labels = np.array(image)
+    if labels.max() > 255:
+        raise ImageError(f"the mask holds label {labels.max()}; expected labels from 0 to 255")
+    # Pillow stretches 2- and 4-bit grey (not palettes) to 0..255. The depth is byte 24 of every PNG.
+    stretch = {2: 85, 4: 17}.get(png[24], 1) if image.mode == "L" else 1
+    return (labels // stretch).astype(np.uint8)
+
+
+def encode_mask(mask: NDArray[np.uint8]) -> bytes:
+    """Encode an (H, W) uint8 label map as a PNG with VOC's palette, so that viewers show it in colour."""
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        raise ValueError(f"the mask is {mask.dtype} of shape {mask.shape}; expected uint8 (H, W)")
+    image = Image.fromarray(mask)
+    image.putpalette(voc_palette().tobytes())
+    buffer = BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def voc_palette() -> NDArray[np.uint8]:
+    """VOC's colour map, (256, 3) uint8 RGB: the label's bits, dealt in turn to red, green and blue."""
+    labels = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((labels >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return palette

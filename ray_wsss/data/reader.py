@@ -1,0 +1,129 @@
+"""Random access to the rows of a folder of Parquet shards, in bounded memory."""
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_wsss.errors import UserError
+
+_MAX_OPEN_FILES = 64
+
+
+class ShardReader:
+    """Rows by index over all ``DATASET/shards/*.parquet`` (else ``DATASET/*.parquet``), files in name order.
+
+    Column chunks of row groups are kept, the least recently used dropped, up to ``cache_bytes``. One row
+    costs reading its row group's columns, so order reads by neighbourhood where the disk is slow. A pickled
+    reader leaves open files and cache behind and opens its own. Not safe for several threads.
+
+    Raises:
+        UserError: no such folder, no rows in it, or a damaged shard.
+    """
+
+    def __init__(self, dataset: Path, cache_bytes: int = 256 * 2**20) -> None:
+        self.dataset = Path(dataset)
+        self.cache_bytes = cache_bytes
+        self._forget()
+        self._paths = _shard_paths(self.dataset)
+        # One entry per row group: (file, group in file); and where each one's rows end.
+        self._groups: list[tuple[int, int]] = []
+        sizes: list[int] = []
+        for file, path in enumerate(self._paths):
+            footer = _open(path).metadata
+            self._groups += [(file, group) for group in range(footer.num_row_groups)]
+            sizes += [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        self._ends = list(accumulate(sizes))
+        if not self._ends or not self._ends[-1]:
+            raise UserError(f"{self.dataset} has shards without a row; expected at least one image")
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @property
+    def image_ids(self) -> list[str]:
+        """The image ids in row order."""
+        if self._image_ids is None:
+            columns = [self._column(group, "image_id") for group in range(len(self._groups))]
+            self._image_ids = [image_id for column in columns for image_id in column.to_pylist()]
+        return self._image_ids
+
+    def index_of(self, image_id: str) -> int:
+        """The row of an image. Raises KeyError where there is none."""
+        if self._index is None:
+            self._index = {name: row for row, name in enumerate(self.image_ids)}
+        return self._index[image_id]
+
+    def read(self, i: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """Row ``i`` as Python values (bytes, str, int, list); all columns or those named.
+
+        Raises IndexError for a row, KeyError for a column that isn't there.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)}")
+        group = bisect_right(self._ends, i)
+        offset = i - (self._ends[group - 1] if group else 0)
+        names = columns if columns is not None else self._file(self._groups[group][0]).schema_arrow.names
+        return {name: self._column(group, name)[offset].as_py() for name in names}
+
+    def _column(self, group: int, name: str) -> pa.ChunkedArray:
+        key = (group, name)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        file_index, group_in_file = self._groups[group]
+        file = self._file(file_index)
+        if name not in file.schema_arrow.names:
+            raise KeyError(f"{self._paths[file_index]} has no column '{name}'")
+        # Without threads: Arrow's pool does not survive the fork of a DataLoader worker.
+        column = file.read_row_group(group_in_file, columns=[name], use_threads=False).column(0)
+        self._cache[key] = column
+        self._cached_bytes += column.nbytes
+        while self._cached_bytes > self.cache_bytes and len(self._cache) > 1:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return column
+
+    def _file(self, index: int) -> pq.ParquetFile:
+        if index not in self._files:
+            if len(self._files) >= _MAX_OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+            self._files[index] = _open(self._paths[index])
+        self._files.move_to_end(index)
+        return self._files[index]
+
+    def _forget(self) -> None:
+        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, str], pa.ChunkedArray] = OrderedDict()
+        self._cached_bytes = 0
+        self._image_ids: list[str] | None = None
+        self._index: dict[str, int] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("dataset", "cache_bytes", "_paths", "_groups", "_ends")
+        return {name: getattr(self, name) for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+
+def _shard_paths(dataset: Path) -> list[Path]:
+    if not dataset.is_dir():
+        raise UserError(f"{dataset} is not a folder; expected one with Parquet shards")
+    folder = dataset / "shards" if (dataset / "shards").is_dir() else dataset
+    paths = sorted(p for p in folder.glob("*.parquet") if p.name != "errors.parquet")
+    if not paths:
+        raise UserError(f"{folder} holds no Parquet shards; expected the output of a finished stage")
+    return paths
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is not a readable Parquet file ({error}); write it again") from None

@@ -1,0 +1,165 @@
+"""The data set on disk, and the rows it is made from.
+
+DATASET/metadata.json              written last: a data set without it is unfinished
+DATASET/shards/part-00000.parquet  images, see ``IMAGE_SCHEMA``
+DATASET/errors.parquet             what could not be read, see ``ERROR_SCHEMA``
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_wsss.errors import UserError
+
+FORMAT_VERSION = 1
+ROWS_PER_GROUP = 64
+MAX_CLASSES = 254
+"""Labels are uint8: 0 is background and 255 is ignore."""
+
+SourceKind = Literal["coco", "voc", "folder", "csv"]
+
+IMAGE_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),  # the file's bytes, as they were on disk
+        pa.field("orientation", pa.int8(), nullable=False),  # EXIF orientation to decode with, 1..8
+        pa.field("height", pa.int32(), nullable=False),  # pixels, after orientation
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("image_labels", pa.list_(pa.int32()), nullable=False),  # sorted class indices from 0
+        pa.field("mask", pa.binary()),  # PNG label map: 0 background, class c as c + 1, 255 ignore
+    ]
+)
+ERROR_SCHEMA = pa.schema([(name, pa.string()) for name in ("image_id", "path", "reason")])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceRow:
+    """One image as its source describes it, before anything but the description was read."""
+
+    image_id: str
+    path: str
+    """Absolute path of the image; for a row with an error, the path as its source names it."""
+    image_labels: tuple[int, ...] | None = None
+    """Sorted class indices from 0; None or empty: unlabelled."""
+    stated_hw: tuple[int, int] | None = None
+    """(height, width) in pixels that the annotations state."""
+    mask_path: str | None = None
+    """Absolute path of a ground-truth label map in PNG."""
+    annotations: list[dict[str, Any]] | None = None
+    """COCO annotations (segmentation, iscrowd, id, class_index) to rasterise; empty: all background."""
+    error: str | None = None
+    """Why the row is already known to be bad."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetMetadata:
+    """What ``metadata.json`` says of a finished data set."""
+
+    class_names: tuple[str, ...]
+    source: SourceKind
+    images: int
+    unlabelled: int
+    errors: int
+    has_masks: bool
+
+    def save(self, dataset: Path) -> None:
+        """Write ``metadata.json`` atomically."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "class_names": list(self.class_names),
+            "counts": {"images": self.images, "unlabelled": self.unlabelled, "errors": self.errors},
+            "source": self.source,
+            "has_masks": self.has_masks,
+        }
+        with replace_atomically(dataset / "metadata.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, dataset: Path) -> "DatasetMetadata":
+        """Read ``metadata.json``. Raises UserError where there is none, or one this version can't read."""
+        path = dataset / "metadata.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"{dataset} is not a finished data set (it has no metadata.json); "
+                "expected a folder written by 'ray-wsss ingest'"
+            ) from None
+        except ValueError as error:
+            raise UserError(f"{path} is not readable JSON ({error}); run 'ray-wsss ingest' again") from None
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format version {version}; expected {FORMAT_VERSION}: "
+                "run 'ray-wsss ingest' again with this version of ray-wsss"
+            )
+        try:
+            counts = {name: int(content["counts"][name]) for name in ("images", "unlabelled", "errors")}
+            class_names = tuple(content["class_names"])
+            return cls(
+                class_names=class_names, source=content["source"], has_masks=content["has_masks"], **counts
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} lacks a field ({error!r}); run 'ray-wsss ingest' again") from None
+
+
+def check_class_names(class_names: Sequence[str], origin: Path) -> None:
+    """Raise UserError unless there are 1 to ``MAX_CLASSES`` names, none empty, none twice."""
+    if not 1 <= len(class_names) <= MAX_CLASSES:
+        raise UserError(f"{origin} has {len(class_names)} classes; expected 1 to {MAX_CLASSES}")
+    seen: set[str] = set()
+    for name in class_names:
+        if not name.strip() or name in seen:
+            raise UserError(f"{origin} has an empty or repeated class name ('{name}'); expected unique names")
+        seen.add(name)
+
+
+def locate(root: Path, name: str) -> tuple[str, str | None]:
+    """The absolute path of ``root / name`` and no error, or ``name`` and why it lies outside ``root``.
+
+    Symbolic links are followed first: a data set must not carry off what lies outside its folder. Whether
+    there is such a file is found out on reading it.
+    """
+    if Path(name).is_absolute():
+        return name, f"absolute path; expected a path relative to {root}"
+    try:
+        inside = (root / name).resolve().is_relative_to(root.resolve())
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL character, a loop of links
+        return name, f"not a usable path ({error})"
+    return (str((root / name).absolute()), None) if inside else (name, f"path leaves the folder {root}")
+
+
+def write_table_atomically(table: pa.Table, path: Path) -> None:
+    """Write Parquet so that ``path`` is either absent, or its old self, or complete.
+
+    Nothing is compressed or dictionary-encoded: images already are compressed, and small row groups
+    (``ROWS_PER_GROUP``) keep random access cheap.
+    """
+    with replace_atomically(path) as temporary:
+        pq.write_table(
+            table,
+            temporary,
+            row_group_size=ROWS_PER_GROUP,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=False,
+        )
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it takes the place of ``path``, else it goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

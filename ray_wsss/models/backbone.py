@@ -1,0 +1,111 @@
+"""Backbones: timm's feature extractors, with ImageNet weights that work without a network."""
+
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import timm
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from ray_wsss.errors import UserError
+
+# A narrow ResNet for small images and training from scratch. Its stem is ordinary convolutions, and at
+# output stride 8 its receptive field (over 100 px) spans the object from any of its pixels.
+_SMALL = {"resnet_small": ("resnet10t", {"channels": (24, 32, 48, 64)})}
+_LITE0 = "tf_efficientnet_lite0"
+
+
+class Backbone(nn.Module):
+    """Last feature map of a timm network; images come in as RGB in [0, 1] and are normalised here."""
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.out_channels: int = network.feature_info.channels()[-1]  # type: ignore[union-attr, operator]
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
+        return self.network((images - self.mean) / self.std)[-1]
+
+    def freeze(self, stages: int, norm: bool) -> None:
+        """Stop the gradient of the stem and the first ``stages`` stages, and of all norms."""
+        for module in _leading_stages(self.network, stages) if stages else []:
+            module.requires_grad_(False)
+        if norm:
+            for module in _batch_norms(self):
+                module.requires_grad_(False)
+
+    def set_norm_eval(self) -> None:
+        """Keep the running statistics of every batch norm; called after each ``train()``."""
+        for module in _batch_norms(self):
+            module.eval()
+
+
+def _batch_norms(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def _leading_stages(network: nn.Module, stages: int) -> list[nn.Module]:
+    """The stem's modules and the first stages, for timm's two usual forms of feature extractor."""
+    children = dict(network.named_children())
+    if "blocks" in children:  # EfficientNet: conv_stem, bn1, blocks[0], ...
+        stem = [module for name, module in children.items() if name != "blocks"]
+        return [*stem, *list(children["blocks"].children())[:stages]]  # type: ignore[union-attr]
+    starts = [name for name in children if name.startswith(("layer", "stages_"))]
+    stop = starts[stages] if stages < len(starts) else None
+    leading = []
+    for name, module in children.items():
+        if name == stop:
+            break
+        leading.append(module)
+    return leading
+
+
+def build_backbone(
+    name: str, *, output_stride: int, pretrained: bool, checkpoint: str | None = None
+) -> Backbone:
+    """Build a backbone by its timm name, or ``resnet_small``.
+
+    Args:
+        name: any timm model with ``features_only``; ``tf_efficientnet_lite0`` needs no network.
+        output_stride: pixels per cell of the feature map; deeper strides become dilation.
+        pretrained: start from ImageNet weights.
+        checkpoint: file with those weights, instead of timm's hub.
+
+    Raises:
+        UserError: unknown name, a stride the network can't have, or weights that can't be had.
+    """
+    timm_name, extra = _SMALL.get(name, (name, {}))
+    if not timm.is_model(timm_name):
+        near = timm.list_models(f"*{timm_name.split('_')[0]}*")[:5]
+        raise UserError(f"backbone {name} is neither resnet_small nor a timm model; near it: {near}")
+    offline = bool(extra) or checkpoint is not None or name == _LITE0
+    try:
+        network = timm.create_model(
+            timm_name,
+            features_only=True,
+            output_stride=output_stride,
+            pretrained=pretrained and not offline,
+            **extra,
+        )
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"timm can't build {name} at output stride {output_stride}: {error}") from error
+    except OSError as error:
+        raise UserError(
+            f"no ImageNet weights for {name}: {error}; give backbone_checkpoint a file, or pretrained=False"
+        ) from error
+    network = _keep_last(network)
+    cfg = network.pretrained_cfg if hasattr(network, "pretrained_cfg") else timm.get_pretrained_cfg(timm_name).to_dict()
+    mean = tuple(cfg.get("mean", IMAGENET_DEFAULT_MEAN))
+    std = tuple(cfg.get("std", IMAGENET_DEFAULT_STD))
+    if name == _LITE0:
+        mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+        if pretrained and checkpoint is None:
+            _load_lite0(network)
+    if pretrained and checkpoint is not None:
+        _load_checkpoint(network, Path(checkpoint))
+    return Backbone(network, mean, std)

@@ -1,0 +1,84 @@
+"""Class activation maps: from raw class maps to maps in [0, 1] at image size.
+
+The classifier's class maps are the CAM (S2C: 1x1 convolution, then spatial mean), so nothing here looks at
+gradients or weights.
+"""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+EPSILON = 1e-5
+"""Added to a map's maximum, so that a class without any activation gives zeros, not NaN (released code)."""
+
+
+def normalise_cam(
+    activation: Float[Tensor, "B C H W"], image_labels: Float[Tensor, "B C"]
+) -> Float[Tensor, "B C H W"]:
+    """Divide each map by its own maximum, and blank the classes that the image does not have.
+
+    The gradient also flows through the maximum, as in the released code.
+
+    Args:
+        activation: non-negative class maps.
+        image_labels: 1 for a class that is present, else 0.
+
+    Returns:
+        CAM in [0, 1): the maximum of a present class is max / (max + EPSILON).
+    """
+    peak = activation.amax(dim=(-2, -1), keepdim=True)
+    return activation / (peak + EPSILON) * image_labels[:, :, None, None]
+
+
+def make_cam(
+    class_maps: Float[Tensor, "B C h w"], image_labels: Float[Tensor, "B C"], size_hw: tuple[int, int]
+) -> Float[Tensor, "B C H W"]:
+    """Make the single-scale, differentiable CAM that the CPM loss supervises.
+
+    Normalised before resizing (released code), so the resized maximum may lie a little below 1.
+
+    Args:
+        class_maps: raw output of the last 1x1 convolution, any sign.
+        image_labels: 1 for a class that is present, else 0.
+        size_hw: height and width of the result, in pixels.
+
+    Returns:
+        CAM in [0, 1), zero for absent classes.
+    """
+    return resize_maps(normalise_cam(class_maps.relu(), image_labels), size_hw)
+
+
+def merge_scales(
+    class_maps: Sequence[Float[Tensor, "B C _h _w"]],
+    image_labels: Float[Tensor, "B C"],
+    size_hw: tuple[int, int],
+) -> Float[Tensor, "B C H W"]:
+    """Merge the class maps of one batch seen at several scales into one CAM, for prompts and inference.
+
+    Each map is resized first and normalised only after the sum: a scale that fires weakly then counts
+    little. Maps of mirrored images must be mirrored back by the caller.
+
+    Args:
+        class_maps: one raw class map per view; their sizes may differ.
+        image_labels: 1 for a class that is present, else 0.
+        size_hw: height and width of the result, in pixels.
+
+    Returns:
+        CAM in [0, 1), zero for absent classes.
+
+    Raises:
+        ValueError: there is no class map.
+    """
+    if not class_maps:
+        raise ValueError("class_maps is empty; expected the class maps of at least one scale")
+    merged = resize_maps(class_maps[0].relu(), size_hw)
+    for maps in class_maps[1:]:
+        merged = merged + resize_maps(maps.relu(), size_hw)
+    return normalise_cam(merged, image_labels)
+
+
+def resize_maps(maps: Float[Tensor, "B C _h _w"], size_hw: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+    """Resize maps bilinearly to `size_hw` (pixels), corners not aligned."""
+    return F.interpolate(maps, size=size_hw, mode="bilinear", align_corners=False)

@@ -1,0 +1,104 @@
+"""From SAM's masks, one or more per class, to one pseudo label per image."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+MAX_CLASSES = 254
+"""Class c is stored as c + 1 in a byte; 0 is background and 255 is ignore."""
+
+Confidence = Literal["logit", "stability", "iou"]
+
+
+def confidence_map(
+    kind: Confidence, mask_logits: Float[Tensor, "N H W"], predicted_iou: Float[Tensor, " N"]
+) -> Float[Tensor, "N H W"]:
+    """Spread SAM's confidence in its masks over the pixels.
+
+    Args:
+        kind: "logit": the mask logit of each pixel (released code); "stability": the mask's stability score
+            (paper); "iou": the mask's IoU as SAM predicts it.
+        mask_logits: SAM's masks before the threshold at 0.
+        predicted_iou: SAM's own estimate of each mask's IoU.
+
+    Returns:
+        Confidence, unbounded for "logit", else one value in about [0, 1] per mask. A view for "iou" and
+        "stability": do not write to it.
+    """
+    if kind == "logit":
+        return mask_logits
+    per_mask = predicted_iou if kind == "iou" else stability_score(mask_logits)
+    return per_mask[:, None, None].expand_as(mask_logits)
+
+
+def stability_score(mask_logits: Float[Tensor, "N H W"], offset: float = 1.0) -> Float[Tensor, " N"]:
+    """IoU of the two masks that thresholds at +offset and -offset give.
+
+    Equals `segment_anything.utils.amg.calculate_stability_score(mask_logits, 0.0, offset)`, except that a
+    mask without any logit above -offset scores 0 here, not NaN.
+    """
+    # The stricter mask lies inside the looser one: they are intersection and union.
+    intersection = (mask_logits > offset).sum(dim=(-2, -1))
+    union = (mask_logits > -offset).sum(dim=(-2, -1))
+    return (intersection / union.clamp(min=1)).to(mask_logits.dtype)
+
+
+def mask_scores(
+    masks: Bool[Tensor, "N H W"], confidence: Float[Tensor, "N H W"], cam: Float[Tensor, "N H W"]
+) -> Float[Tensor, "N H W"]:
+    """Score the pixels of each mask: confidence x mean CAM over the mask.
+
+    Args:
+        masks: SAM's masks, at the CAM's size.
+        confidence: from `confidence_map`.
+        cam: CAM, in [0, 1], of the class and image that each mask was prompted for.
+
+    Returns:
+        Scores, -inf outside the mask; an empty mask is -inf everywhere.
+    """
+    # The 0 / 0 of an empty mask needs no care: none of its pixels survive the fill below.
+    cam_mean = (cam * masks).sum(dim=(-2, -1)) / masks.sum(dim=(-2, -1))
+    return (confidence * cam_mean[:, None, None]).masked_fill(~masks, -torch.inf)
+
+
+def assign_labels(
+    scores: Float[Tensor, "N H W"],
+    image_index: Int[Tensor, " N"],
+    class_index: Int[Tensor, " N"],
+    num_images: int,
+) -> UInt8[Tensor, "B H W"]:
+    """Give each pixel the class of the highest score in its image.
+
+    Needs memory for the masks at hand only, whatever the number of classes.
+
+    Args:
+        scores: from `mask_scores`. A class may have several masks: its best one counts.
+        image_index: image of each mask, in 0 .. num_images - 1.
+        class_index: class of each mask, from 0.
+        num_images: B; an image without a mask becomes background.
+
+    Returns:
+        0 = background (no mask there), class c as c + 1. Of equal scores the lower class wins.
+
+    Raises:
+        ValueError: a class does not fit into a byte, or an index is out of range.
+    """
+    images, classes = image_index.tolist(), class_index.tolist()
+    if any(c < 0 or c >= MAX_CLASSES for c in classes):
+        raise ValueError(
+            f"class_index spans {min(classes)}..{max(classes)}; expected 0..{MAX_CLASSES - 1}, "
+            f"since pseudo labels are bytes (0 = background, 255 = ignore)"
+        )
+    if any(b < 0 or b >= num_images for b in images):
+        raise ValueError(f"image_index spans {min(images)}..{max(images)}; expected 0..{num_images - 1}")
+
+    best = scores.new_full((num_images, *scores.shape[1:]), -torch.inf)
+    label = torch.zeros(best.shape, dtype=torch.uint8, device=scores.device)
+    # Ascending classes and a strict comparison: a tie stays with the lower class.
+    for n in sorted(range(len(classes)), key=classes.__getitem__):
+        better = scores[n] > best[images[n]]
+        best[images[n]] = torch.where(better, scores[n], best[images[n]])
+        label[images[n]].masked_fill_(better, classes[n] + 1)
+    return label

@@ -1,0 +1,196 @@
+"""Ingest: rows of a source become Parquet shards of verified images; what fails becomes an error row."""
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ray_wsss.data.coco import rasterise
+from ray_wsss.data.images import (
+    ImageError,
+    choose_orientation,
+    decode_image,
+    decode_mask,
+    encode_mask,
+    probe_image,
+)
+from ray_wsss.data.schema import (
+    ERROR_SCHEMA,
+    IMAGE_SCHEMA,
+    DatasetMetadata,
+    SourceKind,
+    SourceRow,
+    write_table_atomically,
+)
+from ray_wsss.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardSummary:
+    """Counts of one shard, or of several added up."""
+
+    images: int = 0
+    """Good images, unlabelled ones included."""
+    unlabelled: int = 0
+    with_mask: int = 0
+    errors: list[tuple[str, str, str]] = field(default_factory=list)
+    """(image_id, path, reason)."""
+
+    def __add__(self, other: "ShardSummary") -> "ShardSummary":
+        return ShardSummary(
+            images=self.images + other.images,
+            unlabelled=self.unlabelled + other.unlabelled,
+            with_mask=self.with_mask + other.with_mask,
+            errors=self.errors + other.errors,
+        )
+
+
+class IngestShard:
+    """Reads, verifies and writes the images of one shard.
+
+    Args:
+        out: The data set's folder.
+        class_count: Masks may hold labels up to this one, and 255.
+    """
+
+    def __init__(self, out: Path, class_count: int = 254) -> None:
+        self.out = out
+        self.class_count = class_count
+
+    def __call__(self, rows: Sequence[SourceRow], shard_index: int) -> ShardSummary:
+        """Write ``shards/part-XXXXX.parquet``; no file where no row is good."""
+        good: list[dict[str, Any]] = []
+        errors: list[tuple[str, str, str]] = []
+        for row in rows:
+            try:
+                good.append(self._read(row))
+            except FileNotFoundError as error:
+                errors.append(_error_row(row, f"no such file: {Path(error.filename or row.path).name}"))
+            except OSError as error:
+                errors.append(_error_row(row, f"can't be read: {error.strerror or error}"))
+            except ValueError as error:
+                errors.append(_error_row(row, str(error)))
+        if good:
+            table = pa.Table.from_pylist(good, schema=IMAGE_SCHEMA)
+            write_table_atomically(table, self.out / "shards" / f"part-{shard_index:05d}.parquet")
+        return ShardSummary(
+            images=len(good),
+            unlabelled=sum(not row["image_labels"] for row in good),
+            with_mask=sum(row["mask"] is not None for row in good),
+            errors=errors,
+        )
+
+    def _read(self, row: SourceRow) -> dict[str, Any]:
+        """The row of ``IMAGE_SCHEMA``. Raises OSError or ValueError with the reason to report."""
+        if row.error is not None:
+            raise ValueError(row.error)
+        data = Path(row.path).read_bytes()
+        mask = Path(row.mask_path).read_bytes() if row.mask_path is not None else None
+        label_map = self._label_map(mask) if mask is not None else None
+        # A mask without a stated size states one itself: it was drawn on the image turned one way.
+        stated_hw = row.stated_hw or (label_map.shape if label_map is not None else None)
+        orientation = choose_orientation(probe_image(data), stated_hw)
+        height, width = decode_image(data, orientation).shape[:2]
+        if label_map is not None and label_map.shape != (height, width):
+            shape = f"{label_map.shape[1]}x{label_map.shape[0]}"
+            raise ImageError(f"the mask is {shape} pixels, the image {width}x{height}")
+        if row.annotations is not None and mask is None:
+            mask = encode_mask(rasterise(row.annotations, height, width))
+        return {
+            "image_id": _printable(row.image_id),
+            "image": data,
+            "orientation": orientation,
+            "height": height,
+            "width": width,
+            "image_labels": sorted(row.image_labels or ()),
+            "mask": mask,
+        }
+
+    def _label_map(self, png: bytes) -> np.ndarray:
+        try:
+            label_map = decode_mask(png)
+        except ImageError as error:
+            raise ImageError(f"ground-truth mask: {error}") from error
+        strange = label_map[(label_map > self.class_count) & (label_map != 255)]
+        if strange.size:
+            raise ImageError(f"the mask holds label {strange[0]}; expected 0 to {self.class_count}, or 255")
+        return label_map
+
+
+def begin_ingest(out: Path) -> None:
+    """Make ``out`` ready, dropping the shards of an interrupted run: a smaller rerun would inherit some.
+
+    Raises:
+        UserError: ``out`` is a finished data set, or holds something that no ingest has written.
+    """
+    if (out / "metadata.json").exists():
+        raise UserError(f"{out} already is a data set; expected a new folder, or delete that one first")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; expected a folder for the data set")
+    foreign = [p.name for p in out.iterdir() if p.name not in _OWN_NAMES] if out.exists() else []
+    foreign = [name for name in foreign if not name.endswith(".tmp")]
+    if foreign:
+        raise UserError(f"{out} holds other files ('{sorted(foreign)[0]}'); expected a new or empty folder")
+    shutil.rmtree(out / "shards", ignore_errors=True)
+    (out / "shards").mkdir(parents=True)
+
+
+def finish_ingest(
+    out: Path,
+    class_names: Sequence[str],
+    source: SourceKind,
+    summaries: Iterable[ShardSummary],
+    max_errors: int | None = None,
+) -> DatasetMetadata:
+    """Write ``errors.parquet`` and then, last, ``metadata.json``, which marks the data set as complete.
+
+    Raises:
+        UserError: no image at all, all failed, or more than ``max_errors`` did; errors.parquet is written
+            all the same, metadata.json is not.
+    """
+    total = sum(summaries, ShardSummary())
+    path = out / "errors.parquet"
+    columns = {name: [error[k] for error in total.errors] for k, name in enumerate(ERROR_SCHEMA.names)}
+    write_table_atomically(pa.table(columns, schema=ERROR_SCHEMA), path)
+    if not total.images and not total.errors:
+        raise UserError(f"the {source} source lists no images, so {out} was not made")
+    first = f"{total.errors[0][1]}: {total.errors[0][2]}" if total.errors else ""
+    count = len(total.errors)
+    if not total.images:
+        raise UserError(f"all {count} images failed, the first is {first}; {path} lists the reasons")
+    if max_errors is not None and count > max_errors:
+        raise UserError(
+            f"{count} images failed and at most {max_errors} may, the first is {first}; "
+            f"{path} lists the reasons"
+        )
+    metadata = DatasetMetadata(
+        class_names=tuple(class_names),
+        source=source,
+        images=total.images,
+        unlabelled=total.unlabelled,
+        errors=count,
+        has_masks=total.with_mask > 0,
+    )
+    metadata.save(out)
+    return metadata
+
+
+def summarise(metadata: DatasetMetadata) -> str:
+    """One line for the user, such as "645 images, 5 without labels, 0 errors"."""
+    return f"{metadata.images} images, {metadata.unlabelled} without labels, {metadata.errors} errors"
+
+
+_OWN_NAMES = frozenset(("shards", "errors.parquet"))
+
+
+def _error_row(row: SourceRow, reason: str) -> tuple[str, str, str]:
+    return _printable(row.image_id), _printable(row.path), _printable(reason)
+
+
+def _printable(text: str) -> str:
+    """File names may hold bytes that are no UTF-8; Parquet's strings may not."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,62 @@
+"""Metadata and atomic writes."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_wsss.data.schema import DatasetMetadata, replace_atomically, write_table_atomically
+from ray_wsss.errors import UserError
+
+METADATA = DatasetMetadata(
+    class_names=("cat", "Löwe"), source="folder", images=3, unlabelled=1, errors=2, has_masks=False
+)
+
+
+def test_metadata_round_trip(tmp_path):
+    METADATA.save(tmp_path / "new")
+    assert DatasetMetadata.load(tmp_path / "new") == METADATA
+    content = json.loads((tmp_path / "new/metadata.json").read_text(encoding="utf-8"))
+    assert content["counts"] == {"images": 3, "unlabelled": 1, "errors": 2}
+
+
+def test_unusable_metadata_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="absent is not a finished data set"):
+        DatasetMetadata.load(tmp_path / "absent")
+    path = tmp_path / "metadata.json"
+    for text, message in [
+        ("{", "not readable JSON"),
+        ("[]", "format version None"),
+        ('{"format_version": 2}', "format version 2; expected 1"),
+        ('{"format_version": 1}', "lacks a field"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"metadata.json.*{message}"):
+            DatasetMetadata.load(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail_half_way() -> None:
+        with replace_atomically(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_half_way()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tables_are_written_uncompressed_in_small_row_groups(tmp_path):
+    path = tmp_path / "shards/part-00000.parquet"
+    table = pa.table({"image": pa.array([bytes(1000)] * 150, pa.binary())})
+    write_table_atomically(table, path)
+    footer = pq.ParquetFile(path).metadata
+    assert [footer.row_group(k).num_rows for k in range(footer.num_row_groups)] == [64, 64, 22]
+    assert footer.row_group(0).column(0).compression == "UNCOMPRESSED"
+    assert pq.read_table(path).equals(table)
+    assert list(path.parent.iterdir()) == [path]

@@ -1,0 +1,135 @@
+"""Losses against per-pixel references and finite differences."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ray_wsss.ops.losses import StepLosses, classification_loss, cpm_loss
+
+
+def slow_cpm_loss(cam: torch.Tensor, pseudo_label: torch.Tensor) -> float:
+    """Softmax cross-entropy pixel by pixel, in Python floats."""
+    losses = []
+    for b in range(cam.shape[0]):
+        for y in range(cam.shape[2]):
+            for x in range(cam.shape[3]):
+                label = int(pseudo_label[b, y, x])
+                if label == 255:
+                    continue
+                values = cam[b, :, y, x].tolist()
+                logits = [1 - max(values), *values]
+                losses.append(math.log(sum(math.exp(v) for v in logits)) - logits[label])
+    return sum(losses) / len(losses)
+
+
+@pytest.fixture
+def cam() -> torch.Tensor:
+    return torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.fixture
+def pseudo_label() -> torch.Tensor:
+    labels = torch.randint(0, 5, (2, 4, 5), generator=torch.Generator().manual_seed(1))
+    return labels.masked_fill(labels == 4, 255).to(torch.uint8)
+
+
+def test_cpm_equals_reference(cam: torch.Tensor, pseudo_label: torch.Tensor):
+    assert set(pseudo_label.unique().tolist()) == {0, 1, 2, 3, 255}
+    assert cpm_loss(cam, pseudo_label).item() == pytest.approx(slow_cpm_loss(cam, pseudo_label), rel=1e-12)
+    assert_close(cpm_loss(cam, pseudo_label.long()), cpm_loss(cam, pseudo_label))
+
+
+def test_cpm_gradient(cam: torch.Tensor, pseudo_label: torch.Tensor):
+    assert torch.autograd.gradcheck(lambda c: cpm_loss(c, pseudo_label), (cam.requires_grad_(),))
+
+
+def test_cpm_is_least_where_cam_and_label_agree():
+    cam = torch.zeros(1, 2, 1, 2)
+    cam[0, 1, 0, 1] = 1
+    agree, swapped = torch.tensor([[[0, 2]]]), torch.tensor([[[2, 0]]])
+    assert cpm_loss(cam, agree) < cpm_loss(cam, swapped)
+
+
+def test_cpm_of_ignored_pixels_only_is_zero_with_a_graph(cam: torch.Tensor):
+    cam.requires_grad_()
+    loss = cpm_loss(cam, torch.full((2, 4, 5), 255, dtype=torch.uint8))
+    assert loss.item() == 0
+    loss.backward()
+    assert cam.grad is not None
+    assert torch.equal(cam.grad, torch.zeros_like(cam))
+
+
+def test_cpm_does_not_see_the_value_of_ignored_pixels(cam: torch.Tensor, pseudo_label: torch.Tensor):
+    changed = torch.where((pseudo_label == 255)[:, None], 1 - cam, cam)
+    assert not torch.equal(changed, cam)
+    assert_close(cpm_loss(changed, pseudo_label), cpm_loss(cam, pseudo_label))
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_cpm_does_not_change_when_all_is_flipped(cam: torch.Tensor, pseudo_label: torch.Tensor, axis: int):
+    assert_close(cpm_loss(cam.flip(axis), pseudo_label.flip(axis)), cpm_loss(cam, pseudo_label))
+
+
+def test_cpm_shares_the_background_gradient_between_equal_classes():
+    cam = torch.full((1, 2, 1, 1), 0.7, requires_grad=True)
+    cpm_loss(cam, torch.zeros(1, 1, 1, dtype=torch.uint8)).backward()
+    assert cam.grad is not None
+    assert cam.grad[0, 0] == cam.grad[0, 1] > 0
+
+
+def test_classification_equals_reference():
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 2, (3, 4), generator=generator).double()
+    expected = [
+        -math.log(1 / (1 + math.exp(-z if t else z)))
+        for z, t in zip(logits.flatten().tolist(), labels.flatten().tolist())
+    ]
+    assert classification_loss(logits, labels).item() == pytest.approx(sum(expected) / 12, rel=1e-12)
+    assert torch.autograd.gradcheck(lambda z: classification_loss(z, labels), (logits,))
+
+
+def scalar(value: float) -> torch.Tensor:
+    return torch.tensor(value)
+
+
+def test_step_losses_total_and_parts():
+    losses = StepLosses(cls=scalar(1.0), ssc=scalar(2.0), cpm=scalar(4.0))
+    assert losses.parts() == {"cls": scalar(1.0), "ssc": scalar(2.0), "cpm": scalar(4.0)}
+    assert losses.total({"cls": 1.0, "ssc": 1.0, "cpm": 1.0}).item() == 7
+    assert losses.total({"cls": 3.0, "ssc": 0.5, "cpm": 10.0}).item() == 44
+
+
+def test_step_losses_leave_out_parts_that_are_off():
+    losses = StepLosses(cls=scalar(1.0), ssc=None, cpm=scalar(4.0))
+    assert list(losses.parts()) == ["cls", "cpm"]
+    assert losses.total({"cls": 1.0, "ssc": 100.0, "cpm": 1.0}).item() == 5
+
+
+def test_step_losses_keep_the_graph():
+    cls, cpm = scalar(1.0).requires_grad_(), scalar(4.0).requires_grad_()
+    StepLosses(cls=cls, ssc=None, cpm=cpm).total({"cls": 2.0, "cpm": 3.0}).backward()
+    assert cls.grad is not None
+    assert cpm.grad is not None
+    assert (cls.grad.item(), cpm.grad.item()) == (2, 3)
+
+
+def test_finite_losses_pass():
+    StepLosses(cls=scalar(1.0), ssc=None, cpm=scalar(4.0)).raise_if_not_finite(["2007_000032"])
+
+
+@pytest.mark.parametrize(
+    ("cls", "cpm", "message"),
+    [
+        (1.0, math.nan, "cpm is nan for 2007_000032, 2007_000039"),
+        (math.inf, 1.0, "cls is inf for 2007_000032, 2007_000039"),
+        (-math.inf, math.nan, "cls is -inf, cpm is nan for 2007_000032, 2007_000039"),
+    ],
+)
+def test_a_part_that_is_not_finite_stops_the_run(cls: float, cpm: float, message: str):
+    losses = StepLosses(cls=scalar(cls), ssc=None, cpm=scalar(cpm))
+    with pytest.raises(FloatingPointError) as caught:
+        losses.raise_if_not_finite(["2007_000032", "2007_000039"])
+    assert str(caught.value) == message

@@ -1,0 +1,99 @@
+"""Confusion counts against torchmetrics."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
+
+from ray_wsss.ops.metrics import ConfusionMatrix
+
+NUM_CLASSES = 5
+
+
+@pytest.fixture
+def truth() -> torch.Tensor:
+    labels = torch.randint(0, NUM_CLASSES + 1, (6, 10, 12), generator=torch.Generator().manual_seed(0))
+    return labels.masked_fill(labels == NUM_CLASSES, 255).to(torch.uint8)
+
+
+@pytest.fixture
+def prediction(truth: torch.Tensor) -> torch.Tensor:
+    """Right at about two pixels of three, so that the IoUs differ from chance and from 1."""
+    generator = torch.Generator().manual_seed(1)
+    guess = torch.randint(0, NUM_CLASSES, truth.shape, generator=generator).to(torch.uint8)
+    right = torch.rand(truth.shape, generator=generator) < 0.6
+    return torch.where(right & (truth != 255), truth, guess)
+
+
+def test_counts_and_iou_equal_torchmetrics(prediction: torch.Tensor, truth: torch.Tensor):
+    matrix = ConfusionMatrix.from_labels(prediction, truth, NUM_CLASSES)
+    counts = MulticlassConfusionMatrix(NUM_CLASSES, ignore_index=255)(prediction.long(), truth.long())
+    iou = MulticlassJaccardIndex(NUM_CLASSES, average=None, ignore_index=255)(prediction.long(), truth.long())
+    assert torch.equal(matrix.counts, counts)
+    assert_close(matrix.iou().float(), iou)
+    assert matrix.miou() == pytest.approx(iou.mean().item(), rel=1e-6)
+
+
+def test_sum_of_parts_equals_the_whole(prediction: torch.Tensor, truth: torch.Tensor):
+    parts = [ConfusionMatrix.from_labels(p, t, NUM_CLASSES) for p, t in zip(prediction, truth)]
+    whole = ConfusionMatrix.from_labels(prediction, truth, NUM_CLASSES)
+    assert torch.equal(sum(parts, ConfusionMatrix.zeros(NUM_CLASSES)).counts, whole.counts)
+    # The mean of the parts' mIoU is another number: this is why counts are added.
+    assert sum(part.miou() for part in parts) / len(parts) != pytest.approx(whole.miou(), abs=1e-4)
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_flipping_both_changes_nothing(prediction: torch.Tensor, truth: torch.Tensor, axis: int):
+    flipped = ConfusionMatrix.from_labels(prediction.flip(axis), truth.flip(axis), NUM_CLASSES)
+    assert torch.equal(flipped.counts, ConfusionMatrix.from_labels(prediction, truth, NUM_CLASSES).counts)
+
+
+def test_rows_are_truth():
+    matrix = ConfusionMatrix.from_labels(torch.tensor([2]), torch.tensor([1]), 3)
+    assert matrix.counts.nonzero().tolist() == [[1, 2]]
+
+
+def test_a_prediction_of_ignore_counts_as_background():
+    truth, prediction = torch.tensor([0, 1, 255]), torch.tensor([255, 255, 255])
+    matrix = ConfusionMatrix.from_labels(prediction, truth, 2)
+    assert matrix.to_list() == [[1, 0], [1, 0]]
+
+
+def test_another_ignore_label():
+    matrix = ConfusionMatrix.from_labels(torch.tensor([1, 1]), torch.tensor([-1, 1]), 2, ignore=-1)
+    assert matrix.to_list() == [[0, 0], [0, 1]]
+
+
+def test_a_class_that_occurs_nowhere_is_nan_and_not_averaged():
+    matrix = ConfusionMatrix.from_labels(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 3)
+    assert_close(matrix.iou(), torch.tensor([0.5, 0.5, math.nan], dtype=torch.float64), equal_nan=True)
+    assert matrix.miou() == 0.5
+    assert math.isnan(ConfusionMatrix.zeros(3).miou())
+
+
+def test_labels_out_of_range_are_refused():
+    good, bad = torch.tensor([0, 1]), torch.tensor([0, 3])
+    with pytest.raises(ValueError, match="truth has label 3"):
+        ConfusionMatrix.from_labels(good, bad, 3)
+    with pytest.raises(ValueError, match="prediction has label 3"):
+        ConfusionMatrix.from_labels(bad, good, 3)
+
+
+def test_adding_different_class_counts_is_refused():
+    with pytest.raises(ValueError, match="of 2 and of 3 classes"):
+        _ = ConfusionMatrix.zeros(2) + ConfusionMatrix.zeros(3)
+
+
+def test_json_round_trip(prediction: torch.Tensor, truth: torch.Tensor):
+    matrix = ConfusionMatrix.from_labels(prediction, truth, NUM_CLASSES)
+    again = ConfusionMatrix.from_list(json.loads(json.dumps(matrix.to_list())))
+    assert again.counts.dtype == torch.int64
+    assert torch.equal(again.counts, matrix.counts)
+
+
+def test_rows_that_are_no_square_are_refused():
+    with pytest.raises(ValueError, match="expected 2 each"):
+        ConfusionMatrix.from_list([[1, 2], [3]])
