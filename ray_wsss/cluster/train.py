@@ -1,0 +1,120 @@
+"""Training stages under Ray Train: N data-parallel workers, checkpoints, resume by running again."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from torch import nn
+
+from ray_wsss.cluster.map import unwrap
+from ray_wsss.cluster.session import check_resources, ray_session
+from ray_wsss.errors import UserError
+from ray_wsss.stages.session import LocalSession, export_model
+from ray_wsss.stages.training import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Where a training loop runs."""
+
+    workers: int = 1
+    """Data-parallel workers under Ray Train; 0 trains in this process, without Ray."""
+    cpus_per_worker: float = 1
+    """CPUs, and so torch threads, of a worker."""
+    gpus_per_worker: float = 0
+    """GPUs of a worker: 0 or 1."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise UserError(f"workers is {self.workers}; expected 0 or more")
+        if self.gpus_per_worker not in (0, 1):
+            raise UserError(f"gpus_per_worker is {self.gpus_per_worker:g}; expected 0 or 1")
+
+
+class RaySession:
+    """One Ray Train worker's `Session`."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world_size = context.get_world_size()
+        self.device: torch.device = get_device()
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Move the model to the worker's device; DDP where there are several workers."""
+        return prepare_model(model)
+
+    def latest_checkpoint(self) -> Path | None:
+        """A local copy of Ray's latest checkpoint of this run."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        return Path(checkpoint.to_directory(tempfile.mkdtemp(prefix="ray_wsss_")))
+
+    def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
+        """Report to Ray Train, a barrier over the workers; the checkpoint is stored before this returns."""
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(checkpoint) if checkpoint else None)
+
+
+def fit(loop: Callable[[Session], None], *, out: Path, workers: Workers, address: str | None, verbose: bool) -> None:
+    """Run a training loop to its end and export the network to ``out``.
+
+    A run that was interrupted goes on from its last checkpoint.
+
+    Args:
+        loop: takes the worker's session; sent to the workers, so what it closes over must pickle.
+
+    Raises:
+        UserError, FloatingPointError: as the loop raised them, wherever it ran.
+    """
+    if workers.workers == 0:
+        session = LocalSession(out / "checkpoints", "cuda" if workers.gpus_per_worker else "cpu")
+        loop(session)
+        last = session.latest_checkpoint()
+    else:
+        with ray_session(address, verbose=verbose):
+            last = _fit_on_ray(loop, out, workers)
+    assert last is not None, "a finished run has a checkpoint"
+    export_model(last, out)
+
+
+def _fit_on_ray(loop: Callable[[Session], None], out: Path, workers: Workers) -> Path:
+    check_resources(
+        cpus=workers.workers * workers.cpus_per_worker,
+        gpus=workers.workers * workers.gpus_per_worker,
+        what=f"training with {workers.workers} workers",
+    )
+    resources = {"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.gpus_per_worker else {})
+    trainer = TorchTrainer(
+        lambda: loop(RaySession()),
+        scaling_config=ScalingConfig(
+            num_workers=workers.workers,
+            use_gpu=workers.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=str(out.absolute()),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+    assert result.checkpoint is not None
+    return Path(result.checkpoint.path)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the loop itself raised in a worker, else Ray's error."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        for candidate in (failure, failure.__cause__, unwrap(failure)):
+            if isinstance(candidate, UserError | FloatingPointError):
+                return candidate
+    return error

@@ -1,0 +1,135 @@
+"""Training crops from Parquet shards, in an order and with an augmentation that the seed alone decides."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+
+from ray_wsss.config import AugmentConfig
+from ray_wsss.data.images import decode_image, decode_mask
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.ops.geometry import Geometry
+
+IGNORE = 255
+PADDING = 0.45
+"""Grey level of the padding: about ImageNet's mean, so that it is 0 after normalisation."""
+
+Key = tuple[int, int]
+"""(iteration x batch + position, row of the data set): which draw of which image."""
+
+
+def global_order(num_images: int, seed: int, epoch: int) -> list[int]:
+    """The order of one epoch: a permutation that every worker computes alike."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(num_images, generator=generator).tolist()
+
+
+class IterationBatches(Sampler[list[Key]]):
+    """A rank's share of each iteration's global batch, from iteration ``start`` on.
+
+    Position p of the endless sequence epoch 0, epoch 1, ... is the same for any number of workers, and
+    starting at iteration k equals having run the k iterations before.
+    """
+
+    def __init__(
+        self, num_images: int, *, batch_size: int, seed: int, start: int, stop: int, rank: int, world_size: int
+    ) -> None:
+        assert batch_size % world_size == 0
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.start, self.stop = start, stop
+        share = batch_size // world_size
+        self.mine = range(rank * share, (rank + 1) * share)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, order = -1, []
+        for iteration in range(self.start, self.stop):
+            batch = []
+            for p in (iteration * self.batch_size + offset for offset in self.mine):
+                if p // self.num_images != epoch:
+                    epoch = p // self.num_images
+                    order = global_order(self.num_images, self.seed, epoch)
+                batch.append((p, order[p % self.num_images]))
+            yield batch
+
+
+class TrainingCrops(Dataset):
+    """Augmented crops of a data set, with image labels, and optionally pseudo labels joined by image_id.
+
+    Items: ``image`` (3, P, P) float RGB in [0, 1], ``inside`` (P, P) bool (False: padding),
+    ``image_labels`` (C,) float 0/1, ``image_id``, and with pseudo labels ``pseudo_label`` (P, P) uint8
+    (255: ignore, padding included).
+    """
+
+    def __init__(
+        self,
+        dataset: Path,
+        rows: list[int],
+        *,
+        num_classes: int,
+        augment: AugmentConfig,
+        seed: int,
+        labels: Path | None = None,
+    ) -> None:
+        self.reader = ShardReader(dataset)
+        self.labels = ShardReader(labels) if labels is not None else None
+        self.rows, self.num_classes, self.augment, self.seed = rows, num_classes, augment, seed
+        # Tiny images otherwise pay more for the colour transform's set-up than for its arithmetic.
+        brightness, contrast, saturation, hue = augment.jitter
+        self.jitter = v2.RandomApply([v2.ColorJitter(brightness, contrast, saturation, hue)], augment.jitter_probability)
+        self.grey = v2.RandomGrayscale(augment.grey_probability)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Key) -> dict[str, Tensor | str]:
+        draw, row = key
+        record = self.reader.read(self.rows[row], ["image_id", "image", "orientation", "image_labels"])
+        image = torch.from_numpy(decode_image(record["image"], record["orientation"])).permute(2, 0, 1)
+        image = image.float().div_(255)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
+        geometry = Geometry.sample(
+            (image.shape[1], image.shape[2]),
+            long_side_px=self.augment.long_side_px,
+            crop_px=self.augment.crop_px,
+            flip=self.augment.flip,
+            generator=generator,
+        )
+        inside = geometry.inside()[0]
+        crop = self._recolour(geometry.apply(image, fill=PADDING).clamp_(0, 1), generator)
+        image_labels = torch.zeros(self.num_classes)
+        image_labels[record["image_labels"]] = 1
+        item: dict[str, Tensor | str] = {
+            "image": crop,
+            "inside": inside,
+            "image_labels": image_labels,
+            "image_id": record["image_id"],
+        }
+        if self.labels is not None:
+            png = self.labels.read(self.labels.index_of(record["image_id"]), ["pseudo_label"])["pseudo_label"]
+            label = torch.from_numpy(decode_mask(png))[None]
+            item["pseudo_label"] = geometry.apply(label, fill=IGNORE, nearest=True)[0]
+        return item
+
+    def _recolour(self, crop: Tensor, generator: torch.Generator) -> Tensor:
+        """Colour jitter and grey; torchvision draws from the global generator, so that is lent ours."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            return self.grey(self.jitter(crop))
+
+
+def make_loader(crops: TrainingCrops, batches: IterationBatches, workers: int, pin_memory: bool) -> DataLoader:
+    """A loader over ``batches`` with ``workers`` decoding processes (0: in this process)."""
+    return DataLoader(
+        crops,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=False,
+        multiprocessing_context="spawn" if workers else None,
+    )

@@ -1,0 +1,57 @@
+"""Generated scenes as a COCO data set on disk: JPEGs and an instances JSON."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ray_wsss.data.scenes import CLASS_NAMES, Scene, make_scene
+
+
+def write_scene_coco(folder: Path, name: str, seeds: range, size_px: int = 96) -> tuple[Path, Path]:
+    """Write the scenes of ``seeds`` as ``folder/name/*.jpg`` and ``folder/instances_name.json``.
+
+    Returns:
+        The folder of images and the annotation file, as `data.coco.read_coco` takes them.
+    """
+    images_dir = folder / name
+    images_dir.mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for seed in seeds:
+        scene = make_scene(seed, size_px, size_px)
+        file_name = f"{seed:012d}.jpg"
+        Image.fromarray(scene.image).save(images_dir / file_name, quality=95, subsampling=0)
+        images.append({"id": seed, "file_name": file_name, "height": size_px, "width": size_px})
+        annotations += _annotations(scene, seed, len(annotations) + 1)
+    content = {
+        "info": {"description": "ray_wsss generated scenes"},
+        "categories": [{"id": k + 1, "name": class_name} for k, class_name in enumerate(CLASS_NAMES)],
+        "images": images,
+        "annotations": annotations,
+    }
+    path = folder / f"instances_{name}.json"
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    return images_dir, path
+
+
+def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]:
+    """COCO annotations of the objects that can be seen."""
+    found = []
+    for thing in scene.objects:
+        if not thing.emblem.any():
+            continue
+        rle = coco_mask.encode(np.asfortranarray(thing.body.astype(np.uint8)))
+        found.append(
+            {
+                "id": first_id + len(found),
+                "image_id": image_id,
+                "category_id": thing.class_index + 1,
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+                "area": int(thing.body.sum()),
+                "bbox": coco_mask.toBbox(rle).tolist(),
+                "iscrowd": 0,
+            }
+        )
+    return found

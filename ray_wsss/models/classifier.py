@@ -1,0 +1,71 @@
+"""The S2C classifier: class maps whose spatial mean is the logit, so that the maps are the CAM."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ray_wsss.config import ClassifierConfig
+from ray_wsss.models.backbone import build_backbone
+
+
+@dataclass(frozen=True)
+class ClassifierOutput:
+    """What one forward pass gives."""
+
+    logits: Float[Tensor, "B C"]
+    """Image-level logits."""
+    class_maps: Float[Tensor, "B C h w"]
+    """Class activation before ReLU and normalisation."""
+    features: Float[Tensor, "B D h w"]
+    """Non-negative features under the class maps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierSpec:
+    """All that is needed to build the network again; saved beside its weights."""
+
+    class_names: tuple[str, ...]
+    backbone: str
+    output_stride: int
+    feature_dim: int
+
+    @classmethod
+    def of(cls, config: ClassifierConfig, class_names: tuple[str, ...]) -> "ClassifierSpec":
+        return cls(
+            class_names=class_names,
+            backbone=config.backbone,
+            output_stride=config.output_stride,
+            feature_dim=config.feature_dim,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Classifier(nn.Module):
+    """Backbone, 1x1 convolution to features, 1x1 convolution to class maps; no biases (design: S2C)."""
+
+    def __init__(self, backbone: nn.Module, backbone_channels: int, feature_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.to_features = nn.Conv2d(backbone_channels, feature_dim, 1, bias=False)
+        self.to_class_maps = nn.Conv2d(feature_dim, num_classes, 1, bias=False)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> ClassifierOutput:
+        """Classify RGB images in [0, 1]."""
+        features = F.relu(self.to_features(self.backbone(images)))
+        class_maps = self.to_class_maps(features)
+        return ClassifierOutput(class_maps.mean(dim=(2, 3)), class_maps, features)
+
+
+def build_classifier(
+    spec: ClassifierSpec, *, pretrained: bool = False, checkpoint: str | None = None
+) -> Classifier:
+    """Build the network of ``spec``; weights as in `build_backbone`, the head is random."""
+    backbone = build_backbone(
+        spec.backbone, output_stride=spec.output_stride, pretrained=pretrained, checkpoint=checkpoint
+    )
+    return Classifier(backbone, backbone.out_channels, spec.feature_dim, len(spec.class_names))

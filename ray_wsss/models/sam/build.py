@@ -1,0 +1,115 @@
+"""SAM by name: the tiny one from the package, Meta's from a path or a verified download."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segment_anything import sam_model_registry
+from segment_anything.modeling import Sam
+
+from ray_wsss.config import SamConfig
+from ray_wsss.errors import UserError
+from ray_wsss.models.sam.tiny import build_tiny_sam, tiny_checkpoint
+
+
+@dataclass(frozen=True)
+class PublishedCheckpoint:
+    """A checkpoint that Meta serves."""
+
+    file_name: str
+    sha256: str
+
+    @property
+    def url(self) -> str:
+        return f"https://dl.fbaipublicfiles.com/segment_anything/{self.file_name}"
+
+
+PUBLISHED = {
+    "vit_b": PublishedCheckpoint(
+        "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"
+    ),
+    "vit_l": PublishedCheckpoint(
+        "sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"
+    ),
+    "vit_h": PublishedCheckpoint(
+        "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"
+    ),
+}
+
+
+def build_sam(config: SamConfig) -> Sam:
+    """Build SAM with its weights, on the CPU, in eval mode, without gradients.
+
+    Raises:
+        UserError: no checkpoint to be had, or one of another size.
+    """
+    path = resolve_checkpoint(config)
+    sam = build_tiny_sam() if config.name == "tiny" else sam_model_registry[config.name]()
+    try:
+        if path.suffix == ".safetensors":
+            state = {name: value.float() for name, value in load_file(path).items()}
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        sam.load_state_dict(state)
+    except (OSError, SafetensorError, UnpicklingError, EOFError) as error:
+        raise UserError(f"sam.checkpoint {path} is not a file of weights: {error}") from error
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"sam.checkpoint {path} does not fit SAM {config.name}: {first}") from error
+    return sam.eval().requires_grad_(False)
+
+
+def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
+    """The file with SAM's weights: the one given, the package's, a cached or a fresh download.
+
+    Args:
+        cache: folder of downloads; by default ``$RAY_WSSS_CACHE`` or ``~/.cache/ray_wsss``.
+
+    Raises:
+        UserError: the file is missing, can't be downloaded, or has another hash.
+    """
+    if config.checkpoint is not None:
+        path = Path(config.checkpoint)
+        if not path.is_file():
+            raise UserError(f"sam.checkpoint {path} does not exist; expected the weights of SAM {config.name}")
+        return path
+    if config.name == "tiny":
+        return tiny_checkpoint()
+    published = PUBLISHED[config.name]
+    folder = cache or Path(os.environ.get("RAY_WSSS_CACHE", Path.home() / ".cache" / "ray_wsss"))
+    path = folder / published.file_name
+    if not path.is_file():
+        _download(published, path)
+    return path
+
+
+def _download(published: PublishedCheckpoint, path: Path) -> None:
+    """Fetch a checkpoint; it takes its name only once its hash is verified."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part") as file:
+        try:
+            with urllib.request.urlopen(published.url, timeout=30) as response:
+                while chunk := response.read(1 << 20):
+                    digest.update(chunk)
+                    file.write(chunk)
+        except OSError as error:
+            raise UserError(
+                f"SAM's weights can't be downloaded ({error}); put {published.file_name} at {path}, "
+                f"or name a file with sam.checkpoint, or use sam.name=tiny for a try offline"
+            ) from error
+        file.flush()
+        if digest.hexdigest() != published.sha256:
+            raise UserError(
+                f"{published.url} came with SHA-256 {digest.hexdigest()}; expected {published.sha256}"
+            )
+        shutil.copyfile(file.name, path.with_suffix(".verified"))
+        path.with_suffix(".verified").replace(path)

@@ -1,0 +1,74 @@
+"""The segmenter: DeepLabV3's head (torchvision's) on an ImageNet backbone.
+
+Never torchvision's segmentation weights: those were trained on masks, which would break the
+weak-supervision protocol.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.segmentation.deeplabv3 import ASPP
+
+from ray_wsss.config import SegmenterConfig
+from ray_wsss.models.backbone import build_backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterSpec:
+    """All that is needed to build the network again; saved beside its weights."""
+
+    class_names: tuple[str, ...]
+    backbone: str
+    output_stride: int
+    aspp_dim: int
+    atrous_rates: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: SegmenterConfig, class_names: tuple[str, ...]) -> "SegmenterSpec":
+        return cls(
+            class_names=class_names,
+            backbone=config.backbone,
+            output_stride=config.output_stride,
+            aspp_dim=config.aspp_dim,
+            atrous_rates=config.atrous_rates,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Segmenter(nn.Module):
+    """Backbone, atrous spatial pyramid pooling, 3x3 convolution, 1x1 convolution to K = 1 + C logits."""
+
+    def __init__(
+        self, backbone: nn.Module, backbone_channels: int, aspp_dim: int, rates: tuple[int, ...], num_labels: int
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Sequential(
+            ASPP(backbone_channels, list(rates), aspp_dim),
+            nn.Conv2d(aspp_dim, aspp_dim, 3, padding=1, bias=False),
+            nn.BatchNorm2d(aspp_dim),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(aspp_dim, num_labels, 1),
+        )
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
+        """Per-pixel logits of RGB images in [0, 1]; channel 0 is background, c + 1 is class c."""
+        logits = self.head(self.backbone(images))
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def build_segmenter(
+    spec: SegmenterSpec, *, pretrained: bool = False, checkpoint: str | None = None
+) -> Segmenter:
+    """Build the network of ``spec``; weights as in `build_backbone`, the head is random."""
+    backbone = build_backbone(
+        spec.backbone, output_stride=spec.output_stride, pretrained=pretrained, checkpoint=checkpoint
+    )
+    return Segmenter(
+        backbone, backbone.out_channels, spec.aspp_dim, spec.atrous_rates, 1 + len(spec.class_names)
+    )

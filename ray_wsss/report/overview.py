@@ -1,0 +1,90 @@
+"""The picture that shows what the pipeline does: one row per image, one column per stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+COLOURS = np.array(
+    [
+        (0, 0, 0),
+        *[tuple(int(255 * v) for v in colormaps["tab10"](k)[:3]) for k in (3, 8, 2, 9, 0, 6, 1, 4, 5, 7)],
+    ],
+    np.uint8,
+)
+"""Colour of background and of the classes, which repeat after ten."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OverviewRow:
+    """One image and what each stage made of it; all arrays are (H, W), the image (H, W, 3) uint8 RGB."""
+
+    image: NDArray[np.uint8]
+    cams: dict[str, NDArray[np.float32]]
+    """Column title -> highest CAM over the classes, in [0, 1]."""
+    points: list[tuple[int, float, float]]
+    """(class index, x, y) in pixels."""
+    label_maps: dict[str, NDArray[np.uint8]]
+    """Column title -> label map: 0 background, class c as c + 1, 255 ignore."""
+
+
+def save_overview(rows: Sequence[OverviewRow], class_names: Sequence[str], path: Path) -> None:
+    """Draw ``rows`` and write them as PNG: image, CAMs, prompts, label maps, with a legend of classes."""
+    titles = ["image", *rows[0].cams, "point prompts", *rows[0].label_maps]
+    figure = Figure(figsize=(1.35 * len(titles), 1.35 * len(rows) + 0.75), dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for row, row_axes in zip(rows, axes):
+        cells = iter(row_axes)
+        next(cells).imshow(row.image)
+        for cam in row.cams.values():
+            next(cells).imshow(_overlay_heat(row.image, cam))
+        prompt_cell = next(cells)
+        prompt_cell.imshow(_fade(row.image))
+        for class_index, x, y in row.points:
+            colour = class_colour(class_index) / 255
+            prompt_cell.plot(x - 0.5, y - 0.5, "o", ms=6, mfc=colour, mec="white", mew=1.2)
+        for label_map in row.label_maps.values():
+            next(cells).imshow(paint_labels(row.image, label_map))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, title in zip(axes[0], titles):
+        axis.set_title(title, fontsize=8)
+    present = sorted({int(v) - 1 for row in rows for m in row.label_maps.values() for v in np.unique(m) if 0 < v < 255})
+    handles = [Patch(color=class_colour(c) / 255, label=class_names[c].replace("_", " ")) for c in present[:12]]
+    if handles:
+        figure.legend(handles=handles, loc="lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False)
+    margin = 0.42 / figure.get_figheight()
+    figure.subplots_adjust(left=0.005, right=0.995, top=1 - margin * 0.6, bottom=margin, wspace=0.03, hspace=0.03)
+    figure.savefig(path)
+
+
+def class_colour(class_index: int) -> NDArray[np.uint8]:
+    """RGB of a class."""
+    return COLOURS[1 + class_index % (len(COLOURS) - 1)]
+
+
+def paint_labels(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image (H, W, 3) faded, with its classes in colour; ignored pixels white."""
+    painted = _fade(image)
+    for label in np.unique(label_map):
+        if label:
+            colour = np.array([255, 255, 255]) if label == 255 else class_colour(int(label) - 1)
+            painted[label_map == label] = 0.35 * painted[label_map == label] + 0.65 * colour
+    return painted
+
+
+def _fade(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    grey = image.mean(axis=-1, keepdims=True)
+    return (0.55 * grey + 0.2 * image).astype(np.uint8)
+
+
+def _overlay_heat(image: NDArray[np.uint8], cam: NDArray[np.float32]) -> NDArray[np.uint8]:
+    heat = colormaps["inferno"](np.clip(cam, 0, 1))[..., :3] * 255
+    return (0.35 * image + 0.65 * heat).astype(np.uint8)

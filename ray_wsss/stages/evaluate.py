@@ -1,0 +1,142 @@
+"""Confusion counts of CAMs, pseudo labels and segmenter against ground truth, table by table."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ray_wsss.config import LabelConfig
+from ray_wsss.data.images import decode_image, decode_mask
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.models.store import load_classifier, load_segmenter
+from ray_wsss.ops.cam import resize_maps
+from ray_wsss.ops.metrics import ConfusionMatrix
+from ray_wsss.stages.label import group_by_size, shrink, to_tensor
+from ray_wsss.stages.prompting import find_cams
+
+THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
+"""Background thresholds of the sweep for the best CAM mIoU."""
+
+COUNTS_SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string()),  # what was measured, such as "cam@0.30" or "segmenter"
+        pa.field("counts", pa.list_(pa.int64())),  # confusion matrix, rows are truth, flattened
+        pa.field("images", pa.int64()),
+    ]
+)
+
+
+class CamEvaluator:
+    """CAMs of the image labels, at the fixed background threshold and at those of the sweep."""
+
+    def __init__(self, classifier: Path, config: LabelConfig, threshold: float, device: str = "cpu") -> None:
+        model, self.spec = load_classifier(classifier)
+        self.device = torch.device(device)
+        self.model, self.config = model.to(self.device), config
+        self.thresholds = sorted({*THRESHOLDS, threshold})
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Rows of a data set to one row per threshold; images without ground truth are left out."""
+        num_labels = 1 + len(self.spec.class_names)
+        totals = {t: ConfusionMatrix.zeros(num_labels) for t in self.thresholds}
+        images = 0
+        for row, pixels, truth in _with_truth(table):
+            labels = torch.zeros(1, num_labels - 1, device=self.device)
+            labels[0, row["image_labels"]] = 1
+            batch = to_tensor([shrink(pixels, self.config.max_side_px)], self.device)
+            cams = find_cams(self.model, batch, labels, scales=self.config.scales, flip=self.config.flip)
+            best, label = _best_class(cams.cam, cams.class_index, truth.shape)
+            for t in self.thresholds:
+                prediction = torch.where(best > t, label, 0).cpu()
+                totals[t] = totals[t] + ConfusionMatrix.from_labels(prediction, torch.from_numpy(truth), num_labels)
+            images += 1
+        return _counts_table((f"cam@{t:.2f}", total, images) for t, total in totals.items())
+
+
+class SegmenterEvaluator:
+    """The segmenter's labels; it sees the image alone, not its image labels."""
+
+    def __init__(self, segmenter: Path, max_side_px: int, device: str = "cpu") -> None:
+        model, self.spec = load_segmenter(segmenter)
+        self.device = torch.device(device)
+        self.model, self.max_side_px = model.to(self.device), max_side_px
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Rows of a data set to one row of counts."""
+        num_labels = 1 + len(self.spec.class_names)
+        total = ConfusionMatrix.zeros(num_labels)
+        items = list(_with_truth(table))
+        for members in group_by_size([pixels for _, pixels, _ in items]):
+            for at in members:
+                _, pixels, truth = items[at]
+                prediction = self.predict(pixels)
+                total = total + ConfusionMatrix.from_labels(prediction, torch.from_numpy(truth), num_labels)
+        return _counts_table([("segmenter", total, len(items))])
+
+    @torch.no_grad()
+    def predict(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Label map (H, W) uint8 of an image (H, W, 3) uint8 RGB."""
+        logits = self.model(to_tensor([shrink(pixels, self.max_side_px)], self.device))
+        return resize_maps(logits, (pixels.shape[0], pixels.shape[1]))[0].argmax(0).to(torch.uint8).cpu()
+
+
+class LabelEvaluator:
+    """Pseudo labels, joined with the data set by image_id."""
+
+    def __init__(self, labels: Path, num_labels: int) -> None:
+        self.labels, self.num_labels = ShardReader(labels), num_labels
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Rows of a data set to one row of counts; an image without a label counts as all background."""
+        total, images = ConfusionMatrix.zeros(self.num_labels), 0
+        for row in table.select(["image_id", "mask"]).to_pylist():
+            if row["mask"] is None:
+                continue
+            truth = torch.from_numpy(decode_mask(row["mask"]))
+            total = total + ConfusionMatrix.from_labels(self._label(row["image_id"], truth), truth, self.num_labels)
+            images += 1
+        return _counts_table([("pseudo_label", total, images)])
+
+    def _label(self, image_id: str, truth: Tensor) -> Tensor:
+        try:
+            png = self.labels.read(self.labels.index_of(image_id), ["pseudo_label"])["pseudo_label"]
+        except KeyError:
+            png = None
+        return torch.zeros_like(truth) if png is None else torch.from_numpy(decode_mask(png))
+
+
+def add_up(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[ConfusionMatrix, int]]:
+    """Rows of `COUNTS_SCHEMA` to name -> (confusion matrix, images)."""
+    totals: dict[str, tuple[ConfusionMatrix, int]] = {}
+    for row in rows:
+        size = round(len(row["counts"]) ** 0.5)
+        part = ConfusionMatrix(torch.tensor(np.array(row["counts"]).reshape(size, size)))
+        total, images = totals.get(row["name"], (ConfusionMatrix.zeros(size), 0))
+        totals[row["name"]] = (total + part, images + row["images"])
+    return totals
+
+
+def _with_truth(table: pa.Table) -> Iterable[tuple[dict[str, Any], NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Row, pixels and ground truth of each image that has one and can be decoded."""
+    for row in table.select(["image_id", "image", "orientation", "image_labels", "mask"]).to_pylist():
+        if row["mask"] is not None:
+            yield row, decode_image(row["image"], row["orientation"]), decode_mask(row["mask"])
+
+
+def _best_class(cam: Tensor, class_index: Tensor, image_hw: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Highest CAM value (H, W) and its stored label, of one image's classes; zeros without any."""
+    if not len(cam):
+        zeros = torch.zeros(image_hw, device=cam.device)
+        return zeros, zeros.to(torch.uint8)
+    best, which = resize_maps(cam[None], (image_hw[0], image_hw[1]))[0].max(0)
+    return best, (class_index[which] + 1).to(torch.uint8)
+
+
+def _counts_table(rows: Iterable[tuple[str, ConfusionMatrix, int]]) -> pa.Table:
+    listed = [{"name": n, "counts": m.counts.flatten().tolist(), "images": i} for n, m, i in rows]
+    return pa.Table.from_pylist(listed, schema=COUNTS_SCHEMA)

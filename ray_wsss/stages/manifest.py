@@ -1,0 +1,105 @@
+"""What an output folder was made from: the same command resumes it, another one never mixes with it."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray_wsss
+from ray_wsss.data.schema import replace_atomically
+from ray_wsss.errors import UserError
+
+State = Literal["new", "unfinished", "finished"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """The output folder of one stage run; ``OUT/manifest.json`` says what it depends on."""
+
+    out: Path
+    stage: str
+    depends_on: Mapping[str, Any]
+    """Everything that decides the result: settings by dotted key, inputs by name and hash."""
+
+    def begin(self, *, overwrite: bool = False) -> State:
+        """Claim the folder.
+
+        Returns:
+            "new", "unfinished" (the same run was interrupted) or "finished" (nothing to do).
+
+        Raises:
+            UserError: the folder holds something else, or a run with other settings.
+        """
+        if self.out.is_file():
+            raise UserError(f"--out {self.out} is a file; expected a folder")
+        found = self._read()
+        if found is None and self.out.exists() and any(self.out.iterdir()):
+            raise UserError(f"--out {self.out} exists and is no output of ray-wsss; expected a new or empty folder")
+        if found is not None and overwrite:
+            shutil.rmtree(self.out)
+            found = None
+        if found is None:
+            self._write("unfinished")
+            return "new"
+        if found["stage"] != self.stage:
+            raise UserError(f"--out {self.out} holds the output of {found['stage']}; expected a folder for {self.stage}")
+        self._refuse_other_settings(found["depends_on"])
+        return found["state"]
+
+    def finish(self) -> None:
+        """Mark the folder as complete."""
+        self._write("finished")
+
+    def _refuse_other_settings(self, theirs: Mapping[str, Any]) -> None:
+        ours = json.loads(json.dumps(self.depends_on))
+        changed = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
+        if changed:
+            key = changed[0]
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise UserError(
+                f"--out {self.out} holds a run with another {key} ({theirs.get(key)}, now {ours.get(key)}){more}; "
+                f"choose another folder, or --overwrite to replace it"
+            )
+
+    def _read(self) -> dict[str, Any] | None:
+        path = self.out / "manifest.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except OSError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{path} is not readable JSON: {error}") from None
+
+    def _write(self, state: State) -> None:
+        content = {
+            "stage": self.stage,
+            "state": state,
+            "ray_wsss": ray_wsss.__version__,
+            "depends_on": dict(self.depends_on),
+        }
+        with replace_atomically(self.out / "manifest.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def require_finished(folder: Path, stage: str) -> None:
+    """Raise UserError where ``folder`` is not the finished output of ``stage``."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is no output of {stage} (it has no manifest.json)")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["stage"] != stage:
+        raise UserError(f"{folder} holds the output of {found['stage']}; expected that of {stage}")
+    if found["state"] != "finished":
+        raise UserError(f"{folder} is unfinished: run the {stage} command that makes it again, it goes on")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, for `Output.depends_on`. Raises UserError where it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None

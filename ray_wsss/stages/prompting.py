@@ -1,0 +1,146 @@
+"""CAM -> peaks -> point prompts -> SAM masks -> pseudo label: shared by CPM and labelling.
+
+Works on (image, class) pairs, never on a dense tensor over all classes, and decodes the prompt sets of
+all images and classes together, bucketed by their number of points.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from segment_anything.modeling import Sam
+from torch import Tensor
+from torch.nn import functional as F
+
+from ray_wsss.config import PromptingConfig
+from ray_wsss.models.classifier import Classifier
+from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
+from ray_wsss.models.sam.encoder import sam_input_hw
+from ray_wsss.ops.cam import merge_scales
+from ray_wsss.ops.peaks import find_peaks, keep_global_maximum
+from ray_wsss.ops.prompts import bucket_by_count, points_to_sam_frame
+from ray_wsss.ops.pseudo_label import assign_labels, confidence_map, mask_scores
+
+WHOLE = 3
+"""Decoder output of the whole object: multimask output 2, after the single-mask output."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairCams:
+    """CAMs of the (image, class) pairs that are present in images of one size."""
+
+    cam: Float[Tensor, "N H W"]
+    """In [0, 1]."""
+    image_index: Tensor
+    """(N,) which image of the batch."""
+    class_index: Tensor
+    """(N,) which class, from 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairMasks:
+    """SAM's mask of each pair, as low-resolution logits, in the order of `PairCams`."""
+
+    logits: Float[Tensor, "N a b"]
+    predicted_iou: Float[Tensor, " N"]
+    points_yx: list[Tensor]
+    """Per pair (P, 2), pixels of the CAM."""
+
+
+@torch.no_grad()
+def find_cams(
+    model: Classifier, images: Float[Tensor, "B 3 H W"], image_labels: Float[Tensor, "B C"], *,
+    scales: Sequence[float], flip: bool,
+) -> PairCams:
+    """Multi-scale CAMs in eval mode; the model's mode is restored.
+
+    Args:
+        images: RGB in [0, 1], of one size.
+        scales: image scales whose activations are summed.
+        flip: add the mirrored image at every scale.
+    """
+    was_training = model.training
+    model.eval()
+    image_index, class_index = image_labels.nonzero().unbind(1)
+    size_hw = (images.shape[-2], images.shape[-1])
+    maps = []
+    for scale in scales:
+        scaled_hw = tuple(max(32, round(side * scale)) for side in size_hw)
+        scaled = images
+        if scaled_hw != size_hw:
+            scaled = F.interpolate(images, scaled_hw, mode="bilinear", align_corners=False, antialias=scale < 1)
+        maps.append(model(scaled).class_maps[image_index, class_index, None])
+        if flip:
+            maps.append(model(scaled.flip(-1)).class_maps[image_index, class_index, None].flip(-1))
+    model.train(was_training)
+    present = image_labels.new_ones(len(image_index), 1)
+    return PairCams(merge_scales(maps, present, size_hw)[:, 0], image_index, class_index)
+
+
+def find_prompts(cams: PairCams, config: PromptingConfig) -> list[Tensor]:
+    """Point prompts of each pair, (P, 2) pixels of the CAM, y before x; empty where a pair has none."""
+    maps = cams.cam[:, None]
+    peaks = find_peaks(maps, tau=config.tau, min_distance_px=config.min_distance_px)
+    present = maps.new_ones(len(maps), 1)
+    peaks = keep_global_maximum(peaks, maps, present, config.keep_global_max)
+    points = [maps.new_zeros(0, 2, dtype=torch.long)] * len(maps)
+    for bucket in bucket_by_count(peaks):
+        for pair, points_yx in zip(bucket.image_index.tolist(), bucket.points_yx):
+            points[pair] = points_yx
+    return points
+
+
+def decode_pairs(
+    sam: Sam,
+    embeddings: Float[Tensor, "B D h w"],
+    cams: Sequence[PairCams],
+    points_yx: Sequence[list[Tensor]],
+    mask_output: str,
+) -> list[PairMasks]:
+    """SAM's mask of every pair of several groups of images, with one decoder call per number of points.
+
+    Args:
+        cams: groups of pairs; the images of a group have one size, ``image_index`` counts over all.
+        points_yx: per group and pair (P, 2). A pair without points gets logits of -inf and IoU 0.
+    """
+    pairs = [(g, n) for g, group in enumerate(points_yx) for n in range(len(group))]
+    in_frame = []
+    for group_cams, group in zip(cams, points_yx):
+        cam_hw = (group_cams.cam.shape[-2], group_cams.cam.shape[-1])
+        frame_hw = sam_input_hw(sam, cam_hw)
+        in_frame.append([points_to_sam_frame(p[None], cam_hw, frame_hw)[0] if len(p) else None for p in group])
+    low = 4 * embeddings.shape[-1]
+    logits = embeddings.new_full((len(pairs), low, low), -torch.inf)
+    predicted_iou = embeddings.new_zeros(len(pairs))
+    image_of = torch.cat([group.image_index for group in cams]) if cams else torch.zeros(0, dtype=torch.long)
+    counts = [len(points_yx[g][n]) for g, n in pairs]
+    for count in sorted(set(counts) - {0}):
+        chosen = [k for k, c in enumerate(counts) if c == count]
+        points = torch.stack([in_frame[g][n] for g, n in (pairs[k] for k in chosen)])  # type: ignore[arg-type]
+        at = torch.tensor(chosen, device=embeddings.device)
+        masks, iou = decode_prompts(sam, embeddings[image_of[at]], points, points.new_ones(points.shape[:2]))
+        which = torch.full_like(at, WHOLE) if mask_output == "whole" else 1 + iou[:, 1:].argmax(1)
+        rows = torch.arange(len(at), device=at.device)
+        logits[at], predicted_iou[at] = masks[rows, which], iou[rows, which]
+    ends = torch.tensor([len(group) for group in points_yx]).cumsum(0).tolist()
+    return [
+        PairMasks(logits[end - len(group) : end], predicted_iou[end - len(group) : end], list(group))
+        for group, end in zip(points_yx, ends)
+    ]
+
+
+def aggregate(
+    sam: Sam, cams: PairCams, masks: PairMasks, num_images: int, config: PromptingConfig
+) -> tuple[UInt8[Tensor, "B H W"], Tensor]:
+    """Pseudo labels of a group of images of one size, and the masks (N, H, W) bool of its pairs.
+
+    ``cams.image_index`` counts within the group here.
+    """
+    image_hw = (cams.cam.shape[-2], cams.cam.shape[-1])
+    logits = upscale_logits(sam, masks.logits[:, None], sam_input_hw(sam, image_hw), image_hw)[:, 0]
+    # Interpolating between -inf gives NaN: a pair without prompts has no mask.
+    logits = logits.nan_to_num(nan=-1e4, neginf=-1e4)
+    binary = logits > 0
+    scores = mask_scores(binary, confidence_map(config.confidence, logits, masks.predicted_iou), cams.cam)
+    return assign_labels(scores, cams.image_index, cams.class_index, num_images), binary

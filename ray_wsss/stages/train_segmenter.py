@@ -1,0 +1,80 @@
+"""Train the segmenter on pseudo labels."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ray_wsss.config import Recipe
+from ray_wsss.data.loader import IGNORE, TrainingCrops
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.schema import DatasetMetadata
+from ray_wsss.errors import UserError
+from ray_wsss.models.segmenter import SegmenterSpec, build_segmenter
+from ray_wsss.stages.training import Batch, Session, run_training, share_of_batch
+
+
+def segmenter_step(model: nn.Module, batch: Batch, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Per-pixel cross-entropy against the pseudo label; 255 is ignored."""
+    del iteration
+    target = batch["pseudo_label"].long()
+    total = F.cross_entropy(model(batch["image"]), target, ignore_index=IGNORE, reduction="sum")
+    loss = total / (target != IGNORE).sum().clamp(min=1)
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"segmenter loss is {loss.item()} for {', '.join(batch['image_id'])}")
+    return loss, {"seg": loss}
+
+
+def train_segmenter(recipe: Recipe, dataset: Path, labels: Path, session: Session) -> None:
+    """Train on the pseudo labels ``labels`` of the images of ``dataset``, one worker's part.
+
+    Raises:
+        UserError: the two have too few images in common, or settings don't fit together.
+    """
+    metadata = DatasetMetadata.load(dataset)
+    config = recipe.segmenter
+    rows = labelled_rows(dataset, labels, config.batch_size)
+    if share_of_batch(config, session.world_size, "segmenter") < 2:
+        raise UserError(
+            f"segmenter.batch_size {config.batch_size} leaves one image per worker; expected at least 2, "
+            "since the head has batch norm"
+        )
+    crops = TrainingCrops(
+        dataset,
+        rows,
+        num_classes=len(metadata.class_names),
+        augment=config.augment,
+        seed=config.seed,
+        labels=labels,
+    )
+    spec = SegmenterSpec.of(config, metadata.class_names)
+    torch.manual_seed(config.seed)
+    model = build_segmenter(spec, pretrained=config.pretrained, checkpoint=config.backbone_checkpoint)
+    model.backbone.freeze(config.freeze_stages, config.freeze_norm)  # type: ignore[operator, union-attr]
+    run_training(
+        model=model,
+        spec=spec,
+        config=config,
+        crops=crops,
+        step=segmenter_step,
+        session=session,
+        name="segmenter",
+    )
+
+
+def labelled_rows(dataset: Path, labels: Path, batch_size: int) -> list[int]:
+    """Rows of ``dataset`` that have a pseudo label. Raises UserError where they are fewer than a batch."""
+    reader, label_reader = ShardReader(dataset), ShardReader(labels)
+    good = {
+        label_reader.image_ids[i]
+        for i in range(len(label_reader))
+        if label_reader.read(i, ["error"])["error"] is None
+    }
+    rows = [row for row, image_id in enumerate(reader.image_ids) if image_id in good]
+    if len(rows) < batch_size:
+        raise UserError(
+            f"{dataset} and {labels} have {len(rows)} labelled images in common; expected at least one batch "
+            f"of {batch_size} (segmenter.batch_size)"
+        )
+    return rows
