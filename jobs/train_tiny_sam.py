@@ -152,7 +152,9 @@ def train(config: TrainTinySam) -> Sam:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     sam = build_tiny_sam().train()
-    batches = DataLoader(PromptedScenes(config, build_tiny_sam()), batch_size=None, num_workers=1, prefetch_factor=8)
+    batches = DataLoader(
+        PromptedScenes(config, build_tiny_sam()), batch_size=None, num_workers=1, prefetch_factor=8
+    )
     sam.to(device)
     optimiser = torch.optim.AdamW(sam.parameters(), lr=config.lr, weight_decay=0.02, betas=(0.9, 0.98))
     warmup = 300

@@ -7,19 +7,29 @@ The defaults are the paper's VOC recipe. Values marked (code) are those of the r
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from ray_wsss.errors import UserError
-
-SAM_NAMES = ("tiny", "vit_b", "vit_l", "vit_h")
 
 
 def _check(config: Any, ok: Callable[[Any], bool], names: str, expected: str) -> None:
     """Raise UserError for the first of the fields ``names`` whose value is not ok."""
     for name in names.split():
         value = getattr(config, name)
-        if not ok(value):
+        try:
+            good = ok(value)
+        except (TypeError, IndexError):  # such as a word where a number belongs
+            good = False
+        if not good:
             raise UserError(f"{config.section}.{name} is {value}; expected {expected}")
+
+
+def _check_choices(config: Any) -> None:
+    """Raise UserError for a field with a fixed set of values that has another one."""
+    for f in fields(config):
+        if get_origin(f.type) is Literal:
+            choices = get_args(f.type)
+            _check(config, choices.__contains__, f.name, f"one of {', '.join(map(str, choices))}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +44,7 @@ class SamConfig:
     """Path of the checkpoint. Without one, Meta's file is downloaded once and its hash verified."""
 
     def __post_init__(self) -> None:
-        _check(self, SAM_NAMES.__contains__, "name", f"one of {', '.join(SAM_NAMES)}")
+        _check_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +67,7 @@ class PromptingConfig:
     """A mask's weight where classes compete: logit per pixel (code), stability score (paper) or IoU."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check(self, lambda v: 0 <= v <= 1, "tau", "a CAM value in [0, 1]")
         _check(self, lambda v: v >= 1, "min_distance_px", "at least 1 pixel")
         _check(self, lambda v: v and all(0 < s <= 4 for s in v), "scales", "one or more scales in (0, 4]")
@@ -72,10 +83,13 @@ class CpmConfig(PromptingConfig):
     """Off: a plain classifier."""
     warmup_iters: int = 2_644
     """Iterations before CPM begins (code: 2 epochs of VOC trainaug at batch 8)."""
+    temperature: float = 1.0
+    """Divides the CAM in CPM's cross-entropy; 1 is the released code, less learns small objects faster."""
 
     def __post_init__(self) -> None:
         PromptingConfig.__post_init__(self)
         _check(self, lambda v: v >= 0, "warmup_iters", "0 or more iterations")
+        _check(self, lambda v: v > 0, "temperature", "more than 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +167,7 @@ class OptimConfig:
     freeze_norm: bool = True
     """Batch norm keeps its running statistics and gets no gradient (code)."""
     freeze_stages: int = 1
-    """Leading stages of the backbone, after the stem, that are not trained; 0 trains stem and all (code: 1)."""
+    """Leading stages of the backbone, after the stem, kept as they are; 0 trains stem and all (code: 1)."""
     seed: int = 0
     """Of weights, order and augmentation."""
     checkpoint_every: int = 1_000
@@ -165,6 +179,7 @@ class OptimConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check(self, lambda v: v > 0, "lr poly_power", "more than 0")
         _check(self, lambda v: v >= 1, "batch_size max_iters checkpoint_every log_every", "at least 1")
         at_least_0 = "momentum weight_decay lr_warmup_iters loader_workers freeze_stages seed"
@@ -246,7 +261,11 @@ class Recipe:
 
 
 _SCENES = AugmentConfig(
-    long_side_px=(88, 112), crop_px=96, jitter=(0.2, 0.2, 0.0, 0.0), jitter_probability=0.5, grey_probability=0.0
+    long_side_px=(88, 112),
+    crop_px=96,
+    jitter=(0.2, 0.2, 0.0, 0.0),
+    jitter_probability=0.5,
+    grey_probability=0.0,
 )
 """For the demo's scenes: no change of colour, since colour tells their classes."""
 
@@ -267,15 +286,15 @@ PRESETS = {
             weight_decay=1e-3,
             lr_warmup_iters=50,
             batch_size=16,
-            max_iters=500,
+            max_iters=600,
             freeze_norm=False,
             freeze_stages=0,
             feature_dim=128,
-            checkpoint_every=250,
+            checkpoint_every=200,
             loader_workers=0,
             augment=_SCENES,
         ),
-        cpm=CpmConfig(warmup_iters=150, scales=(1.0,)),
+        cpm=CpmConfig(warmup_iters=200, temperature=0.15, scales=(1.0,)),
         label=LabelConfig(scales=(1.0, 1.5)),
         segmenter=SegmenterConfig(
             backbone="resnet_small",
@@ -310,16 +329,34 @@ def override(config: Any, changes: Mapping[str, Any]) -> Any:
         UserError: unknown key (with the nearest known one), or a value out of range.
     """
     for key, value in changes.items():
-        head, _, rest = key.partition(".")
-        names = [f.name for f in fields(config)]
-        if head not in names:
-            near = difflib.get_close_matches(head, names, n=1)
-            raise UserError(f"unknown key {key}" + (f": did you mean {near[0]}?" if near else f"; known: {names}"))
-        old = getattr(config, head)
-        if bool(rest) != is_dataclass(old):
-            raise UserError(f"{key} is not a single setting" if not rest else f"{head} has no settings of its own")
-        config = replace(config, **{head: override(old, {rest: value}) if rest else value})
+        config = _set(config, key.split("."), value, key)
     return config
+
+
+def _set(config: Any, path: list[str], value: Any, key: str) -> Any:
+    head, *rest = path
+    names = [f.name for f in fields(config)]
+    prefix = key[: len(key) - len(".".join(path))]
+    if head not in names:
+        near = difflib.get_close_matches(head, names, n=1)
+        hint = (
+            f"did you mean {prefix}{near[0]}?"
+            if near
+            else f"known are {', '.join(prefix + n for n in names)}"
+        )
+        raise UserError(f"unknown key {key}: {hint}")
+    old = getattr(config, head)
+    if bool(rest) != is_dataclass(old):
+        has = "has settings of its own" if not rest else "has none"
+        raise UserError(f"key {key} can't be set: {prefix}{head} {has}")
+    if rest:
+        return replace(config, **{head: _set(old, rest, value, key)})
+    if isinstance(old, tuple) and isinstance(value, list):  # JSON and Tune know lists only
+        value = tuple(value)
+    try:
+        return replace(config, **{head: value})
+    except UserError as error:  # names the section alone, which two parts of a recipe may share
+        raise UserError(str(error).replace(f"{config.section}.{head} ", f"{key} ", 1)) from None
 
 
 def flatten(config: Any) -> dict[str, Any]:

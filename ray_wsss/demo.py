@@ -14,15 +14,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ray_wsss.cluster.evaluate import run_evaluate, save_metrics
 from ray_wsss.cluster.map import Resources
 from ray_wsss.cluster.pipeline import (
     Cluster,
-    run_evaluate,
     run_ingest,
     run_label,
     run_train_classifier,
     run_train_segmenter,
-    save_metrics,
 )
 from ray_wsss.cluster.session import ray_session
 from ray_wsss.cluster.train import Workers
@@ -47,7 +46,9 @@ _IN_PROCESS = Workers(workers=0)
 _ACTORS = Resources(actors=2)
 
 
-def run_demo(out: Path, *, seed: int = 0, cluster: Cluster | None = None, recipe: Recipe | None = None) -> dict[str, Any]:
+def run_demo(
+    out: Path, *, seed: int = 0, cluster: Cluster | None = None, recipe: Recipe | None = None
+) -> dict[str, Any]:
     """Run the demo into ``out``; running it again resumes it.
 
     Writes ``metrics.json`` and ``overview.png``, beside the folders of every stage.
@@ -95,7 +96,11 @@ def run_demo(out: Path, *, seed: int = 0, cluster: Cluster | None = None, recipe
         )
         _say("6/6", "evaluation on the held-out scenes")
         metrics = _evaluate(out, recipe, cluster)
-    save_overview(_overview_rows(out, recipe), load_classifier(out / "classifier_cpm")[1].class_names, out / "overview.png")
+    save_overview(
+        _overview_rows(out, recipe),
+        load_classifier(out / "classifier_cpm")[1].class_names,
+        out / "overview.png",
+    )
     metrics["seconds"] = round(time.perf_counter() - started, 1)
     save_metrics(metrics, out / "metrics.json")
     output.finish()
@@ -166,9 +171,14 @@ def _print(metrics: dict[str, Any]) -> None:
 def _overview_rows(out: Path, recipe: Recipe, count: int = 6) -> list[OverviewRow]:
     """Rows for the held-out scenes with the most objects."""
     dataset, labels = ShardReader(out / "held_out"), ShardReader(out / "labels_held_out_cpm")
-    models = {title: load_classifier(out / f"classifier_{n}")[0] for title, n in (("CAM", "plain"), ("CAM with CPM", "cpm"))}
+    models = {
+        title: load_classifier(out / f"classifier_{n}")[0]
+        for title, n in (("CAM", "plain"), ("CAM with CPM", "cpm"))
+    }
     segmenter = SegmenterEvaluator(out / "segmenter", recipe.label.max_side_px)
-    by_objects = sorted(range(len(dataset)), key=lambda i: -len(dataset.read(i, ["image_labels"])["image_labels"]))
+    by_objects = sorted(
+        range(len(dataset)), key=lambda i: -len(dataset.read(i, ["image_labels"])["image_labels"])
+    )
     rows = []
     for i in by_objects[:count]:
         record = dataset.read(i)

@@ -1,16 +1,24 @@
 """A stage class as an actor pool: the one place where rows flow through Ray Data."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import ray
+import pyarrow as pa
 import ray.data
+import torch
 from ray.data import ActorPoolStrategy, Dataset
+from ray.exceptions import RayError
 
 from ray_wsss.cluster.session import check_resources
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
+
+BATCHES_PER_BLOCK = 4
+"""At most: larger blocks cost fewer tasks, smaller ones spread better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +26,11 @@ class Resources:
     """What a stage's actor pool is given. Declared here, never probed: the driver may have no GPU."""
 
     actors: int = 1
+    """Processes, each with the networks it needs."""
     cpus_per_actor: float = 1
+    """CPUs, and so torch threads, of an actor."""
     gpus_per_actor: float = 0
+    """GPUs of an actor; fractions share one."""
 
     def __post_init__(self) -> None:
         if self.actors < 1:
@@ -36,55 +47,101 @@ class Resources:
         return "cuda" if self.gpus_per_actor > 0 else "cpu"
 
 
-def read_shards(folder: Path, columns: list[str], rows_per_block: int) -> Dataset:
-    """Rows of a data set, in blocks that can be spread over actors.
+class _Actor:
+    """A stage in its own process."""
 
-    Without the repartition small Parquet data arrives as one block, and all actors but one are idle.
-    """
-    shards = ray.data.read_parquet(str(folder / "shards"), columns=columns)
-    return shards.repartition(target_num_rows_per_block=rows_per_block)
+    stage_class: ClassVar[type]
+
+    def __init__(self, arguments: dict[str, Any], threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.failure: Exception | None = None
+        try:
+            self.stage = self.stage_class(**arguments)
+        except Exception as error:
+            # Raised with the first batch: an actor that fails to start is started again and again, and what
+            # it raised reaches the driver only as text.
+            self.failure = error
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self.failure is not None:
+            raise self.failure
+        return self.stage(table)
 
 
 def map_stage(
-    rows: Dataset, stage: type, *, arguments: dict[str, Any], resources: Resources, batch_size: int
+    dataset: Path,
+    columns: list[str],
+    stage: type,
+    *,
+    arguments: dict[str, Any],
+    resources: Resources,
+    batch_size: int,
 ) -> Dataset:
-    """Run a stage class (table in, table out) over ``rows`` on a fixed pool of actors.
+    """Run a stage class (table in, table out) over a data set on a fixed pool of actors.
+
+    Batches are the same whatever the number of actors.
 
     Raises:
-        UserError: the cluster is too small for the pool.
+        UserError: the cluster is too small for the pool, or a damaged data set.
     """
     check_resources(
-        cpus=resources.actors * resources.cpus_per_actor,
-        gpus=resources.actors * resources.gpus_per_actor,
-        what=f"{stage.__name__} ({resources.actors} actors)",
+        count=resources.actors,
+        cpus=resources.cpus_per_actor,
+        gpus=resources.gpus_per_actor,
+        what=f"{stage.__name__} with {resources.actors} actors",
+        spare_cpus=1,
     )
-    return rows.map_batches(
-        stage,
+    DatasetMetadata.load(dataset)
+    batches = -(-len(ShardReader(dataset)) // batch_size)
+    actors = min(resources.actors, batches)
+    rows = ray.data.read_parquet(str((dataset / "shards").absolute())).select_columns(columns)
+    # Small Parquet data arrives as one block, and all actors but one would be idle.
+    rows_per_block = batch_size * max(1, min(BATCHES_PER_BLOCK, batches // actors))
+    blocks = rows.repartition(target_num_rows_per_block=rows_per_block, strict=True)
+    return blocks.map_batches(
+        type(stage.__name__, (_Actor,), {"stage_class": stage}),  # the dashboard shows the stage's name
         batch_size=batch_size,
         batch_format="pyarrow",
         # A fixed pool: autoscaling pools flap on autoscaling clusters.
-        compute=ActorPoolStrategy(size=resources.actors),
+        compute=ActorPoolStrategy(size=actors),
         num_cpus=resources.cpus_per_actor,
         num_gpus=resources.gpus_per_actor,
-        fn_constructor_kwargs=arguments,
+        fn_constructor_kwargs={"arguments": arguments, "threads": max(1, int(resources.cpus_per_actor))},
     )
 
 
 def iterate(rows: Dataset) -> Iterator[dict[str, Any]]:
-    """Rows as they arrive at the driver; a stage's own UserError comes out as itself."""
-    try:
+    """Rows as they arrive at the driver. Raises what a stage raised, as itself."""
+    with own_errors():
         yield from rows.iter_rows()
-    except ray.exceptions.RayError as error:
-        raise unwrap(error) from error
+
+
+def write_shards(rows: Dataset, folder: Path) -> None:
+    """Write ``rows`` as Parquet shards. Raises what a stage raised, as itself."""
+    with own_errors():
+        rows.write_parquet(str(folder.absolute()))
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Raise what was raised inside a task, instead of Ray's wrapping of it."""
+    try:
+        yield
+    except Exception as error:
+        cause = unwrap(error)
+        if cause is error:
+            raise
+        raise cause from error
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """The UserError behind a chain of Ray's exceptions, else the error itself."""
-    seen: BaseException | None = error
-    while seen is not None:
-        cause = getattr(seen, "cause", None)
-        for candidate in (seen, cause):
-            if isinstance(candidate, UserError):
-                return UserError(str(candidate).splitlines()[-1] if "\n" in str(candidate) else str(candidate))
-        seen = cause if isinstance(cause, BaseException) and cause is not seen else seen.__cause__
-    return error
+    """What was raised inside a Ray task, else the error itself."""
+    seen, link = error, error
+    for _ in range(20):
+        cause = getattr(link, "cause", None)
+        link = cause if isinstance(cause, BaseException) else link.__cause__
+        if link is None:
+            return seen
+        if isinstance(seen, RayError) or isinstance(link, UserError | FloatingPointError):
+            seen = link
+    return seen

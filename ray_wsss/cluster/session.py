@@ -1,10 +1,15 @@
 """Connecting to Ray: a cluster where there is one, else this machine."""
 
 import logging
+import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import ray
 from ray.data import DataContext
@@ -24,42 +29,112 @@ def ray_session(address: str | None = None, *, verbose: bool = False) -> Iterato
     Raises:
         UserError: there is no cluster at ``address``.
     """
-    if ray.is_initialized():
-        yield
-        return
+    started = not ray.is_initialized()
+    if started:
+        _start(address or os.environ.get("RAY_ADDRESS") or "local", verbose)
+    with warnings.catch_warnings():
+        _set_loudness(verbose)
+        hook = threading.excepthook
+        if not verbose:
+            threading.excepthook = partial(_pass_over_listing, hook)
+        try:
+            yield
+        finally:
+            threading.excepthook = hook
+            if started:
+                ray.shutdown()
+
+
+def _pass_over_listing(
+    hook: Callable[[threading.ExceptHookArgs], Any], args: threading.ExceptHookArgs
+) -> None:
+    """Ray Data lists files in threads; one is interrupted where the listing ends early, and says so."""
+    name = args.thread.name if args.thread is not None else ""
+    if not (args.exc_type is InterruptedError and name.endswith("completion-signaler")):
+        hook(args)
+
+
+def _start(address: str, verbose: bool) -> None:
+    local = address == "local"
     # A token file that ray.init() would make locks later clusters of this user out of the job CLI.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # A Parquet read would start up to 32 actors for the footers of files that one reads at once.
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
-    level = logging.INFO if verbose else logging.ERROR
-    local = address is None and "RAY_ADDRESS" not in os.environ
+    if local:
+        # Seconds between looks at the workers: on one machine looking is cheap, and a run ends sooner.
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     try:
-        ray.init(
-            address=address,
-            logging_level=level,
-            log_to_driver=True,
-            include_dashboard=None if verbose else False if local else None,
-            # Ray Data's operators and its checks want a few slots; slots are not threads.
-            num_cpus=max(4, os.cpu_count() or 1) if local else None,
-        )
+        with nullcontext() if verbose else _quiet_core():
+            ray.init(
+                address=address,
+                logging_level=logging.INFO if verbose else logging.CRITICAL,
+                # Lines of our own come through a file instead (cluster.train), without Ray's among them.
+                log_to_driver=verbose,
+                include_dashboard=None if verbose else False if local else None,
+                # Ray Data's operators and its checks want a few slots; slots are not threads.
+                num_cpus=max(4, os.cpu_count() or 1) if local else None,
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"no Ray cluster at {address or os.environ.get('RAY_ADDRESS')}: {error}") from error
-    context = DataContext.get_current()
-    context.enable_progress_bars = verbose or sys.stderr.isatty()
-    context.print_on_execution_start = verbose
-    if not verbose:
-        for name in ("ray.data", "ray.train", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        what = "Ray does not start on this machine" if local else f"there is no Ray cluster at {address}"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{what}: {reason}") from error
+
+
+@contextmanager
+def _quiet_core() -> Iterator[None]:
+    """Start Ray's C++ core without its log, which it writes to this process's stderr past Python's logging.
+
+    The variable that sets its level is announced by a line of its own, hence the closed streams.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = {stream: os.dup(stream) for stream in (1, 2)}
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+        for stream in saved:
+            os.dup2(nowhere.fileno(), stream)
     try:
         yield
     finally:
-        ray.shutdown()
+        for stream, copy in saved.items():
+            os.dup2(copy, stream)
+            os.close(copy)
 
 
-def check_resources(*, cpus: float, gpus: float, what: str) -> None:
-    """Raise UserError where the cluster can never give ``what`` it asks for; Ray would wait for ever."""
-    have = ray.cluster_resources()
-    for name, wanted in (("CPU", cpus), ("GPU", gpus)):
-        if wanted > have.get(name, 0):
-            raise UserError(f"{what} wants {wanted:g} {name}s, the cluster has {have.get(name, 0):g}")
+def _set_loudness(verbose: bool) -> None:
+    """Ray's warnings, loggers and progress bars in this process; a failure is raised, so it needs no log."""
+    if not verbose:
+        warnings.filterwarnings("ignore", module=r"ray(\.|$)")
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL + 1)
+    context = DataContext.get_current()
+    context.enable_progress_bars = verbose or sys.stderr.isatty()
+    context.print_on_execution_start = verbose
+
+
+def check_resources(*, count: int, cpus: float, gpus: float, what: str, spare_cpus: int = 0) -> None:
+    """Raise UserError where the cluster has no room for something; Ray would wait for ever.
+
+    Args:
+        count: how many processes.
+        cpus: CPUs of each; a process does not spread over nodes.
+        gpus: GPUs of each.
+        what: they are, for the message.
+        spare_cpus: CPUs that have to be left for others.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(_room(node, cpus, gpus) for node in nodes)
+    have_cpus, have_gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    if room < count or have_cpus - count * cpus < spare_cpus:
+        spare = f" and {spare_cpus} more to read data" if spare_cpus else ""
+        raise UserError(
+            f"{what}: {count} processes of {cpus:g} CPUs and {gpus:g} GPUs{spare} are asked for, but the Ray "
+            f"cluster has {have_cpus:g} CPUs and {have_gpus:g} GPUs on {len(nodes)} nodes"
+        )
+
+
+def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
+    """How many processes fit on a node."""
+    wanted = [(node.get(kind, 0.0), each) for kind, each in (("CPU", cpus), ("GPU", gpus)) if each > 0]
+    return min((math.floor(have / each + 1e-6) for have, each in wanted), default=0)

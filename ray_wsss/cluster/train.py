@@ -1,9 +1,13 @@
 """Training stages under Ray Train: N data-parallel workers, checkpoints, resume by running again."""
 
-import tempfile
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event, Thread
 
 import ray.train
 import torch
@@ -17,6 +21,9 @@ from ray_wsss.errors import UserError
 from ray_wsss.stages.session import LocalSession, export_model
 from ray_wsss.stages.training import Session
 
+PROGRESS_LOG = "progress.log"
+"""Beside the checkpoints: what the first worker printed, over all runs in the folder."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
@@ -25,13 +32,15 @@ class Workers:
     workers: int = 1
     """Data-parallel workers under Ray Train; 0 trains in this process, without Ray."""
     cpus_per_worker: float = 1
-    """CPUs, and so torch threads, of a worker."""
+    """CPUs, and so torch threads, of a worker. In this process torch takes what it likes."""
     gpus_per_worker: float = 0
     """GPUs of a worker: 0 or 1."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise UserError(f"workers is {self.workers}; expected 0 or more")
+        if self.cpus_per_worker <= 0:
+            raise UserError(f"cpus_per_worker is {self.cpus_per_worker:g}; expected more than 0")
         if self.gpus_per_worker not in (0, 1):
             raise UserError(f"gpus_per_worker is {self.gpus_per_worker:g}; expected 0 or 1")
 
@@ -43,31 +52,37 @@ class RaySession:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
-        self.device: torch.device = get_device()
+        device = get_device()
+        assert isinstance(device, torch.device)
+        self.device = device
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Move the model to the worker's device; DDP where there are several workers."""
         return prepare_model(model)
 
     def latest_checkpoint(self) -> Path | None:
-        """A local copy of Ray's latest checkpoint of this run."""
+        """A local copy of Ray's latest checkpoint of this run; it goes with this object."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return None
-        return Path(checkpoint.to_directory(tempfile.mkdtemp(prefix="ray_wsss_")))
+        self._copy = TemporaryDirectory(prefix="ray_wsss_")
+        return Path(checkpoint.to_directory(self._copy.name))
 
     def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
         """Report to Ray Train, a barrier over the workers; the checkpoint is stored before this returns."""
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(checkpoint) if checkpoint else None)
 
 
-def fit(loop: Callable[[Session], None], *, out: Path, workers: Workers, address: str | None, verbose: bool) -> None:
+def fit(
+    loop: Callable[[Session], None], *, out: Path, workers: Workers, address: str | None, verbose: bool
+) -> None:
     """Run a training loop to its end and export the network to ``out``.
 
     A run that was interrupted goes on from its last checkpoint.
 
     Args:
-        loop: takes the worker's session; sent to the workers, so what it closes over must pickle.
+        loop: takes the worker's session; sent to the workers, so what it closes over must pickle, and its
+            paths must be absolute (a worker has a working directory of its own).
 
     Raises:
         UserError, FloatingPointError: as the loop raised them, wherever it ran.
@@ -77,21 +92,22 @@ def fit(loop: Callable[[Session], None], *, out: Path, workers: Workers, address
         loop(session)
         last = session.latest_checkpoint()
     else:
-        with ray_session(address, verbose=verbose):
-            last = _fit_on_ray(loop, out, workers)
+        with ray_session(address, verbose=verbose), _follow(out / PROGRESS_LOG):
+            last = _fit_on_ray(loop, out.absolute(), workers)
     assert last is not None, "a finished run has a checkpoint"
     export_model(last, out)
 
 
 def _fit_on_ray(loop: Callable[[Session], None], out: Path, workers: Workers) -> Path:
     check_resources(
-        cpus=workers.workers * workers.cpus_per_worker,
-        gpus=workers.workers * workers.gpus_per_worker,
+        count=workers.workers,
+        cpus=workers.cpus_per_worker,
+        gpus=workers.gpus_per_worker,
         what=f"training with {workers.workers} workers",
     )
     resources = {"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.gpus_per_worker else {})
     trainer = TorchTrainer(
-        lambda: loop(RaySession()),
+        lambda: _run_worker(loop, out / PROGRESS_LOG, max(1, int(workers.cpus_per_worker))),
         scaling_config=ScalingConfig(
             num_workers=workers.workers,
             use_gpu=workers.gpus_per_worker > 0,
@@ -99,7 +115,7 @@ def _fit_on_ray(loop: Callable[[Session], None], out: Path, workers: Workers) ->
         ),
         run_config=RunConfig(
             name="ray_train",
-            storage_path=str(out.absolute()),
+            storage_path=str(out),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
@@ -111,10 +127,47 @@ def _fit_on_ray(loop: Callable[[Session], None], out: Path, workers: Workers) ->
     return Path(result.checkpoint.path)
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What the loop itself raised in a worker, else Ray's error."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        for candidate in (failure, failure.__cause__, unwrap(failure)):
-            if isinstance(candidate, UserError | FloatingPointError):
-                return candidate
-    return error
+def _run_worker(loop: Callable[[Session], None], log: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    session = RaySession()
+    if session.rank > 0:
+        loop(session)
+        return
+    with log.open("a", encoding="utf-8", buffering=1) as file, redirect_stdout(file):
+        loop(session)
+
+
+@contextmanager
+def _follow(log: Path) -> Iterator[None]:
+    """Print what is added to a file meanwhile: the first worker's lines, without Ray's log among them."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()
+    ended = Event()
+
+    def show() -> None:
+        with log.open(encoding="utf-8") as file:
+            file.seek(0, os.SEEK_END)
+            started.set()
+            last_look = False
+            while not last_look:
+                last_look = ended.wait(0.5)
+                sys.stdout.write(file.read())
+                sys.stdout.flush()
+
+    started = Event()
+    thread = Thread(target=show, daemon=True)
+    thread.start()
+    started.wait()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _cause(error: ray.train.TrainingFailedError) -> BaseException:
+    """What the loop itself raised in a worker, else what a worker died of, else Ray's error."""
+    failures = [unwrap(failure) for failure in getattr(error, "worker_failures", {}).values()]
+    # One worker's error makes the others fail as well, in less telling ways.
+    told = [failure for failure in failures if isinstance(failure, UserError | FloatingPointError)]
+    return [*told, *failures, error][0]

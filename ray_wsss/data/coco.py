@@ -6,7 +6,7 @@ the mask. Classes are the file's categories, sorted by category id.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +114,13 @@ def _row(
         stated_hw=stated_hw,
         annotations=members if any_mask and all(m["segmentation"] for m in members) else None,
     )
+
+
+def encode_rle(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> dict[str, Any]:
+    """A mask (H, W) of 0 and 1 as COCO's compressed RLE, ready for JSON: {size, counts}."""
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    # Its stubs call them str; the C code gives bytes.
+    return {"size": rle["size"], "counts": cast(bytes, rle["counts"]).decode("ascii")}
 
 
 def _runs(segmentation: Any, height: int, width: int) -> list[int]:

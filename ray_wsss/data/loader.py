@@ -35,7 +35,15 @@ class IterationBatches(Sampler[list[Key]]):
     """
 
     def __init__(
-        self, num_images: int, *, batch_size: int, seed: int, start: int, stop: int, rank: int, world_size: int
+        self,
+        num_images: int,
+        *,
+        batch_size: int,
+        seed: int,
+        start: int,
+        stop: int,
+        rank: int,
+        world_size: int,
     ) -> None:
         assert batch_size % world_size == 0
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
@@ -81,7 +89,9 @@ class TrainingCrops(Dataset):
         self.rows, self.num_classes, self.augment, self.seed = rows, num_classes, augment, seed
         # Tiny images otherwise pay more for the colour transform's set-up than for its arithmetic.
         brightness, contrast, saturation, hue = augment.jitter
-        self.jitter = v2.RandomApply([v2.ColorJitter(brightness, contrast, saturation, hue)], augment.jitter_probability)
+        self.jitter = v2.RandomApply(
+            [v2.ColorJitter(brightness, contrast, saturation, hue)], augment.jitter_probability
+        )
         self.grey = v2.RandomGrayscale(augment.grey_probability)
 
     def __len__(self) -> int:
@@ -123,7 +133,9 @@ class TrainingCrops(Dataset):
             return self.grey(self.jitter(crop))
 
 
-def make_loader(crops: TrainingCrops, batches: IterationBatches, workers: int, pin_memory: bool) -> DataLoader:
+def make_loader(
+    crops: TrainingCrops, batches: IterationBatches, workers: int, pin_memory: bool
+) -> DataLoader:
     """A loader over ``batches`` with ``workers`` decoding processes (0: in this process)."""
     return DataLoader(
         crops,

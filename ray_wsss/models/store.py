@@ -18,9 +18,13 @@ _KINDS = {ClassifierSpec: "classifier", SegmenterSpec: "segmenter"}
 def save_model(model: nn.Module, spec: ClassifierSpec | SegmenterSpec, folder: Path) -> None:
     """Write the weights (safetensors) and what builds the network again (JSON) into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors"
+    )
     description = {"kind": _KINDS[type(spec)], **spec.to_dict()}
-    (folder / "model.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "model.json").write_text(
+        json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def load_classifier(folder: Path) -> tuple[Classifier, ClassifierSpec]:
@@ -49,7 +53,9 @@ def _read_description(folder: Path, kind: str) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise UserError(f"{folder} holds no trained {kind} (no model.json); expected train-{kind}'s output") from None
+        raise UserError(
+            f"{folder} holds no trained {kind} (no model.json); expected train-{kind}'s output"
+        ) from None
     except ValueError as error:
         raise UserError(f"{path} is not readable JSON: {error}") from None
     found = description.pop("kind", None)

@@ -59,7 +59,7 @@ class Geometry:
         )
 
     def apply(
-        self, image: Shaped[Tensor, "C H W"], *, fill: float, nearest: bool = False
+        self, image: Shaped[Tensor, "C H W"], *, fill: float | int, nearest: bool = False
     ) -> Shaped[Tensor, "C P P"]:
         """The crop of an image, or with ``nearest`` of a label map; padding is ``fill``.
 

@@ -48,20 +48,25 @@ def save_overview(rows: Sequence[OverviewRow], class_names: Sequence[str], path:
         prompt_cell = next(cells)
         prompt_cell.imshow(_fade(row.image))
         for class_index, x, y in row.points:
-            colour = class_colour(class_index) / 255
-            prompt_cell.plot(x - 0.5, y - 0.5, "o", ms=6, mfc=colour, mec="white", mew=1.2)
+            prompt_cell.plot(x - 0.5, y - 0.5, "o", ms=6, mfc=_rgb(class_index), mec="white", mew=1.2)
         for label_map in row.label_maps.values():
             next(cells).imshow(paint_labels(row.image, label_map))
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=8)
-    present = sorted({int(v) - 1 for row in rows for m in row.label_maps.values() for v in np.unique(m) if 0 < v < 255})
-    handles = [Patch(color=class_colour(c) / 255, label=class_names[c].replace("_", " ")) for c in present[:12]]
+    present = sorted(
+        {int(v) - 1 for row in rows for m in row.label_maps.values() for v in np.unique(m) if 0 < v < 255}
+    )
+    handles = [Patch(color=_rgb(c), label=_plain(class_names[c])) for c in present[:12]]
     if handles:
-        figure.legend(handles=handles, loc="lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False)
+        figure.legend(
+            handles=handles, loc="lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False
+        )
     margin = 0.42 / figure.get_figheight()
-    figure.subplots_adjust(left=0.005, right=0.995, top=1 - margin * 0.6, bottom=margin, wspace=0.03, hspace=0.03)
+    figure.subplots_adjust(
+        left=0.005, right=0.995, top=1 - margin * 0.6, bottom=margin, wspace=0.03, hspace=0.03
+    )
     figure.savefig(path)
 
 
@@ -78,6 +83,17 @@ def paint_labels(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> NDAr
             colour = np.array([255, 255, 255]) if label == 255 else class_colour(int(label) - 1)
             painted[label_map == label] = 0.35 * painted[label_map == label] + 0.65 * colour
     return painted
+
+
+def _rgb(class_index: int) -> tuple[float, float, float]:
+    """The class's colour in [0, 1], as matplotlib takes it."""
+    red, green, blue = (class_colour(class_index) / 255).tolist()
+    return red, green, blue
+
+
+def _plain(class_name: str) -> str:
+    """The name as text: matplotlib reads formulas between dollar signs."""
+    return class_name.replace("_", " ").replace("$", r"\$")
 
 
 def _fade(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

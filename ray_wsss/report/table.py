@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 TITLES = {
@@ -24,11 +25,13 @@ def print_metrics(metrics: Mapping[str, Mapping[str, Any]], console: Console | N
         entry = metrics[name]
         threshold = f"\n{entry['threshold']:.2f}" if "threshold" in entry else ""
         table.add_column(TITLES[name] + threshold, justify="right")
-    table.add_row("mean", *[_percent(metrics[name]["miou"]) for name in columns], style="bold", end_section=True)
+    table.add_row(
+        "mean", *[_percent(metrics[name]["miou"]) for name in columns], style="bold", end_section=True
+    )
     for class_name in metrics[columns[0]]["iou"]:
         values = [metrics[name]["iou"][class_name] for name in columns]
         if any(value is not None for value in values):
-            table.add_row(class_name, *[_percent(value) for value in values])
+            table.add_row(escape(class_name), *[_percent(value) for value in values])
     table.add_section()
     table.add_row("images", *[str(metrics[name]["images"]) for name in columns])
     console.print(table)

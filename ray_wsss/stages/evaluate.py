@@ -1,6 +1,6 @@
 """Confusion counts of CAMs, pseudo labels and segmenter against ground truth, table by table."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ray_wsss.data.reader import ShardReader
 from ray_wsss.models.store import load_classifier, load_segmenter
 from ray_wsss.ops.cam import resize_maps
 from ray_wsss.ops.metrics import ConfusionMatrix
-from ray_wsss.stages.label import group_by_size, shrink, to_tensor
+from ray_wsss.stages.label import shrink, to_tensor
 from ray_wsss.stages.prompting import find_cams
 
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
@@ -24,7 +24,7 @@ THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
 
 COUNTS_SCHEMA = pa.schema(
     [
-        pa.field("name", pa.string()),  # what was measured, such as "cam@0.30" or "segmenter"
+        pa.field("name", pa.string()),  # what was measured, such as "cam@0.3" or "segmenter"
         pa.field("counts", pa.list_(pa.int64())),  # confusion matrix, rows are truth, flattened
         pa.field("images", pa.int64()),
     ]
@@ -53,9 +53,11 @@ class CamEvaluator:
             best, label = _best_class(cams.cam, cams.class_index, truth.shape)
             for t in self.thresholds:
                 prediction = torch.where(best > t, label, 0).cpu()
-                totals[t] = totals[t] + ConfusionMatrix.from_labels(prediction, torch.from_numpy(truth), num_labels)
+                totals[t] = totals[t] + ConfusionMatrix.from_labels(
+                    prediction, torch.from_numpy(truth), num_labels
+                )
             images += 1
-        return _counts_table((f"cam@{t:.2f}", total, images) for t, total in totals.items())
+        return _counts_table((f"cam@{t:g}", total, images) for t, total in totals.items())
 
 
 class SegmenterEvaluator:
@@ -69,14 +71,12 @@ class SegmenterEvaluator:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of a data set to one row of counts."""
         num_labels = 1 + len(self.spec.class_names)
-        total = ConfusionMatrix.zeros(num_labels)
-        items = list(_with_truth(table))
-        for members in group_by_size([pixels for _, pixels, _ in items]):
-            for at in members:
-                _, pixels, truth = items[at]
-                prediction = self.predict(pixels)
-                total = total + ConfusionMatrix.from_labels(prediction, torch.from_numpy(truth), num_labels)
-        return _counts_table([("segmenter", total, len(items))])
+        total, images = ConfusionMatrix.zeros(num_labels), 0
+        for _, pixels, truth in _with_truth(table):
+            prediction = self.predict(pixels)
+            total = total + ConfusionMatrix.from_labels(prediction, torch.from_numpy(truth), num_labels)
+            images += 1
+        return _counts_table([("segmenter", total, images)])
 
     @torch.no_grad()
     def predict(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -98,7 +98,9 @@ class LabelEvaluator:
             if row["mask"] is None:
                 continue
             truth = torch.from_numpy(decode_mask(row["mask"]))
-            total = total + ConfusionMatrix.from_labels(self._label(row["image_id"], truth), truth, self.num_labels)
+            total = total + ConfusionMatrix.from_labels(
+                self._label(row["image_id"], truth), truth, self.num_labels
+            )
             images += 1
         return _counts_table([("pseudo_label", total, images)])
 
@@ -108,6 +110,21 @@ class LabelEvaluator:
         except KeyError:
             png = None
         return torch.zeros_like(truth) if png is None else torch.from_numpy(decode_mask(png))
+
+
+class Evaluator:
+    """Several measures in one pass over the data set.
+
+    Args:
+        measures: classes as above with their arguments.
+    """
+
+    def __init__(self, measures: Sequence[tuple[type, Mapping[str, Any]]]) -> None:
+        self.measures = [measure(**arguments) for measure, arguments in measures]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Rows of a data set to the rows of every measure."""
+        return pa.concat_tables([measure(table) for measure in self.measures])
 
 
 def add_up(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[ConfusionMatrix, int]]:
@@ -122,7 +139,7 @@ def add_up(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[ConfusionMatrix, i
 
 
 def _with_truth(table: pa.Table) -> Iterable[tuple[dict[str, Any], NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Row, pixels and ground truth of each image that has one and can be decoded."""
+    """Row, pixels and ground truth of each image that has one."""
     for row in table.select(["image_id", "image", "orientation", "image_labels", "mask"]).to_pylist():
         if row["mask"] is not None:
             yield row, decode_image(row["image"], row["orientation"]), decode_mask(row["mask"])

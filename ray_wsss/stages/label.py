@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
 
 from ray_wsss.config import LabelConfig, SamConfig
+from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.images import decode_image, encode_mask
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.encoder import encode_images
@@ -83,7 +83,9 @@ class SamLabeller:
     def _load(self, at: int, row: dict[str, Any]) -> _Image:
         beyond = [c for c in row["image_labels"] if not 0 <= c < len(self.spec.class_names)]
         if beyond:
-            raise ValueError(f"image label {beyond[0]}; the classifier has {len(self.spec.class_names)} classes")
+            raise ValueError(
+                f"image label {beyond[0]}; the classifier has {len(self.spec.class_names)} classes"
+            )
         pixels = decode_image(row["image"], row["orientation"])
         return _Image(at, pixels.shape[:2], shrink(pixels, self.config.max_side_px))
 
@@ -164,7 +166,7 @@ def _describe(
                 "sam_score": float(masks.predicted_iou[pair]),
                 "cam_mean": float(inside.mean()) if len(inside) else 0.0,
                 "area": int(mask.sum()),
-                "rle": coco_mask.encode(np.asfortranarray(mask))["counts"].decode("ascii"),
+                "rle": encode_rle(mask)["counts"],
             }
         )
     return {

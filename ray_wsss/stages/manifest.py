@@ -35,9 +35,11 @@ class Output:
         """
         if self.out.is_file():
             raise UserError(f"--out {self.out} is a file; expected a folder")
-        found = self._read()
+        found = _read_manifest(self.out)
         if found is None and self.out.exists() and any(self.out.iterdir()):
-            raise UserError(f"--out {self.out} exists and is no output of ray-wsss; expected a new or empty folder")
+            raise UserError(
+                f"--out {self.out} exists and is no output of ray-wsss; expected a new or empty folder"
+            )
         if found is not None and overwrite:
             shutil.rmtree(self.out)
             found = None
@@ -45,7 +47,9 @@ class Output:
             self._write("unfinished")
             return "new"
         if found["stage"] != self.stage:
-            raise UserError(f"--out {self.out} holds the output of {found['stage']}; expected a folder for {self.stage}")
+            raise UserError(
+                f"--out {self.out} holds the output of {found['stage']}; expected a folder for {self.stage}"
+            )
         self._refuse_other_settings(found["depends_on"])
         return found["state"]
 
@@ -60,18 +64,10 @@ class Output:
             key = changed[0]
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise UserError(
-                f"--out {self.out} holds a run with another {key} ({theirs.get(key)}, now {ours.get(key)}){more}; "
+                f"--out {self.out} holds a run with another {key} "
+                f"({theirs.get(key)}, now {ours.get(key)}){more}; "
                 f"choose another folder, or --overwrite to replace it"
             )
-
-    def _read(self) -> dict[str, Any] | None:
-        path = self.out / "manifest.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except OSError:
-            return None
-        except ValueError as error:
-            raise UserError(f"{path} is not readable JSON: {error}") from None
 
     def _write(self, state: State) -> None:
         content = {
@@ -84,12 +80,24 @@ class Output:
             temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Our manifest in ``folder``, or None; other programs have files of that name too."""
+    path = folder / "manifest.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON: {error}") from None
+    ours = isinstance(found, dict) and {"stage", "state", "ray_wsss", "depends_on"} <= found.keys()
+    return found if ours else None
+
+
 def require_finished(folder: Path, stage: str) -> None:
     """Raise UserError where ``folder`` is not the finished output of ``stage``."""
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is no output of {stage} (it has no manifest.json)")
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = _read_manifest(folder)
+    if found is None:
+        raise UserError(f"{folder} is no output of {stage} (it has no manifest.json of ray-wsss)")
     if found["stage"] != stage:
         raise UserError(f"{folder} holds the output of {found['stage']}; expected that of {stage}")
     if found["state"] != "finished":

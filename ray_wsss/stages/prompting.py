@@ -50,8 +50,12 @@ class PairMasks:
 
 @torch.no_grad()
 def find_cams(
-    model: Classifier, images: Float[Tensor, "B 3 H W"], image_labels: Float[Tensor, "B C"], *,
-    scales: Sequence[float], flip: bool,
+    model: Classifier,
+    images: Float[Tensor, "B 3 H W"],
+    image_labels: Float[Tensor, "B C"],
+    *,
+    scales: Sequence[float],
+    flip: bool,
 ) -> PairCams:
     """Multi-scale CAMs in eval mode; the model's mode is restored.
 
@@ -69,7 +73,9 @@ def find_cams(
         scaled_hw = tuple(max(32, round(side * scale)) for side in size_hw)
         scaled = images
         if scaled_hw != size_hw:
-            scaled = F.interpolate(images, scaled_hw, mode="bilinear", align_corners=False, antialias=scale < 1)
+            scaled = F.interpolate(
+                images, scaled_hw, mode="bilinear", align_corners=False, antialias=scale < 1
+            )
         maps.append(model(scaled).class_maps[image_index, class_index, None])
         if flip:
             maps.append(model(scaled.flip(-1)).class_maps[image_index, class_index, None].flip(-1))
@@ -104,20 +110,19 @@ def decode_pairs(
         cams: groups of pairs; the images of a group have one size, ``image_index`` counts over all.
         points_yx: per group and pair (P, 2). A pair without points gets logits of -inf and IoU 0.
     """
-    pairs = [(g, n) for g, group in enumerate(points_yx) for n in range(len(group))]
-    in_frame = []
+    in_frame: list[Tensor] = []
     for group_cams, group in zip(cams, points_yx):
         cam_hw = (group_cams.cam.shape[-2], group_cams.cam.shape[-1])
         frame_hw = sam_input_hw(sam, cam_hw)
-        in_frame.append([points_to_sam_frame(p[None], cam_hw, frame_hw)[0] if len(p) else None for p in group])
+        in_frame += [points_to_sam_frame(points[None], cam_hw, frame_hw)[0] for points in group]
     low = 4 * embeddings.shape[-1]
-    logits = embeddings.new_full((len(pairs), low, low), -torch.inf)
-    predicted_iou = embeddings.new_zeros(len(pairs))
+    logits = embeddings.new_full((len(in_frame), low, low), -torch.inf)
+    predicted_iou = embeddings.new_zeros(len(in_frame))
     image_of = torch.cat([group.image_index for group in cams]) if cams else torch.zeros(0, dtype=torch.long)
-    counts = [len(points_yx[g][n]) for g, n in pairs]
+    counts = [len(points) for points in in_frame]
     for count in sorted(set(counts) - {0}):
         chosen = [k for k, c in enumerate(counts) if c == count]
-        points = torch.stack([in_frame[g][n] for g, n in (pairs[k] for k in chosen)])  # type: ignore[arg-type]
+        points = torch.stack([in_frame[k] for k in chosen])
         at = torch.tensor(chosen, device=embeddings.device)
         masks, iou = decode_prompts(sam, embeddings[image_of[at]], points, points.new_ones(points.shape[:2]))
         which = torch.full_like(at, WHOLE) if mask_output == "whole" else 1 + iou[:, 1:].argmax(1)

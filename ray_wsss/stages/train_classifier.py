@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 from segment_anything.modeling import Sam
@@ -51,6 +52,7 @@ class ClassifierStep:
 
     def __init__(self, recipe: Recipe, cpm: Cpm | None) -> None:
         self.warmup_iters = recipe.cpm.warmup_iters
+        self.temperature = recipe.cpm.temperature
         self.weights = asdict(recipe.classifier.loss_weights)
         self.cpm = cpm
 
@@ -71,11 +73,11 @@ class ClassifierStep:
     def _cpm_loss(self, model: nn.Module, batch: Batch, class_maps: Tensor) -> Tensor:
         assert self.cpm is not None
         images, image_labels = batch["image"], batch["image_labels"]
-        bare = getattr(model, "module", model)  # outside DDP: this pass has no gradient
+        bare = cast(Classifier, getattr(model, "module", model))  # outside DDP: this pass has no gradient
         pseudo_label = self.cpm(bare, images, image_labels)
         pseudo_label = pseudo_label.masked_fill(~batch["inside"], IGNORE)
         cam = make_cam(class_maps, image_labels, (images.shape[-2], images.shape[-1]))
-        return cpm_loss(cam, pseudo_label)
+        return cpm_loss(cam, pseudo_label, self.temperature)
 
 
 def train_classifier(recipe: Recipe, dataset: Path, session: Session) -> None:
@@ -96,7 +98,7 @@ def train_classifier(recipe: Recipe, dataset: Path, session: Session) -> None:
     spec = ClassifierSpec.of(config, metadata.class_names)
     torch.manual_seed(config.seed)
     model = build_classifier(spec, pretrained=config.pretrained, checkpoint=config.backbone_checkpoint)
-    model.backbone.freeze(config.freeze_stages, config.freeze_norm)  # type: ignore[operator, union-attr]
+    model.backbone.freeze(config.freeze_stages, config.freeze_norm)
     cpm = None
     if recipe.cpm.enabled and recipe.cpm.warmup_iters < config.max_iters:
         cpm = Cpm(build_sam(recipe.sam).to(session.device), recipe.cpm)

@@ -51,7 +51,7 @@ def train_segmenter(recipe: Recipe, dataset: Path, labels: Path, session: Sessio
     spec = SegmenterSpec.of(config, metadata.class_names)
     torch.manual_seed(config.seed)
     model = build_segmenter(spec, pretrained=config.pretrained, checkpoint=config.backbone_checkpoint)
-    model.backbone.freeze(config.freeze_stages, config.freeze_norm)  # type: ignore[operator, union-attr]
+    model.backbone.freeze(config.freeze_stages, config.freeze_norm)
     run_training(
         model=model,
         spec=spec,

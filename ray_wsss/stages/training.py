@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from ray_wsss.config import OptimConfig
 from ray_wsss.data.loader import IterationBatches, TrainingCrops, make_loader
 from ray_wsss.errors import UserError
-from ray_wsss.models.classifier import ClassifierSpec
-from ray_wsss.models.segmenter import SegmenterSpec
+from ray_wsss.models.classifier import Classifier, ClassifierSpec
+from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
 from ray_wsss.models.store import save_model
 from ray_wsss.ops.schedule import poly_lr
 
@@ -60,7 +60,7 @@ class Progress:
 
 def run_training(
     *,
-    model: nn.Module,
+    model: Classifier | Segmenter,
     spec: ClassifierSpec | SegmenterSpec,
     config: OptimConfig,
     crops: TrainingCrops,
@@ -87,7 +87,10 @@ def run_training(
         lr = learning_rate(config, iteration)
         for group in optimiser.param_groups:
             group["lr"] = lr
-        batch = {k: v.to(session.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        batch = {
+            k: v.to(session.device, non_blocking=True) if isinstance(v, Tensor) else v
+            for k, v in batch.items()
+        }
         total, parts = step(wrapped, batch, iteration)
         optimiser.zero_grad()
         total.backward()
@@ -130,10 +133,10 @@ def _build_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optim
     )
 
 
-def _set_train_mode(model: nn.Module, config: OptimConfig) -> None:
+def _set_train_mode(model: Classifier | Segmenter, config: OptimConfig) -> None:
     model.train()
     if config.freeze_norm:
-        model.backbone.set_norm_eval()  # type: ignore[operator, union-attr]
+        model.backbone.set_norm_eval()
 
 
 def _loader(crops: TrainingCrops, config: OptimConfig, session: Session, start: int) -> DataLoader:
@@ -221,9 +224,13 @@ def _timed(loader: DataLoader, meter: _Meter) -> Iterator[Batch]:
 
 def _progress_line(name: str, metrics: dict[str, float], max_iters: int) -> str:
     done = int(metrics["iteration"])
-    losses = "  ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in metrics.items() if k.startswith("loss_"))
+    losses = "  ".join(
+        f"{k.removeprefix('loss_')} {v:.3f}" for k, v in metrics.items() if k.startswith("loss_")
+    )
     left_s = metrics["seconds_per_step"] * (max_iters - done)
-    return f"{name} {done}/{max_iters}  {losses}  {metrics['seconds_per_step']:.2f} s/step  {left_s:.0f} s left"
+    return (
+        f"{name} {done}/{max_iters}  {losses}  {metrics['seconds_per_step']:.2f} s/step  {left_s:.0f} s left"
+    )
 
 
 def rows_of(image_labels: Sequence[Sequence[int]], keep_unlabelled: bool) -> list[int]:

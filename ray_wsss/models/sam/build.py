@@ -1,23 +1,20 @@
 """SAM by name: the tiny one from the package, Meta's from a path or a verified download."""
 
 import hashlib
+import http.client
 import os
-import shutil
-import tempfile
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
+from uuid import uuid4
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 
 from ray_wsss.config import SamConfig
 from ray_wsss.errors import UserError
 from ray_wsss.models.sam.tiny import build_tiny_sam, tiny_checkpoint
+from ray_wsss.models.weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -54,13 +51,7 @@ def build_sam(config: SamConfig) -> Sam:
     path = resolve_checkpoint(config)
     sam = build_tiny_sam() if config.name == "tiny" else sam_model_registry[config.name]()
     try:
-        if path.suffix == ".safetensors":
-            state = {name: value.float() for name, value in load_file(path).items()}
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        sam.load_state_dict(state)
-    except (OSError, SafetensorError, UnpicklingError, EOFError) as error:
-        raise UserError(f"sam.checkpoint {path} is not a file of weights: {error}") from error
+        sam.load_state_dict(read_weights(path, "sam.checkpoint"))
     except RuntimeError as error:
         first = str(error).splitlines()[0]
         raise UserError(f"sam.checkpoint {path} does not fit SAM {config.name}: {first}") from error
@@ -79,7 +70,9 @@ def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
     if config.checkpoint is not None:
         path = Path(config.checkpoint)
         if not path.is_file():
-            raise UserError(f"sam.checkpoint {path} does not exist; expected the weights of SAM {config.name}")
+            raise UserError(
+                f"sam.checkpoint {path} does not exist; expected the weights of SAM {config.name}"
+            )
         return path
     if config.name == "tiny":
         return tiny_checkpoint()
@@ -93,23 +86,23 @@ def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
 
 def _download(published: PublishedCheckpoint, path: Path) -> None:
     """Fetch a checkpoint; it takes its name only once its hash is verified."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part") as file:
-        try:
-            with urllib.request.urlopen(published.url, timeout=30) as response:
-                while chunk := response.read(1 << 20):
-                    digest.update(chunk)
-                    file.write(chunk)
-        except OSError as error:
-            raise UserError(
-                f"SAM's weights can't be downloaded ({error}); put {published.file_name} at {path}, "
-                f"or name a file with sam.checkpoint, or use sam.name=tiny for a try offline"
-            ) from error
-        file.flush()
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(published.url, timeout=30) as response, part.open("wb") as file:
+            while chunk := response.read(1 << 20):
+                digest.update(chunk)
+                file.write(chunk)
         if digest.hexdigest() != published.sha256:
             raise UserError(
                 f"{published.url} came with SHA-256 {digest.hexdigest()}; expected {published.sha256}"
             )
-        shutil.copyfile(file.name, path.with_suffix(".verified"))
-        path.with_suffix(".verified").replace(path)
+        part.replace(path)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(
+            f"SAM's weights can't be downloaded ({error}); put {published.file_name} at {path}, "
+            f"or name a file with sam.checkpoint, or use sam.name=tiny for a try offline"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -74,4 +74,6 @@ def upscale_logits(sam: Sam, logits: Tensor, input_hw: tuple[int, int], image_hw
     """
     size = sam.image_encoder.img_size
     square = F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
-    return F.interpolate(square[..., : input_hw[0], : input_hw[1]], image_hw, mode="bilinear", align_corners=False)
+    return F.interpolate(
+        square[..., : input_hw[0], : input_hw[1]], image_hw, mode="bilinear", align_corners=False
+    )

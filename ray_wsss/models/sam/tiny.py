@@ -7,6 +7,7 @@ multimask outputs mean what they mean in SAM: sub-part, part, whole.
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from typing import cast
 
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import nn
@@ -36,7 +37,7 @@ def build_tiny_sam() -> Sam:
             depth=6,
             num_heads=4,
             mlp_ratio=4,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            norm_layer=cast(type[nn.Module], partial(nn.LayerNorm, eps=1e-6)),  # any factory will do
             use_rel_pos=True,
             window_size=8,
             global_attn_indexes=(1, 3, 5),

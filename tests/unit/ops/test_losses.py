@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from ray_wsss.ops.losses import StepLosses, classification_loss, cpm_loss
 
 
-def slow_cpm_loss(cam: torch.Tensor, pseudo_label: torch.Tensor) -> float:
+def slow_cpm_loss(cam: torch.Tensor, pseudo_label: torch.Tensor, temperature: float) -> float:
     """Softmax cross-entropy pixel by pixel, in Python floats."""
     losses = []
     for b in range(cam.shape[0]):
@@ -19,7 +19,7 @@ def slow_cpm_loss(cam: torch.Tensor, pseudo_label: torch.Tensor) -> float:
                 if label == 255:
                     continue
                 values = cam[b, :, y, x].tolist()
-                logits = [1 - max(values), *values]
+                logits = [v / temperature for v in (1 - max(values), *values)]
                 losses.append(math.log(sum(math.exp(v) for v in logits)) - logits[label])
     return sum(losses) / len(losses)
 
@@ -35,14 +35,17 @@ def pseudo_label() -> torch.Tensor:
     return labels.masked_fill(labels == 4, 255).to(torch.uint8)
 
 
-def test_cpm_equals_reference(cam: torch.Tensor, pseudo_label: torch.Tensor):
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_cpm_equals_reference(cam: torch.Tensor, pseudo_label: torch.Tensor, temperature: float):
     assert set(pseudo_label.unique().tolist()) == {0, 1, 2, 3, 255}
-    assert cpm_loss(cam, pseudo_label).item() == pytest.approx(slow_cpm_loss(cam, pseudo_label), rel=1e-12)
-    assert_close(cpm_loss(cam, pseudo_label.long()), cpm_loss(cam, pseudo_label))
+    slow = slow_cpm_loss(cam, pseudo_label, temperature)
+    assert cpm_loss(cam, pseudo_label, temperature).item() == pytest.approx(slow, rel=1e-12)
+    assert_close(cpm_loss(cam, pseudo_label.long()), cpm_loss(cam, pseudo_label, 1.0))
 
 
-def test_cpm_gradient(cam: torch.Tensor, pseudo_label: torch.Tensor):
-    assert torch.autograd.gradcheck(lambda c: cpm_loss(c, pseudo_label), (cam.requires_grad_(),))
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_cpm_gradient(cam: torch.Tensor, pseudo_label: torch.Tensor, temperature: float):
+    assert torch.autograd.gradcheck(lambda c: cpm_loss(c, pseudo_label, temperature), (cam.requires_grad_(),))
 
 
 def test_cpm_is_least_where_cam_and_label_agree():

@@ -1,0 +1,101 @@
+"""Evaluation on Ray: confusion counts from an actor pool, added up in the driver."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray_wsss.cluster.map import Resources, iterate, map_stage
+from ray_wsss.cluster.pipeline import IMAGE_COLUMNS, Cluster, check_classes
+from ray_wsss.cluster.session import ray_session
+from ray_wsss.config import Recipe
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.schema import DatasetMetadata, replace_atomically
+from ray_wsss.errors import UserError
+from ray_wsss.stages.evaluate import CamEvaluator, Evaluator, LabelEvaluator, SegmenterEvaluator, add_up
+from ray_wsss.stages.manifest import require_finished
+
+
+def run_evaluate(
+    recipe: Recipe,
+    *,
+    dataset: Path,
+    classifier: Path | None,
+    labels: Path | None,
+    segmenter: Path | None,
+    resources: Resources,
+    cluster: Cluster,
+) -> dict[str, Any]:
+    """Measure CAMs, pseudo labels and segmenter against the ground truth of ``dataset``.
+
+    Returns:
+        Per measure its ``miou`` and ``iou`` per class name (None for a class that never occurs), and for
+        CAMs ``threshold``: ``cam_fixed`` at the configured threshold, ``cam_best`` at the best of the sweep
+        (picked on this ground truth, so an upper bound).
+
+    Raises:
+        UserError: nothing to measure, or classes that differ.
+    """
+    metadata = DatasetMetadata.load(dataset)
+    if not metadata.has_masks:
+        raise UserError(f"{dataset} has no ground-truth masks; expected a data set with them to evaluate on")
+    device = resources.device
+    threshold = recipe.evaluate.cam_threshold
+    measures: list[tuple[type, dict[str, Any]]] = []
+    if classifier is not None:
+        check_classes(dataset, classifier, "classifier")
+        arguments = {"classifier": classifier.absolute(), "config": recipe.label, "threshold": threshold}
+        measures.append((CamEvaluator, arguments | {"device": device}))
+    if labels is not None:
+        _check_labels(dataset, labels)
+        measures.append(
+            (LabelEvaluator, {"labels": labels.absolute(), "num_labels": 1 + len(metadata.class_names)})
+        )
+    if segmenter is not None:
+        check_classes(dataset, segmenter, "segmenter")
+        arguments = {"segmenter": segmenter.absolute(), "max_side_px": recipe.label.max_side_px}
+        measures.append((SegmenterEvaluator, arguments | {"device": device}))
+    if not measures:
+        raise UserError("nothing to evaluate: give --classifier, --labels or --segmenter")
+    with ray_session(cluster.address, verbose=cluster.verbose):
+        counted = map_stage(
+            dataset,
+            [*IMAGE_COLUMNS, "mask"],
+            Evaluator,
+            arguments={"measures": measures},
+            resources=resources,
+            batch_size=recipe.label.batch_size,
+        )
+        rows = list(iterate(counted))
+    return _metrics(rows, metadata.class_names, threshold)
+
+
+def _check_labels(dataset: Path, labels: Path) -> None:
+    """Raise UserError where none of the images has a label: missing ones count as background."""
+    require_finished(labels, "label")
+    if set(ShardReader(dataset).image_ids).isdisjoint(ShardReader(labels).image_ids):
+        raise UserError(f"{labels} has labels for none of the images of {dataset}; expected its own labels")
+
+
+def _metrics(rows: list[dict[str, Any]], class_names: tuple[str, ...], threshold: float) -> dict[str, Any]:
+    totals = add_up(rows)
+    names = ("background", *class_names)
+    result: dict[str, Any] = {}
+
+    def entry(key: str) -> dict[str, Any]:
+        matrix, images = totals[key]
+        iou = [None if value != value else value for value in matrix.iou().tolist()]
+        return {"miou": matrix.miou(), "images": images, "iou": dict(zip(names, iou))}
+
+    cams = [key for key in totals if key.startswith("cam@")]
+    if cams:
+        best = max(cams, key=lambda key: totals[key][0].miou())
+        for name, key in (("cam_fixed", f"cam@{threshold:g}"), ("cam_best", best)):
+            result[name] = {"threshold": float(key.removeprefix("cam@"))} | entry(key)
+    return result | {key: entry(key) for key in totals if key not in cams}
+
+
+def save_metrics(metrics: Mapping[str, Any], path: Path) -> None:
+    """Write figures as JSON, atomically."""
+    with replace_atomically(path) as temporary:
+        temporary.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

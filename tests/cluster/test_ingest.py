@@ -1,0 +1,112 @@
+"""Ingest on Ray: every kind of source, bad files among the good, in one shard and in many."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ray_wsss.cluster import pipeline
+from ray_wsss.cluster.pipeline import Cluster, run_ingest
+from ray_wsss.data.coco import read_coco
+from ray_wsss.data.csv_labels import read_csv
+from ray_wsss.data.folder import read_folder
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.schema import DatasetMetadata, SourceKind
+from ray_wsss.data.voc import read_voc
+
+GOOD = ["a1", "a2", "a3", "b1", "b2"]
+BAD = {"text": b"not an image", "truncated": None, "zero": b""}
+NAMES = sorted([*GOOD, *BAD])
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def _write_images(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, name in enumerate(GOOD):
+        pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.jpg")
+    for name, content in BAD.items():
+        half = (folder / "a1.jpg").read_bytes()[:-200]
+        (folder / f"{name}.jpg").write_bytes(half if content is None else content)
+
+
+def _coco(root: Path) -> tuple[list, list]:
+    _write_images(root / "images")
+    images = [
+        {"id": k, "file_name": f"{name}.jpg", "height": 20, "width": 30} for k, name in enumerate(NAMES)
+    ]
+    corners = [2, 2, 20, 2, 20, 10, 2, 10]
+    annotations = [
+        {"id": k, "image_id": k, "category_id": 7, "segmentation": [corners], "area": 144, "iscrowd": 0}
+        for k in range(len(NAMES))
+    ]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 7, "name": "thing"}]}
+    (root / "instances.json").write_text(json.dumps(content))
+    return read_coco(root / "images", root / "instances.json")
+
+
+def _voc(root: Path) -> tuple[list, list]:
+    _write_images(root / "JPEGImages")
+    for folder in ("ImageSets/Main", "Annotations"):
+        (root / folder).mkdir(parents=True)
+    (root / "ImageSets/Main/train.txt").write_text("\n".join(NAMES))
+    for name in NAMES:
+        xml = "<annotation><object><name>cat</name></object></annotation>"
+        (root / "Annotations" / f"{name}.xml").write_text(xml)
+    return read_voc(root, "train")
+
+
+def _folder(root: Path) -> tuple[list, list]:
+    _write_images(root / "thing")
+    return read_folder(root)
+
+
+def _csv(root: Path) -> tuple[list, list]:
+    _write_images(root / "images")
+    (root / "table.csv").write_text("".join(f"{name}.jpg,thing\n" for name in NAMES))
+    return read_csv(root / "table.csv", root / "images")
+
+
+SOURCES = {"coco": _coco, "voc": _voc, "folder": _folder, "csv": _csv}
+
+
+def _ingest(source: tuple[list, list], kind: SourceKind, out: Path) -> DatasetMetadata:
+    class_names, rows = source
+    return run_ingest(class_names, rows, source=kind, out=out, max_errors=None, cluster=Cluster())
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_every_kind_of_source(kind: SourceKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = SOURCES[kind](tmp_path / "source")
+    # Three shards of three rows, the last with two.
+    monkeypatch.setattr(pipeline, "ROWS_PER_SHARD", 3)
+    metadata = _ingest(source, kind, tmp_path / "many")
+    assert (metadata.images, metadata.unlabelled, metadata.errors) == (5, 0, 3)
+    assert DatasetMetadata.load(tmp_path / "many") == metadata
+    many = ShardReader(tmp_path / "many")
+    in_order = [row.image_id for row in source[1]]
+    good = [image_id for image_id in in_order if image_id in many.image_ids]
+    assert many.image_ids == good
+    assert len(good) == 5
+    errors = pq.read_table(tmp_path / "many" / "errors.parquet").to_pylist()
+    assert [error["image_id"] for error in errors] == [name for name in in_order if name not in good]
+    assert all(error["reason"] and error["path"] for error in errors)
+
+    monkeypatch.setattr(pipeline, "ROWS_PER_SHARD", 100)
+    assert _ingest(source, kind, tmp_path / "one") == metadata
+    one = ShardReader(tmp_path / "one")
+    assert [one.read(i) for i in range(5)] == [many.read(i) for i in range(5)]
+    assert len(list((tmp_path / "one" / "shards").iterdir())) == 1
+
+
+def test_images_are_the_bytes_on_disk(tmp_path: Path) -> None:
+    source = _csv(tmp_path / "source")
+    _ingest(source, "csv", tmp_path / "out")
+    reader = ShardReader(tmp_path / "out")
+    for i in range(len(reader)):
+        row = reader.read(i)
+        assert row["image"] == (tmp_path / "source" / "images" / row["image_id"]).read_bytes()

@@ -1,0 +1,89 @@
+"""Labelling on Ray: the number of actors changes nothing, and a bad row stops nothing."""
+
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_wsss.cluster.map import Resources
+from ray_wsss.cluster.pipeline import Cluster, LabelSummary, run_label
+from ray_wsss.config import Recipe
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.schema import DatasetMetadata
+from ray_wsss.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def _label(recipe: Recipe, dataset: Path, classifier: Path, out: Path, actors: int = 1) -> LabelSummary:
+    return run_label(
+        recipe,
+        dataset=dataset,
+        classifier=classifier,
+        out=out,
+        resources=Resources(actors=actors),
+        cluster=Cluster(),
+    )
+
+
+def _rows(labels: Path) -> dict[str, dict]:
+    reader = ShardReader(labels)
+    rows = [reader.read(i) for i in range(len(reader))]
+    by_id = {row["image_id"]: row for row in rows}
+    assert len(by_id) == len(rows)
+    return by_id
+
+
+def test_two_actors_make_the_same_labels(
+    small_recipe: Recipe, dataset: Path, classifier: Path, labels: Path, tmp_path: Path
+) -> None:
+    summary = _label(small_recipe, dataset, classifier, tmp_path / "two", actors=2)
+    one, two = _rows(labels), _rows(tmp_path / "two")
+    assert set(one) == set(ShardReader(dataset).image_ids)
+    assert one == two
+    assert summary.images == 24
+    assert summary.segments == sum(len(row["segments"]) for row in one.values())
+
+
+def test_a_finished_run_is_left_alone(
+    small_recipe: Recipe, dataset: Path, classifier: Path, labels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in labels.rglob("*")}
+    assert _label(small_recipe, dataset, classifier, labels).images == 24
+    assert "already finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in labels.rglob("*")} == before
+
+
+def _break_images(dataset: Path, out: Path, bad: set[int]) -> Path:
+    shutil.copytree(dataset, out)
+    (shard,) = (out / "shards").glob("*.parquet")
+    table = pq.read_table(shard)
+    images = [b"no image" if k in bad else value for k, value in enumerate(table["image"].to_pylist())]
+    table = table.set_column(1, table.schema.field("image"), pa.array(images, pa.binary()))
+    pq.write_table(table, shard)
+    return out
+
+
+def test_bad_rows_do_not_stop_the_run(
+    small_recipe: Recipe, dataset: Path, classifier: Path, labels: Path, tmp_path: Path
+) -> None:
+    broken = _break_images(dataset, tmp_path / "broken", {0, 7})
+    summary = _label(small_recipe, broken, classifier, tmp_path / "out", actors=2)
+    assert (summary.images, summary.errors) == (22, 2)
+    ids, rows, good = ShardReader(dataset).image_ids, _rows(tmp_path / "out"), _rows(labels)
+    assert {image_id for image_id, row in rows.items() if row["error"]} == {ids[0], ids[7]}
+    assert rows[ids[0]]["pseudo_label"] is None
+    # Batches of other images round differently at most.
+    same = [rows[name]["segments"] == good[name]["segments"] for name in ids[10:]]
+    assert all(same)
+
+
+def test_all_rows_bad_is_an_error(
+    small_recipe: Recipe, dataset: Path, classifier: Path, tmp_path: Path
+) -> None:
+    broken = _break_images(dataset, tmp_path / "broken", set(range(24)))
+    assert DatasetMetadata.load(broken).images == 24
+    with pytest.raises(UserError, match="all 24 images failed"):
+        _label(small_recipe, broken, classifier, tmp_path / "out")

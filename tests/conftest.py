@@ -1,0 +1,149 @@
+"""What integration and cluster tests share: one Ray, a small data set, a classifier and its labels."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ray_wsss.config import PRESETS, Recipe, override
+from ray_wsss.data.coco import read_coco
+from ray_wsss.data.scene_coco import write_scene_coco
+from ray_wsss.data.schema import DatasetMetadata
+from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
+
+FIRST_SEED = 10_900_000
+"""Scenes that neither the demo nor the tiny SAM's training draws."""
+SCENES = 24
+
+# The demo's recipe, small enough that a stage takes seconds.
+SMALL_CHANGES = {
+    "classifier.batch_size": 8,
+    "classifier.max_iters": 4,
+    "classifier.checkpoint_every": 2,
+    "classifier.log_every": 2,
+    "classifier.lr_warmup_iters": 0,
+    "cpm.warmup_iters": 2,
+    "label.scales": (1.0,),
+    "label.batch_size": 5,
+    "segmenter.batch_size": 8,
+    "segmenter.max_iters": 2,
+    "segmenter.checkpoint_every": 2,
+    "segmenter.lr_warmup_iters": 0,
+}
+
+
+@pytest.fixture(scope="session")
+def small_recipe() -> Recipe:
+    return override(PRESETS["demo"], SMALL_CHANGES)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray for all tests; `ray_session` uses the one that is up."""
+    import ray
+
+    os.environ |= {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    }
+    ray.init(
+        address="local",
+        num_cpus=4,  # logical: Ray Data wants some even where the machine has two
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield
+    ray.shutdown()
+
+
+def _write_source(folder: Path, count: int) -> tuple[Path, Path]:
+    return write_scene_coco(folder, "scenes", range(FIRST_SEED, FIRST_SEED + count))
+
+
+def _write_dataset(folder: Path, count: int) -> Path:
+    class_names, rows = read_coco(*_write_source(folder / "source", count))
+    out = folder / "dataset"
+    begin_ingest(out)
+    finish_ingest(out, class_names, "coco", [IngestShard(out, len(class_names))(rows, 0)])
+    return out
+
+
+@pytest.fixture(scope="session")
+def write_source() -> Callable[[Path, int], tuple[Path, Path]]:
+    """Writes generated scenes as COCO: (folder, count) -> images, annotations."""
+    return _write_source
+
+
+@pytest.fixture(scope="session")
+def write_dataset() -> Callable[[Path, int], Path]:
+    """Writes generated scenes as a data set, without Ray: (folder, count) -> data set."""
+    return _write_dataset
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 scenes of 96 x 96 pixels with masks."""
+    return _write_dataset(tmp_path_factory.mktemp("scenes"), SCENES)
+
+
+@pytest.fixture(scope="session")
+def foreign_dataset(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images with other class names."""
+    out = tmp_path_factory.mktemp("foreign") / "dataset"
+    out.mkdir()
+    (out / "shards").symlink_to(dataset / "shards")
+    metadata = DatasetMetadata.load(dataset)
+    names = tuple(f"foreign {name}" for name in metadata.class_names)
+    replace(metadata, class_names=names).save(out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def classifier(dataset: Path, small_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier that was trained for four iterations, in this process."""
+    from ray_wsss.cluster.pipeline import Cluster, run_train_classifier
+    from ray_wsss.cluster.train import Workers
+
+    out = tmp_path_factory.mktemp("trained") / "classifier"
+    workers = Workers(workers=0)
+    run_train_classifier(small_recipe, dataset=dataset, out=out, workers=workers, cluster=Cluster())
+    return out
+
+
+@pytest.fixture(scope="session")
+def labels(
+    dataset: Path,
+    classifier: Path,
+    small_recipe: Recipe,
+    ray_cluster: None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Pseudo labels of the data set, by one actor."""
+    from ray_wsss.cluster.map import Resources
+    from ray_wsss.cluster.pipeline import Cluster, run_label
+
+    out = tmp_path_factory.mktemp("labelled") / "labels"
+    run_label(
+        small_recipe,
+        dataset=dataset,
+        classifier=classifier,
+        out=out,
+        resources=Resources(),
+        cluster=Cluster(),
+    )
+    return out
+
+
+@pytest.fixture
+def genuine_data() -> Path:
+    """The folder of genuine COCO and VOC images beside the project; it is no part of the project."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no genuine images at {folder}")
+    return folder

@@ -1,0 +1,22 @@
+"""Genuine images through the command line; skipped where they are absent."""
+
+from pathlib import Path
+
+import pytest
+
+from ray_wsss.cli import main
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def test_coco_val(genuine_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coco = genuine_data / "coco"
+    flags = ["--images", str(coco / "images"), "--annotations", str(coco / "annotations/instances_val.json")]
+    assert main(["ingest", "coco", *flags, "--out", str(tmp_path / "val")]) == 0
+    assert capsys.readouterr().out == "185 images, 1 without labels, 0 errors\n"
+
+
+def test_voc(genuine_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--root", str(genuine_data / "voc/VOC2012"), "--split", "trainval"]
+    assert main(["ingest", "voc", *flags, "--out", str(tmp_path / "voc")]) == 0
+    assert capsys.readouterr().out == "4 images, 0 without labels, 0 errors\n"

@@ -1,0 +1,89 @@
+"""What several unit tests share: one thread, generated scenes as a data set, small networks."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from segment_anything.modeling import Sam
+
+from ray_wsss.config import SamConfig
+from ray_wsss.data.coco import read_coco
+from ray_wsss.data.scene_coco import write_scene_coco
+from ray_wsss.data.scenes import make_scene
+from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
+from ray_wsss.models.sam.build import build_sam
+from ray_wsss.models.segmenter import SegmenterSpec, build_segmenter
+from ray_wsss.models.store import save_model
+from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Small tensors gain nothing from more, and sums stay in one order."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_sam() -> Sam:
+    """SAM with the weights that ship with the package."""
+    return build_sam(SamConfig(name="tiny"))
+
+
+@pytest.fixture(scope="session")
+def scene_dataset(tmp_path_factory) -> Path:
+    """14 scenes of 64 px in 3 shards, with ground truth."""
+    folder = tmp_path_factory.mktemp("scenes")
+    class_names, rows = read_coco(*write_scene_coco(folder, "all", range(14), size_px=64))
+    out = folder / "dataset"
+    begin_ingest(out)
+    ingest = IngestShard(out)
+    finish_ingest(out, class_names, "coco", [ingest(rows[k : k + 5], k // 5) for k in (0, 5, 10)])
+    return out
+
+
+def small_classifier(class_names: tuple[str, ...] = ("a", "b", "c"), seed: int = 0) -> Classifier:
+    spec = _classifier_spec(class_names)
+    torch.manual_seed(seed)
+    model = build_classifier(spec)
+    # Untrained, all maps of an image look alike; larger weights spread them.
+    torch.nn.init.normal_(model.to_class_maps.weight)
+    return model.eval()
+
+
+def _classifier_spec(class_names: tuple[str, ...]) -> ClassifierSpec:
+    return ClassifierSpec(class_names=class_names, backbone="resnet_small", output_stride=8, feature_dim=16)
+
+
+@pytest.fixture(scope="session")
+def make_classifier() -> Callable[..., Classifier]:
+    """An untrained network in eval mode."""
+    return small_classifier
+
+
+@pytest.fixture(scope="session")
+def classifier_dir(tmp_path_factory) -> Path:
+    """A saved, untrained classifier of the scenes' number of classes."""
+    folder = tmp_path_factory.mktemp("classifier")
+    names = tuple("abcdef")
+    save_model(small_classifier(names), _classifier_spec(names), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def segmenter_dir(tmp_path_factory) -> Path:
+    """A saved, untrained segmenter of the scenes' number of classes."""
+    folder = tmp_path_factory.mktemp("segmenter")
+    spec = SegmenterSpec(
+        class_names=tuple("abcdef"), backbone="resnet_small", output_stride=8, aspp_dim=8, atrous_rates=(1, 2)
+    )
+    torch.manual_seed(1)
+    model = build_segmenter(spec).eval()
+    # Untrained, it gives one class everywhere: level the classes on some scenes.
+    scenes = np.stack([make_scene(seed, 64, 64).image for seed in range(4)])
+    with torch.no_grad():
+        mean = model(torch.from_numpy(scenes).permute(0, 3, 1, 2) / 255).mean(dim=(0, 2, 3))
+        model.get_parameter("head.4.bias").sub_(mean)
+    save_model(model, spec, folder)
+    return folder

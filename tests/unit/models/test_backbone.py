@@ -1,0 +1,147 @@
+"""Backbones: ImageNet weights that work offline, strides, freezing, errors."""
+
+import pytest
+import skimage.data
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from ray_wsss.errors import UserError
+from ray_wsss.models.backbone import Backbone, _lite0_state, build_backbone
+
+LITE0 = "tf_efficientnet_lite0"
+
+
+@pytest.fixture(scope="module")
+def lite0() -> Backbone:
+    return build_backbone(LITE0, output_stride=32, pretrained=True).eval()
+
+
+def photograph(name: str) -> torch.Tensor:
+    """(1, 3, 224, 224) RGB in [0, 1] of a picture that comes with scikit-image."""
+    pixels = torch.from_numpy(getattr(skimage.data, name)())
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None].expand(-1, -1, 3)
+    side = min(pixels.shape[:2])
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    square = pixels[top : top + side, left : left + side].permute(2, 0, 1)[None].float() / 255
+    return F.interpolate(square, (224, 224), mode="bilinear", antialias=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("cat", ("cat", "tabby")), ("coffee", ("cup", "espresso")), ("camera", ("tripod",))]
+)
+def test_lite0_knows_photographs_offline(lite0, name, words):
+    """The head, which the backbone drops, classifies the backbone's features: mean, std and weights fit."""
+    full = timm.create_model(LITE0).eval()
+    full.load_state_dict(_lite0_state())
+    with torch.no_grad():
+        features = lite0(photograph(name))
+        logits = full.forward_head(full.bn2(full.conv_head(features)))
+    info = ImageNetInfo()
+    best = info.index_to_description(int(logits.argmax()))
+    assert any(word in best for word in words), best
+
+
+def test_images_are_normalised_as_lite0_was_trained(lite0):
+    grey = torch.full((1, 3, 64, 64), 127 / 255)
+    with torch.no_grad():
+        assert_close(lite0(grey), lite0.network(torch.zeros(1, 3, 64, 64))[-1])
+        white = torch.full((1, 3, 64, 64), 1.0)
+        assert_close(lite0(white), lite0.network(white)[-1])
+
+
+@pytest.mark.parametrize("name", [LITE0, "resnet_small"])
+@pytest.mark.parametrize("stride", [8, 16])
+def test_output_stride(name, stride):
+    backbone = build_backbone(name, output_stride=stride, pretrained=False).eval()
+    features = backbone(torch.rand(2, 3, 96, 64))
+    assert features.shape == (2, backbone.out_channels, 96 // stride, 64 // stride)
+
+
+@pytest.mark.parametrize("name", [LITE0, "resnet_small"])
+@pytest.mark.parametrize("stages", [0, 1, 2])
+@pytest.mark.parametrize("norm", [True, False])
+def test_freeze(name, stages, norm):
+    backbone = build_backbone(name, output_stride=16, pretrained=False)
+    backbone.freeze(stages, norm)
+    backbone(torch.rand(2, 3, 64, 64)).sum().backward()
+    kept, stem = {
+        LITE0: ([f"blocks.{k}." for k in range(stages)], ["conv_stem.", "bn1."]),
+        "resnet_small": ([f"layer{k + 1}." for k in range(stages)], ["conv1.", "bn1."]),
+    }[name]
+    prefixes = tuple(stem + kept) if stages else ()
+    norms = {
+        f"{path}.{leaf}"
+        for path, module in backbone.network.named_modules()
+        if isinstance(module, torch.nn.BatchNorm2d)
+        for leaf in ("weight", "bias")
+    }
+    frozen = {path for path, p in backbone.network.named_parameters() if p.grad is None}
+    expected = {
+        path
+        for path, _ in backbone.network.named_parameters()
+        if (prefixes and path.startswith(prefixes)) or (norm and path in norms)
+    }
+    assert frozen == expected
+    assert 0 < len(norms) < len(list(backbone.parameters()))
+
+
+@pytest.mark.parametrize("name", [LITE0, "resnet_small"])
+def test_set_norm_eval_keeps_the_running_statistics(name):
+    backbone = build_backbone(name, output_stride=16, pretrained=False)
+    before = {key: value.clone() for key, value in backbone.state_dict().items() if "running" in key}
+    assert before
+
+    def changed() -> set[str]:
+        backbone(torch.rand(2, 3, 64, 64))
+        return {key for key, value in before.items() if not torch.equal(backbone.state_dict()[key], value)}
+
+    backbone.train()
+    backbone.set_norm_eval()
+    assert not changed()
+    backbone.train()
+    assert changed() == set(before)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "wrapped"])
+def test_weights_from_a_file(tmp_path, kind):
+    torch.manual_seed(5)
+    source = build_backbone("resnet_small", output_stride=8, pretrained=False)
+    state = source.network.state_dict() | {"fc.weight": torch.zeros(2, 2)}  # a head is left over
+    path = tmp_path / f"weights.{'safetensors' if kind == 'safetensors' else 'pth'}"
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state} if kind == "wrapped" else state, path)
+    loaded = build_backbone("resnet_small", output_stride=8, pretrained=True, checkpoint=str(path))
+    assert all(torch.equal(state[key], value) for key, value in loaded.network.state_dict().items())
+
+
+def test_unusable_checkpoints_are_user_errors(tmp_path):
+    def build(content: bytes | object, name: str = "weights.pth") -> None:
+        path = tmp_path / name
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        build_backbone("resnet_small", output_stride=8, pretrained=True, checkpoint=str(path))
+
+    with pytest.raises(UserError, match=r"backbone_checkpoint .*weights.pth is not a file of weights"):
+        build(b"")
+    with pytest.raises(UserError, match="is not a file of weights"):
+        build(b"text", "weights.safetensors")
+    with pytest.raises(UserError, match="holds no state dict"):
+        build([1])
+    with pytest.raises(UserError, match=r"not fit the backbone: conv1\S* is missing or of another shape"):
+        build({"layer1.0.conv1.weight": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"/absent.pth does not exist"):
+        build_backbone("resnet_small", output_stride=8, pretrained=True, checkpoint="/absent.pth")
+
+
+def test_settings_that_cannot_be_are_user_errors():
+    with pytest.raises(UserError, match=r"resnet999 is neither resnet_small nor a timm model"):
+        build_backbone("resnet999", output_stride=8, pretrained=False)
+    with pytest.raises(UserError, match="resnet_small has no ImageNet weights"):
+        build_backbone("resnet_small", output_stride=8, pretrained=True)
+    with pytest.raises(UserError, match="timm can't build vgg11 at output stride 8"):
+        build_backbone("vgg11", output_stride=8, pretrained=False)

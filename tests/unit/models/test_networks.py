@@ -1,0 +1,70 @@
+"""Classifier and segmenter, in memory and on disk."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ray_wsss.errors import UserError
+from ray_wsss.models.store import load_classifier, load_segmenter, read_class_names, save_model
+
+IMAGES = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_logits_are_the_means_of_the_class_maps(make_classifier):
+    model = make_classifier()
+    output = model(IMAGES)
+    assert output.class_maps.shape == (2, 3, 6, 8)
+    assert output.features.shape == (2, 16, 6, 8)
+    assert output.features.min() == 0 < output.features.max()
+    weight = model.to_class_maps.weight[:, :, 0, 0]
+    maps = torch.einsum("cd,bdhw->bchw", weight, output.features)
+    assert_close(output.class_maps, maps)
+    assert_close(output.logits, maps.mean(dim=(2, 3)))
+
+
+def test_the_head_has_no_biases(make_classifier):
+    model = make_classifier()
+    heads = {name for name, _ in model.named_parameters() if not name.startswith("backbone.")}
+    assert heads == {"to_features.weight", "to_class_maps.weight"}
+
+
+def test_classifier_round_trip(make_classifier, classifier_dir):
+    loaded, spec = load_classifier(classifier_dir)
+    assert spec.class_names == tuple("abcdef")
+    assert read_class_names(classifier_dir, "classifier") == spec.class_names
+    assert not loaded.training
+    assert torch.equal(loaded(IMAGES).logits, make_classifier(tuple("abcdef"))(IMAGES).logits)
+
+
+def test_segmenter_round_trip(segmenter_dir, tmp_path):
+    model, spec = load_segmenter(segmenter_dir)
+    logits = model(IMAGES)
+    assert logits.shape == (2, 7, 48, 64)
+    save_model(model, spec, tmp_path)
+    again, same = load_segmenter(tmp_path)
+    assert same == spec
+    assert torch.equal(again(IMAGES), logits)
+
+
+def test_unusable_folders_are_user_errors(classifier_dir, segmenter_dir, tmp_path):
+    with pytest.raises(UserError, match="holds a segmenter; expected a classifier"):
+        load_classifier(segmenter_dir)
+    with pytest.raises(UserError, match="holds a classifier; expected a segmenter"):
+        load_segmenter(classifier_dir)
+    with pytest.raises(UserError, match="holds no trained classifier"):
+        load_classifier(tmp_path / "absent")
+    broken = tmp_path / "broken"
+    shutil.copytree(classifier_dir, broken)
+    description = json.loads((broken / "model.json").read_text())
+    (broken / "model.json").write_text(json.dumps(description | {"feature_dim": 8}))
+    with pytest.raises(UserError, match=r"model.safetensors does not fit model.json"):
+        load_classifier(broken)
+    (broken / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"model.safetensors can't be read"):
+        load_classifier(broken)
+    (broken / "model.json").write_text("{")
+    with pytest.raises(UserError, match="not readable JSON"):
+        load_classifier(broken)

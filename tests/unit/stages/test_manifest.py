@@ -1,0 +1,99 @@
+"""Output folders: claimed once, resumed by the same command, never mixed."""
+
+import json
+
+import pytest
+
+from ray_wsss.errors import UserError
+from ray_wsss.stages.manifest import Output, file_hash, require_finished
+
+
+@pytest.fixture
+def output(tmp_path) -> Output:
+    return Output(tmp_path / "out", "label", {"cpm.tau": 0.5, "scales": (1.0, 2.0), "dataset": "abc"})
+
+
+def test_new_unfinished_finished(output):
+    assert output.begin() == "new"
+    assert output.begin() == "unfinished"
+    with pytest.raises(UserError, match="is unfinished"):
+        require_finished(output.out, "label")
+    output.finish()
+    assert output.begin() == "finished"
+    require_finished(output.out, "label")
+    assert [p.name for p in output.out.iterdir()] == ["manifest.json"]
+
+
+def test_an_empty_folder_is_new(output):
+    output.out.mkdir()
+    assert output.begin() == "new"
+
+
+def test_other_settings_are_named(output):
+    output.begin()
+    other = Output(output.out, "label", {**output.depends_on, "cpm.tau": 0.4})
+    with pytest.raises(UserError, match=r"another cpm.tau \(0.5, now 0.4\); choose another folder"):
+        other.begin()
+    more = Output(output.out, "label", {"cpm.tau": 0.4, "scales": (1.0,), "new": 1})
+    with pytest.raises(UserError, match=r"another cpm.tau .* and 3 more"):
+        more.begin()
+    assert output.begin() == "unfinished"
+
+
+def test_another_stage_is_refused(output):
+    output.begin()
+    output.finish()
+    with pytest.raises(UserError, match="holds the output of label; expected a folder for ingest"):
+        Output(output.out, "ingest", output.depends_on).begin()
+    with pytest.raises(UserError, match="holds the output of label; expected that of ingest"):
+        require_finished(output.out, "ingest")
+    with pytest.raises(UserError, match="is no output of label"):
+        require_finished(output.out.parent, "label")
+
+
+def test_overwrite_replaces_our_output_only(output):
+    output.begin()
+    (output.out / "old.parquet").touch()
+    output.finish()
+    other = Output(output.out, "label", {"cpm.tau": 0.4})
+    assert other.begin(overwrite=True) == "new"
+    assert not (output.out / "old.parquet").exists()
+    assert other.begin() == "unfinished"
+
+
+@pytest.mark.parametrize("content", [{"name": "A web app"}, [1], {"stage": "label"}])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_foreign_folder_is_refused_and_left_alone(output, content, overwrite):
+    output.out.mkdir()
+    precious = output.out / "thesis.tex"
+    precious.touch()
+    with pytest.raises(UserError, match="is no output of ray-wsss"):
+        output.begin(overwrite=overwrite)
+    manifest = output.out / "manifest.json"
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is no output of ray-wsss"):
+        output.begin(overwrite=overwrite)
+    with pytest.raises(UserError, match="is no output of label"):
+        require_finished(output.out, "label")
+    assert precious.exists()
+    assert json.loads(manifest.read_text()) == content
+
+
+def test_files_and_damaged_manifests_are_user_errors(output):
+    output.out.write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        output.begin()
+    output.out.unlink()
+    output.begin()
+    (output.out / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="not readable JSON"):
+        output.begin(overwrite=True)
+    with pytest.raises(UserError, match="not readable JSON"):
+        require_finished(output.out, "label")
+
+
+def test_file_hash(tmp_path):
+    (tmp_path / "f").write_bytes(b"abc")
+    assert file_hash(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    with pytest.raises(UserError, match="can't be read"):
+        file_hash(tmp_path / "absent")

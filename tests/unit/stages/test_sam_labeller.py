@@ -1,0 +1,163 @@
+"""Labelling tables of images: good rows don't notice broken ones, nor their neighbours' sizes."""
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ray_wsss.config import LabelConfig, SamConfig
+from ray_wsss.data.images import decode_mask
+from ray_wsss.data.scenes import make_scene
+from ray_wsss.data.schema import IMAGE_SCHEMA
+from ray_wsss.stages.label import LABEL_SCHEMA, SamLabeller, shrink
+
+CONFIG = LabelConfig(tau=0.3, min_distance_px=4, scales=(1.0,), max_side_px=100)
+LARGE_HW = (150, 200)
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def row(image_id: str, image: bytes, image_labels: list[int], orientation: int = 1) -> dict[str, Any]:
+    return {
+        "image_id": image_id,
+        "image": image,
+        "orientation": orientation,
+        "height": 1,
+        "width": 1,
+        "image_labels": image_labels,
+        "mask": None,
+    }
+
+
+def scene(seed: int, height: int, width: int) -> bytes:
+    return encoded(make_scene(seed, height, width).image)
+
+
+GOOD = [
+    row("square", scene(0, 64, 64), [0, 3]),
+    row("wide", scene(1, 64, 96), [1, 2, 5]),
+    row("no classes", scene(2, 64, 64), []),
+    row("square too", scene(3, 64, 64), [4]),
+    row("large", scene(4, *LARGE_HW), [0, 1]),
+    row("turned", scene(5, 64, 80), [2], orientation=6),
+]
+BROKEN = {
+    "truncated": (row("truncated", encoded(make_scene(6).image, "JPEG")[:900], [0]), "truncated JPEG"),
+    "text": (row("text", b"hello", [0]), "not an image"),
+    "class": (row("class", scene(7, 64, 64), [99]), "image label 99; the classifier has 6 classes"),
+    "negative": (row("negative", scene(7, 64, 64), [-1]), "image label -1"),
+}
+
+
+@pytest.fixture(scope="module")
+def labeller(classifier_dir) -> SamLabeller:
+    return SamLabeller(CONFIG, SamConfig(name="tiny"), classifier_dir)
+
+
+def label(labeller: SamLabeller, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    table = labeller(pa.Table.from_pylist(rows, schema=IMAGE_SCHEMA))
+    assert table.schema.equals(LABEL_SCHEMA)
+    return table.to_pylist()
+
+
+@pytest.fixture(scope="module")
+def mixed(labeller) -> list[dict[str, Any]]:
+    broken = [entry for entry, _ in BROKEN.values()]
+    return label(labeller, [broken[0], *GOOD[:3], broken[1], broken[2], *GOOD[3:], broken[3]])
+
+
+@pytest.fixture(scope="module")
+def good(mixed) -> list[dict[str, Any]]:
+    by_id = {result["image_id"]: result for result in mixed}
+    return [by_id[entry["image_id"]] for entry in GOOD]
+
+
+def test_rows_stay_in_order(mixed):
+    assert [result["image_id"] for result in mixed] == [
+        *["truncated", "square", "wide", "no classes", "text", "class"],
+        *["square too", "large", "turned", "negative"],
+    ]
+
+
+def test_broken_rows_carry_their_reason(mixed):
+    for result in mixed:
+        if result["image_id"] in BROKEN:
+            assert BROKEN[result["image_id"]][1] in result["error"]
+            assert (result["pseudo_label"], result["segments"], result["height"]) == (None, None, None)
+        else:
+            assert result["error"] is None
+
+
+def test_a_table_of_broken_rows_only(labeller):
+    results = label(labeller, [entry for entry, _ in BROKEN.values()])
+    assert all(result["error"] for result in results)
+
+
+@pytest.mark.parametrize("at", range(len(GOOD)), ids=[entry["image_id"] for entry in GOOD])
+def test_good_rows_equal_those_labelled_alone(labeller, good, at):
+    (alone,) = label(labeller, [GOOD[at]])
+    together = good[at]
+    assert (together["height"], together["width"]) == (alone["height"], alone["width"])
+    assert (decode_mask(together["pseudo_label"]) != decode_mask(alone["pseudo_label"])).mean() < 1e-3
+    assert len(together["segments"]) == len(alone["segments"]) == len(GOOD[at]["image_labels"])
+    for one, other in zip(together["segments"], alone["segments"]):
+        assert (one["class_index"], one["points_xy"]) == (other["class_index"], other["points_xy"])
+        assert one["sam_score"] == pytest.approx(other["sam_score"], abs=1e-4)
+        assert one["cam_mean"] == pytest.approx(other["cam_mean"], abs=1e-3)
+
+
+def test_labels_have_the_size_of_the_image(good):
+    sizes = [(64, 64), (64, 96), (64, 64), (64, 64), LARGE_HW, (80, 64)]
+    for result, size_hw in zip(good, sizes):
+        assert (result["height"], result["width"]) == size_hw
+        assert decode_mask(result["pseudo_label"]).shape == size_hw
+
+
+def test_segments_are_consistent(good):
+    for entry, result in zip(GOOD, good):
+        size = [result["height"], result["width"]]
+        pseudo_label = decode_mask(result["pseudo_label"])
+        covered = np.zeros(size, bool)
+        for segment, class_index in zip(result["segments"], entry["image_labels"]):
+            assert segment["class_index"] == class_index
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # pycocotools under NumPy 2
+                mask = coco_mask.decode({"size": size, "counts": segment["rle"]}).astype(bool)
+            assert mask.sum() == segment["area"]
+            assert mask[pseudo_label == class_index + 1].all()
+            assert 0 <= segment["cam_mean"] <= 1
+            covered |= mask
+            points = np.array(segment["points_xy"])
+            assert len(points) >= 1
+            assert ((points > 0) & (points < [size[1], size[0]])).all()
+        # Masks compete, but what any of them covers is not background.
+        np.testing.assert_array_equal(pseudo_label > 0, covered)
+    assert not decode_mask(good[2]["pseudo_label"]).any()
+
+
+def test_large_images_are_worked_on_at_max_side_px(labeller, good):
+    large = good[4]
+    pixels = shrink(make_scene(4, *LARGE_HW).image, 100)
+    assert pixels.shape == (75, 100, 3)
+    (small,) = label(labeller, [row("small", encoded(pixels), [0, 1])])
+    for one, other in zip(large["segments"], small["segments"]):
+        np.testing.assert_allclose(np.array(one["points_xy"]), 2 * np.array(other["points_xy"]))
+        assert one["area"] == 4 * other["area"]
+    doubled = decode_mask(small["pseudo_label"]).repeat(2, axis=0).repeat(2, axis=1)
+    np.testing.assert_array_equal(decode_mask(large["pseudo_label"]), doubled)
+
+
+def test_shrink_leaves_small_images_alone():
+    pixels = np.zeros((20, 100, 3), np.uint8)
+    assert shrink(pixels, 100) is pixels
+    assert shrink(pixels, 50).shape == (10, 50, 3)
+    assert shrink(np.zeros((1, 1000, 3), np.uint8), 32).shape == (1, 32, 3)

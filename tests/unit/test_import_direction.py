@@ -1,0 +1,49 @@
+"""The import direction of the package: contracts in pyproject.toml, and a look at a process without Ray."""
+
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ray_wsss
+
+ROOT = Path(__file__).parents[2]
+BELOW_CLUSTER = ("config", "data", "errors", "models", "ops", "report", "stages")
+
+_IMPORT_WITHOUT_RAY = """
+import importlib, sys
+
+class NoRay:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ray" or name.startswith("ray."):
+            raise ModuleNotFoundError(f"no module named {name}: this test hides it")
+
+sys.meta_path.insert(0, NoRay())
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+
+
+def test_contracts() -> None:
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()"]
+    result = subprocess.run([*command, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 broken" in result.stdout
+
+
+def test_every_module_has_a_place() -> None:
+    """A new module at the top must be added to the contracts."""
+    top = {module.name for module in pkgutil.iter_modules(ray_wsss.__path__)}
+    assert top == {*BELOW_CLUSTER, "cli", "cluster", "commands", "demo"}
+
+
+def test_importable_without_ray() -> None:
+    names = [
+        module.name
+        for module in pkgutil.walk_packages(ray_wsss.__path__, "ray_wsss.")
+        if module.name.split(".")[1] in BELOW_CLUSTER
+    ]
+    assert len(names) > 20
+    command = [sys.executable, "-c", _IMPORT_WITHOUT_RAY, *names]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
