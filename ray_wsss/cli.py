@@ -77,11 +77,10 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if verbose:
             traceback.print_exc()
+        # Ray appends advice of its own to what a stage raised.
+        message = next(iter(str(error).splitlines()), "")
         told = isinstance(error, UserError | FloatingPointError)
-        first_line = next(iter(str(error).splitlines()), "")
-        what = (
-            str(error) if told else f"unexpected {type(error).__name__}: {first_line}; --verbose shows where"
-        )
+        what = message if told else f"unexpected {type(error).__name__}: {message}; --verbose shows where"
         print(f"ray-wsss: {what}", file=sys.stderr)
         return 1
     return 0

@@ -111,6 +111,7 @@ def _set_loudness(verbose: bool) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = verbose or sys.stderr.isatty()
     context.print_on_execution_start = verbose
+    context.raise_original_map_exception = True  # else what a stage raised arrives as text alone
 
 
 def check_resources(*, count: int, cpus: float, gpus: float, what: str, spare_cpus: int = 0) -> None:

@@ -75,9 +75,11 @@ def test_bad_rows_do_not_stop_the_run(
     ids, rows, good = ShardReader(dataset).image_ids, _rows(tmp_path / "out"), _rows(labels)
     assert {image_id for image_id, row in rows.items() if row["error"]} == {ids[0], ids[7]}
     assert rows[ids[0]]["pseudo_label"] is None
-    # Batches of other images round differently at most.
-    same = [rows[name]["segments"] == good[name]["segments"] for name in ids[10:]]
-    assert all(same)
+    # A batch that lost an image may round differently, so masks are not compared to the bit.
+    for name in set(ids) - {ids[0], ids[7]}:
+        assert rows[name]["pseudo_label"] is not None
+        found, expected = ([s["class_index"] for s in r[name]["segments"]] for r in (rows, good))
+        assert found == expected
 
 
 def test_all_rows_bad_is_an_error(

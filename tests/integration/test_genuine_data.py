@@ -17,6 +17,6 @@ def test_coco_val(genuine_data: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_voc(genuine_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--root", str(genuine_data / "voc/VOC2012"), "--split", "trainval"]
+    flags = ["--root", str(genuine_data / "voc/VOC2012"), "--split", "train"]
     assert main(["ingest", "voc", *flags, "--out", str(tmp_path / "voc")]) == 0
     assert capsys.readouterr().out == "4 images, 0 without labels, 0 errors\n"

@@ -1,11 +1,13 @@
 """Backbones: ImageNet weights that work offline, strides, freezing, errors."""
 
+from typing import Any
+
 import pytest
 import skimage.data
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.data import ImageNetInfo
+from timm.data.imagenet_info import ImageNetInfo
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -35,7 +37,7 @@ def photograph(name: str) -> torch.Tensor:
 )
 def test_lite0_knows_photographs_offline(lite0, name, words):
     """The head, which the backbone drops, classifies the backbone's features: mean, std and weights fit."""
-    full = timm.create_model(LITE0).eval()
+    full: Any = timm.create_model(LITE0).eval()
     full.load_state_dict(_lite0_state())
     with torch.no_grad():
         features = lite0(photograph(name))

