@@ -27,7 +27,7 @@ def row(seed: int) -> OverviewRow:
 @pytest.mark.parametrize("rows", [1, 3])
 def test_overview_has_a_column_per_stage_and_a_row_per_image(tmp_path, rows):
     path = tmp_path / "overview.png"
-    save_overview([row(k) for k in range(rows)], ["[red]", "a$b$\\c$", "_under_score"], path)
+    save_overview([row(k) for k in range(rows)], ["[red]", "$\\bad{$", "_under_score"], path)
     with Image.open(path) as image:
         columns = 1 + 2 + 1 + 3
         assert image.width == pytest.approx(150 * 1.35 * columns, abs=1)

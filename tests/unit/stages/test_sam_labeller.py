@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -14,7 +15,8 @@ from ray_wsss.config import LabelConfig, SamConfig
 from ray_wsss.data.images import decode_mask
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import IMAGE_SCHEMA
-from ray_wsss.stages.label import LABEL_SCHEMA, SamLabeller, shrink
+from ray_wsss.stages.label import LABEL_SCHEMA, SamLabeller, shrink, to_tensor
+from ray_wsss.stages.prompting import find_cams, find_prompts
 
 CONFIG = LabelConfig(tau=0.3, min_distance_px=4, scales=(1.0,), max_side_px=100)
 LARGE_HW = (150, 200)
@@ -142,6 +144,15 @@ def test_segments_are_consistent(good):
         # Masks compete, but what any of them covers is not background.
         np.testing.assert_array_equal(pseudo_label > 0, covered)
     assert not decode_mask(good[2]["pseudo_label"]).any()
+
+
+def test_points_are_the_centres_of_the_prompts_pixels(labeller, good):
+    image_labels = torch.zeros(1, 6)
+    image_labels[0, GOOD[1]["image_labels"]] = 1
+    batch = to_tensor([make_scene(1, 64, 96).image], torch.device("cpu"))
+    cams = find_cams(labeller.model, batch, image_labels, scales=CONFIG.scales, flip=CONFIG.flip)
+    expected = [(points.flip(-1) + 0.5).tolist() for points in find_prompts(cams, CONFIG)]
+    assert [segment["points_xy"] for segment in good[1]["segments"]] == expected
 
 
 def test_large_images_are_worked_on_at_max_side_px(labeller, good):
