@@ -1,7 +1,7 @@
 """Pseudo labels: decode, multi-scale CAM, peaks, prompts, SAM, aggregation, for a table of images."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ class SamLabeller:
             )
             local.append(found)
             over_all = torch.tensor(members, device=self.device)[found.image_index]
-            cams.append(PairCams(found.cam, over_all, found.class_index))
+            cams.append(replace(found, image_index=over_all))
         points_yx = [find_prompts(group, self.config) for group in cams]
         embeddings = encode_images(self.sam, [image.pixels for image in images])
         masks = decode_pairs(self.sam, embeddings, cams, points_yx, self.config.mask_output)

@@ -17,7 +17,7 @@ from ray_wsss.config import PromptingConfig
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
 from ray_wsss.models.sam.encoder import sam_input_hw
-from ray_wsss.ops.cam import merge_scales
+from ray_wsss.ops.cam import merge_scales, resize_maps
 from ray_wsss.ops.peaks import find_peaks, keep_global_maximum
 from ray_wsss.ops.prompts import bucket_by_count, points_to_sam_frame
 from ray_wsss.ops.pseudo_label import assign_labels, confidence_map, mask_scores
@@ -36,6 +36,8 @@ class PairCams:
     """(N,) which image of the batch."""
     class_index: Tensor
     """(N,) which class, from 0."""
+    ranking: Float[Tensor, "N H W"]
+    """What the global maximum is taken of: the CAM; where that is zero, the class map before ReLU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,15 @@ def find_cams(
             maps.append(model(scaled.flip(-1)).class_maps[image_index, class_index, None].flip(-1))
     model.train(was_training)
     present = image_labels.new_ones(len(image_index), 1)
-    return PairCams(merge_scales(maps, present, size_hw)[:, 0], image_index, class_index)
+    cam = merge_scales(maps, present, size_hw)[:, 0]
+    ranking = cam
+    # A classifier that has not learned a class yet activates nowhere: the maximum of zeros is a corner of
+    # the image, that of the class map is at least its best guess.
+    dead = cam.flatten(1).amax(1) == 0 if len(cam) else cam.new_zeros(0, dtype=torch.bool)
+    if dead.any():
+        ranking = cam.clone()
+        ranking[dead] = sum(resize_maps(m[dead], size_hw)[:, 0] for m in maps)
+    return PairCams(cam, image_index, class_index, ranking)
 
 
 def find_prompts(cams: PairCams, config: PromptingConfig) -> list[Tensor]:
@@ -89,7 +99,7 @@ def find_prompts(cams: PairCams, config: PromptingConfig) -> list[Tensor]:
     maps = cams.cam[:, None]
     peaks = find_peaks(maps, tau=config.tau, min_distance_px=config.min_distance_px)
     present = maps.new_ones(len(maps), 1)
-    peaks = keep_global_maximum(peaks, maps, present, config.keep_global_max)
+    peaks = keep_global_maximum(peaks, cams.ranking[:, None], present, config.keep_global_max)
     points = [maps.new_zeros(0, 2, dtype=torch.long)] * len(maps)
     for bucket in bucket_by_count(peaks):
         for pair, points_yx in zip(bucket.image_index.tolist(), bucket.points_yx):

@@ -1,6 +1,6 @@
 """From CAM to pseudo label against one pair at a time: skimage's peaks, SamPredictor's masks, loops."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,10 @@ def model(make_classifier):
 
 
 @torch.no_grad()
-def slow_cam(model, image: np.ndarray, class_index: int, scales, flip: bool) -> torch.Tensor:
+def slow_cam(
+    model, image: np.ndarray, class_index: int, scales, flip: bool, raw: bool = False
+) -> torch.Tensor:
+    """The CAM; with ``raw`` the sum of class maps before ReLU instead."""
     total = torch.zeros(HW)
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
     for scale in scales:
@@ -51,18 +54,18 @@ def slow_cam(model, image: np.ndarray, class_index: int, scales, flip: bool) -> 
             class_map = model(view.flip(-1) if mirrored else view).class_maps[
                 :, class_index : class_index + 1
             ]
-            full = F.interpolate(class_map.relu(), HW, mode="bilinear")[0, 0]
+            full = F.interpolate(class_map if raw else class_map.relu(), HW, mode="bilinear")[0, 0]
             total += full.flip(-1) if mirrored else full
-    return total / (total.max() + 1e-5)
+    return total if raw else total / (total.max() + 1e-5)
 
 
-def slow_points(cam: np.ndarray, config: PromptingConfig) -> set[tuple[int, int]]:
+def slow_points(cam: np.ndarray, raw: np.ndarray, config: PromptingConfig) -> set[tuple[int, int]]:
     d = config.min_distance_px
     border: Any = d  # its stubs know only bool
     found = peak_local_max(cam, min_distance=d, threshold_abs=config.tau, exclude_border=border)
     points = {(int(y), int(x)) for y, x in found}
     if config.keep_global_max == "always" or (config.keep_global_max == "if_empty" and not points):
-        y, x = np.unravel_index(cam.argmax(), cam.shape)
+        y, x = np.unravel_index((cam if cam.any() else raw).argmax(), cam.shape)
         points.add((int(y), int(x)))
     return points
 
@@ -146,8 +149,9 @@ def test_pseudo_labels_equal_one_pair_at_a_time(tiny_sam, model, images, image_l
 
     predictor = SamPredictor(tiny_sam)
     slow_masks = []
-    for n, (image, _) in enumerate(PRESENT):
-        expected = slow_points(cams.cam[n].numpy(), config)
+    for n, (image, class_index) in enumerate(PRESENT):
+        raw = slow_cam(model, images[image], class_index, config.scales, flip=False, raw=True)
+        expected = slow_points(cams.cam[n].numpy(), raw.numpy(), config)
         assert {tuple(p) for p in points[n].tolist()} == expected
         predictor.set_image(images[image])
         slow_masks.append(slow_mask(predictor, expected, config))
@@ -171,7 +175,7 @@ def test_groups_of_several_sizes_share_decoder_calls(tiny_sam, model, images, im
         cams = find_cams(model, batch, image_labels, scales=(1.0,), flip=False)
         points = find_prompts(cams, CONFIG)
         alone += decode_pairs(tiny_sam, embeddings[4 * k : 4 * k + 4], [cams], [points], "whole")
-        shifted = type(cams)(cams.cam, cams.image_index + 4 * k, cams.class_index)
+        shifted = replace(cams, image_index=cams.image_index + 4 * k)
         groups.append((shifted, points))
     together = decode_pairs(tiny_sam, embeddings, [g[0] for g in groups], [g[1] for g in groups], "whole")
     for one, other in zip(together, alone):
@@ -202,3 +206,17 @@ def test_images_without_classes_are_background(tiny_sam, model, images):
     label, _ = aggregate(tiny_sam, cams, masks, 4, CONFIG)
     assert label.shape == (4, *HW)
     assert not label.any()
+
+
+@torch.no_grad()
+def test_class_that_activates_nowhere_is_prompted_at_its_best_guess(make_classifier, images):
+    model = make_classifier()
+    weight = model.to_class_maps.weight
+    weight[0] = -weight[0].abs()  # features are non-negative: class 0 stays below zero
+    batch, labels = to_tensor(images[:1], torch.device("cpu")), torch.tensor([[1.0, 0.0, 0.0]])
+    cams = find_cams(model, batch, labels, scales=(1.0,), flip=False)
+    assert cams.cam.max() == 0
+    class_map = F.interpolate(model(batch).class_maps[:, :1], HW, mode="bilinear")[0, 0]
+    (points_yx,) = find_prompts(cams, CONFIG)
+    assert points_yx.tolist() == [list(np.unravel_index(class_map.numpy().argmax(), HW))]
+    assert points_yx.tolist() != [[0, 0]]
