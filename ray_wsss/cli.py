@@ -17,8 +17,8 @@ from ray_wsss.commands import (
     TrainClassifier,
     TrainSegmenter,
 )
-from ray_wsss.config import PRESETS
 from ray_wsss.errors import UserError
+from ray_wsss.presets import PRESETS
 
 INGEST = {"coco": IngestCoco, "voc": IngestVoc, "folder": IngestFolder, "csv": IngestCsv}
 

@@ -1,12 +1,11 @@
-"""Every setting of the pipeline: frozen, validated dataclasses, and the presets voc, coco and demo.
+"""Every setting of the pipeline: frozen, validated dataclasses.
 
 The defaults are the paper's VOC recipe. Values marked (code) are those of the released S2C code,
 (supplement) those of the paper's supplement, where the two differ the comment says which is used.
 """
 
-import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from ray_wsss.errors import UserError
@@ -258,113 +257,3 @@ class Recipe:
     label: LabelConfig = field(default_factory=LabelConfig)
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-
-
-_SCENES = AugmentConfig(
-    long_side_px=(88, 112),
-    crop_px=96,
-    jitter=(0.2, 0.2, 0.0, 0.0),
-    jitter_probability=0.5,
-    grey_probability=0.0,
-)
-"""For the demo's scenes: no change of colour, since colour tells their classes."""
-
-PRESETS = {
-    "voc": Recipe(),
-    "coco": Recipe(
-        classifier=ClassifierConfig(lr=0.005, max_iters=400_000),  # supplement
-        cpm=CpmConfig(warmup_iters=30_000),  # supplement
-    ),
-    "demo": Recipe(
-        sam=SamConfig(name="tiny"),
-        classifier=ClassifierConfig(
-            backbone="resnet_small",
-            pretrained=False,
-            output_stride=8,
-            optimiser="adamw",
-            lr=3e-3,
-            weight_decay=1e-3,
-            lr_warmup_iters=50,
-            batch_size=16,
-            max_iters=500,
-            freeze_norm=False,
-            freeze_stages=0,
-            feature_dim=128,
-            checkpoint_every=200,
-            loader_workers=0,
-            augment=_SCENES,
-        ),
-        cpm=CpmConfig(warmup_iters=200, temperature=0.15, scales=(1.0,)),
-        label=LabelConfig(scales=(1.0, 1.5)),
-        segmenter=SegmenterConfig(
-            backbone="resnet_small",
-            pretrained=False,
-            output_stride=8,
-            optimiser="adamw",
-            lr=3e-3,
-            weight_decay=1e-3,
-            lr_warmup_iters=50,
-            batch_size=16,
-            max_iters=300,
-            freeze_norm=False,
-            checkpoint_every=150,
-            loader_workers=0,
-            aspp_dim=48,
-            atrous_rates=(2, 4, 6),
-            augment=_SCENES,
-        ),
-    ),
-}
-"""Named recipes. voc and coco are the paper's, with a backbone that needs no network; demo is for scenes."""
-
-
-def override(config: Any, changes: Mapping[str, Any]) -> Any:
-    """A copy of a config with some keys changed, checked like the original.
-
-    Args:
-        config: any config dataclass.
-        changes: dotted keys to values, such as ``{"cpm.tau": 0.42}``.
-
-    Raises:
-        UserError: unknown key (with the nearest known one), or a value out of range.
-    """
-    for key, value in changes.items():
-        config = _set(config, key.split("."), value, key)
-    return config
-
-
-def _set(config: Any, path: list[str], value: Any, key: str) -> Any:
-    head, *rest = path
-    names = [f.name for f in fields(config)]
-    prefix = key[: len(key) - len(".".join(path))]
-    if head not in names:
-        near = difflib.get_close_matches(head, names, n=1)
-        hint = (
-            f"did you mean {prefix}{near[0]}?"
-            if near
-            else f"known are {', '.join(prefix + n for n in names)}"
-        )
-        raise UserError(f"unknown key {key}: {hint}")
-    old = getattr(config, head)
-    if bool(rest) != is_dataclass(old):
-        has = "has settings of its own" if not rest else "has none"
-        raise UserError(f"key {key} can't be set: {prefix}{head} {has}")
-    if rest:
-        return replace(config, **{head: _set(old, rest, value, key)})
-    if isinstance(old, tuple) and isinstance(value, list):  # JSON and Tune know lists only
-        value = tuple(value)
-    try:
-        return replace(config, **{head: value})
-    except UserError as error:  # names the section alone, which two parts of a recipe may share
-        raise UserError(str(error).replace(f"{config.section}.{head} ", f"{key} ", 1)) from None
-
-
-def flatten(config: Any) -> dict[str, Any]:
-    """Dotted keys to plain values; the inverse view of `override`, as manifests store it."""
-
-    def walk(prefix: str, value: Any) -> dict[str, Any]:
-        if isinstance(value, dict):
-            return {k: v for name, sub in value.items() for k, v in walk(f"{prefix}{name}.", sub).items()}
-        return {prefix[:-1]: list(value) if isinstance(value, tuple) else value}
-
-    return walk("", asdict(config))

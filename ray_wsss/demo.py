@@ -25,12 +25,14 @@ from ray_wsss.cluster.pipeline import (
 )
 from ray_wsss.cluster.session import ray_session
 from ray_wsss.cluster.train import Workers
-from ray_wsss.config import PRESETS, Recipe, override
+from ray_wsss.config import Recipe
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.scene_coco import write_scene_coco
 from ray_wsss.models.store import load_classifier
+from ray_wsss.overrides import override
+from ray_wsss.presets import PRESETS
 from ray_wsss.report.overview import OverviewRow, save_overview
 from ray_wsss.stages.evaluate import SegmenterEvaluator
 from ray_wsss.stages.label import to_tensor

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ray_wsss.config import PRESETS, Recipe, override
+from ray_wsss.config import Recipe
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.scene_coco import write_scene_coco
 from ray_wsss.data.schema import DatasetMetadata
+from ray_wsss.overrides import override
+from ray_wsss.presets import PRESETS
 from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
 
 FIRST_SEED = 10_900_000

@@ -12,11 +12,12 @@ import ray.data
 from ray_wsss.cluster.map import Resources, iterate, map_stage, write_shards
 from ray_wsss.cluster.session import ray_session
 from ray_wsss.cluster.train import Workers, fit
-from ray_wsss.config import Recipe, flatten
+from ray_wsss.config import Recipe
 from ray_wsss.data.schema import DatasetMetadata, SourceKind, SourceRow
 from ray_wsss.errors import UserError
 from ray_wsss.models.sam.build import resolve_checkpoint
 from ray_wsss.models.store import read_class_names
+from ray_wsss.overrides import flatten
 from ray_wsss.stages.ingest import IngestShard, ShardSummary, begin_ingest, finish_ingest
 from ray_wsss.stages.label import SamLabeller
 from ray_wsss.stages.manifest import Output, file_hash, require_finished

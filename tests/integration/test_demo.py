@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ray_wsss import demo
-from ray_wsss.config import Recipe, override
+from ray_wsss.config import Recipe
+from ray_wsss.overrides import override
 
 FIGURES = {
     "cam_plain_miou",

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 import ray_wsss.config as config_module
-from ray_wsss.config import PRESETS, CpmConfig, Recipe, flatten, override
+from ray_wsss.config import CpmConfig, Recipe
 from ray_wsss.errors import UserError
+from ray_wsss.overrides import flatten, override
+from ray_wsss.presets import PRESETS
 
 
 def test_override_changes_one_key_and_no_other():

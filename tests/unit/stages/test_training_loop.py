@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from ray_wsss.config import PRESETS, ClassifierConfig, Recipe, SegmenterConfig, override
+from ray_wsss.config import ClassifierConfig, Recipe, SegmenterConfig
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import write_table_atomically
 from ray_wsss.errors import UserError
 from ray_wsss.models.store import load_classifier, load_segmenter
+from ray_wsss.overrides import override
+from ray_wsss.presets import PRESETS
 from ray_wsss.stages.session import LocalSession, export_model
 from ray_wsss.stages.train_classifier import train_classifier
 from ray_wsss.stages.train_segmenter import train_segmenter

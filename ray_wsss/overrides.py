@@ -1,0 +1,60 @@
+"""Settings by dotted key: the one way in which command line, Tune and tests change them."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
+from typing import Any
+
+from ray_wsss.errors import UserError
+
+
+def override(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a config with some keys changed, checked like the original.
+
+    Args:
+        config: any config dataclass.
+        changes: dotted keys to values, such as ``{"cpm.tau": 0.42}``.
+
+    Raises:
+        UserError: unknown key (with the nearest known one), or a value out of range.
+    """
+    for key, value in changes.items():
+        config = _set(config, key.split("."), value, key)
+    return config
+
+
+def _set(config: Any, path: list[str], value: Any, key: str) -> Any:
+    head, *rest = path
+    names = [f.name for f in fields(config)]
+    prefix = key[: len(key) - len(".".join(path))]
+    if head not in names:
+        near = difflib.get_close_matches(head, names, n=1)
+        hint = (
+            f"did you mean {prefix}{near[0]}?"
+            if near
+            else f"known are {', '.join(prefix + n for n in names)}"
+        )
+        raise UserError(f"unknown key {key}: {hint}")
+    old = getattr(config, head)
+    if bool(rest) != is_dataclass(old):
+        has = "has settings of its own" if not rest else "has none"
+        raise UserError(f"key {key} can't be set: {prefix}{head} {has}")
+    if rest:
+        return replace(config, **{head: _set(old, rest, value, key)})
+    if isinstance(old, tuple) and isinstance(value, list):  # JSON and Tune know lists only
+        value = tuple(value)
+    try:
+        return replace(config, **{head: value})
+    except UserError as error:  # names the section alone, which two parts of a recipe may share
+        raise UserError(str(error).replace(f"{config.section}.{head} ", f"{key} ", 1)) from None
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Dotted keys to plain values; the inverse view of `override`, as manifests store it."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return {k: v for name, sub in value.items() for k, v in walk(f"{prefix}{name}.", sub).items()}
+        return {prefix[:-1]: list(value) if isinstance(value, tuple) else value}
+
+    return walk("", asdict(config))

@@ -1,0 +1,68 @@
+"""Named recipes: voc and coco are the paper's, demo is for generated scenes."""
+
+from ray_wsss.config import (
+    AugmentConfig,
+    ClassifierConfig,
+    CpmConfig,
+    LabelConfig,
+    Recipe,
+    SamConfig,
+    SegmenterConfig,
+)
+
+_SCENES = AugmentConfig(
+    long_side_px=(88, 112),
+    crop_px=96,
+    jitter=(0.2, 0.2, 0.0, 0.0),
+    jitter_probability=0.5,
+    grey_probability=0.0,
+)
+"""For the demo's scenes: no change of colour, since colour tells their classes."""
+
+PRESETS = {
+    "voc": Recipe(),
+    "coco": Recipe(
+        classifier=ClassifierConfig(lr=0.005, max_iters=400_000),  # supplement
+        cpm=CpmConfig(warmup_iters=30_000),  # supplement
+    ),
+    "demo": Recipe(
+        sam=SamConfig(name="tiny"),
+        classifier=ClassifierConfig(
+            backbone="resnet_small",
+            pretrained=False,
+            output_stride=8,
+            optimiser="adamw",
+            lr=3e-3,
+            weight_decay=1e-3,
+            lr_warmup_iters=50,
+            batch_size=16,
+            max_iters=500,
+            freeze_norm=False,
+            freeze_stages=0,
+            feature_dim=128,
+            checkpoint_every=200,
+            loader_workers=0,
+            augment=_SCENES,
+        ),
+        cpm=CpmConfig(warmup_iters=200, temperature=0.15, scales=(1.0,)),
+        label=LabelConfig(scales=(1.0, 1.5)),
+        segmenter=SegmenterConfig(
+            backbone="resnet_small",
+            pretrained=False,
+            output_stride=8,
+            optimiser="adamw",
+            lr=3e-3,
+            weight_decay=1e-3,
+            lr_warmup_iters=50,
+            batch_size=16,
+            max_iters=300,
+            freeze_norm=False,
+            checkpoint_every=150,
+            loader_workers=0,
+            aspp_dim=48,
+            atrous_rates=(2, 4, 6),
+            augment=_SCENES,
+        ),
+    ),
+}
+"""By name. The paper's recipes here have a backbone that needs no network."""
