@@ -2,8 +2,8 @@
 
     python jobs/train_tiny_sam.py --out ray_wsss/models/sam/tiny.safetensors
 
-The weights in the package come from this command with its defaults (about an hour on 2 CPU cores,
-minutes on a GPU). Training scenes have seeds below 2**31, held-out scenes seeds above.
+The weights in the package come from this command with its defaults (about an hour on 2 CPU cores).
+Training scenes have seeds below 2**31, held-out scenes seeds above.
 ``--evaluate-only`` measures weights that exist.
 """
 
