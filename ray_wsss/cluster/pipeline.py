@@ -98,10 +98,10 @@ def run_train_classifier(
 ) -> None:
     """Train a classifier on ``dataset``; ``out`` becomes a folder with the network and its checkpoints."""
     recipe = _with_absolute_paths(recipe)
-    settings = _settings(recipe, "classifier", "cpm")
+    settings = _dataset_settings(dataset) | _settings(recipe, "classifier", "cpm")
     if recipe.cpm.enabled:
         settings |= _sam_settings(recipe)
-    output = Output(out, "train-classifier", settings | _dataset_settings(dataset))
+    output = Output(out, "train-classifier", settings)
     share_of_batch(recipe.classifier, max(1, workers.workers), "classifier")
     check_trainable(dataset, recipe.classifier.batch_size)
     if _already_done(output, overwrite):
