@@ -107,7 +107,7 @@ class SamLabeller:
             local.append(found)
             over_all = torch.tensor(members, device=self.device)[found.image_index]
             cams.append(replace(found, image_index=over_all))
-        points_yx = [find_prompts(group, self.config) for group in cams]
+        points_yx = [find_prompts(group, self.config, guess=True) for group in cams]
         embeddings = encode_images(self.sam, [image.pixels for image in images])
         masks = decode_pairs(self.sam, embeddings, cams, points_yx, self.config.mask_output)
         for members, group_cams, group_masks in zip(groups, local, masks):

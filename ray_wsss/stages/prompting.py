@@ -94,12 +94,18 @@ def find_cams(
     return PairCams(cam, image_index, class_index, ranking)
 
 
-def find_prompts(cams: PairCams, config: PromptingConfig) -> list[Tensor]:
-    """Point prompts of each pair, (P, 2) pixels of the CAM, y before x; empty where a pair has none."""
+def find_prompts(cams: PairCams, config: PromptingConfig, *, guess: bool) -> list[Tensor]:
+    """Point prompts of each pair, (P, 2) pixels of the CAM, y before x; empty where a pair has none.
+
+    Args:
+        guess: prompt a class that activates nowhere at the maximum of its class map; else it has no prompt.
+            For labels a guess is better than nothing. As supervision it is worse: the CAM that it should
+            teach is zero and passes no gradient, while the classes around it are pushed away.
+    """
     maps = cams.cam[:, None]
     peaks = find_peaks(maps, tau=config.tau, min_distance_px=config.min_distance_px)
-    present = maps.new_ones(len(maps), 1)
-    peaks = keep_global_maximum(peaks, cams.ranking[:, None], present, config.keep_global_max)
+    prompted = maps.new_ones(len(maps), 1) if guess else (maps.amax((2, 3)) > 0).to(maps.dtype)
+    peaks = keep_global_maximum(peaks, cams.ranking[:, None], prompted, config.keep_global_max)
     points = [maps.new_zeros(0, 2, dtype=torch.long)] * len(maps)
     for bucket in bucket_by_count(peaks):
         for pair, points_yx in zip(bucket.image_index.tolist(), bucket.points_yx):

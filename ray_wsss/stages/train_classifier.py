@@ -36,7 +36,7 @@ class Cpm:
         """(B, P, P) uint8 pseudo labels of crops (B, 3, P, P) RGB in [0, 1]."""
         cams = find_cams(model, images, image_labels, scales=self.config.scales, flip=False)
         embeddings = self.sam.image_encoder(self._prepare(images))
-        points_yx = find_prompts(cams, self.config)
+        points_yx = find_prompts(cams, self.config, guess=False)
         (masks,) = decode_pairs(self.sam, embeddings, [cams], [points_yx], self.config.mask_output)
         return aggregate(self.sam, cams, masks, len(images), self.config)[0]
 

@@ -140,7 +140,7 @@ def test_pseudo_labels_equal_one_pair_at_a_time(tiny_sam, model, images, image_l
     config = PromptingConfig(**{"tau": 0.3, "min_distance_px": 4, "scales": (1.0, 1.5)} | changes)
     batch = to_tensor(images, torch.device("cpu"))
     cams = find_cams(model, batch, image_labels, scales=config.scales, flip=False)
-    points = find_prompts(cams, config)
+    points = find_prompts(cams, config, guess=True)
     with torch.no_grad():
         (masks,) = decode_pairs(
             tiny_sam, encode_images(tiny_sam, images), [cams], [points], config.mask_output
@@ -173,7 +173,7 @@ def test_groups_of_several_sizes_share_decoder_calls(tiny_sam, model, images, im
     for k, group in enumerate((images, small)):
         batch = to_tensor(group, torch.device("cpu"))
         cams = find_cams(model, batch, image_labels, scales=(1.0,), flip=False)
-        points = find_prompts(cams, CONFIG)
+        points = find_prompts(cams, CONFIG, guess=True)
         alone += decode_pairs(tiny_sam, embeddings[4 * k : 4 * k + 4], [cams], [points], "whole")
         shifted = replace(cams, image_index=cams.image_index + 4 * k)
         groups.append((shifted, points))
@@ -187,7 +187,7 @@ def test_without_peaks_there_is_no_prompt_and_all_is_background(tiny_sam, model,
     config = PromptingConfig(tau=1.0, keep_global_max="never", scales=(1.0,))
     batch = to_tensor(images, torch.device("cpu"))
     cams = find_cams(model, batch, image_labels, scales=config.scales, flip=False)
-    points = find_prompts(cams, config)
+    points = find_prompts(cams, config, guess=True)
     assert [tuple(p.shape) for p in points] == [(0, 2)] * len(PRESENT)
     (masks,) = decode_pairs(tiny_sam, encode_images(tiny_sam, images), [cams], [points], "whole")
     for confidence in ("logit", "iou", "stability"):
@@ -200,7 +200,7 @@ def test_without_peaks_there_is_no_prompt_and_all_is_background(tiny_sam, model,
 def test_images_without_classes_are_background(tiny_sam, model, images):
     batch = to_tensor(images, torch.device("cpu"))
     cams = find_cams(model, batch, torch.zeros(4, 3), scales=(1.0,), flip=True)
-    points = find_prompts(cams, CONFIG)
+    points = find_prompts(cams, CONFIG, guess=True)
     assert (len(cams.cam), points) == (0, [])
     (masks,) = decode_pairs(tiny_sam, encode_images(tiny_sam, images), [cams], [points], "whole")
     label, _ = aggregate(tiny_sam, cams, masks, 4, CONFIG)
@@ -217,6 +217,7 @@ def test_class_that_activates_nowhere_is_prompted_at_its_best_guess(make_classif
     cams = find_cams(model, batch, labels, scales=(1.0,), flip=False)
     assert cams.cam.max() == 0
     class_map = F.interpolate(model(batch).class_maps[:, :1], HW, mode="bilinear")[0, 0]
-    (points_yx,) = find_prompts(cams, CONFIG)
+    (points_yx,) = find_prompts(cams, CONFIG, guess=True)
     assert points_yx.tolist() == [list(np.unravel_index(class_map.numpy().argmax(), HW))]
     assert points_yx.tolist() != [[0, 0]]
+    assert find_prompts(cams, CONFIG, guess=False)[0].tolist() == []  # no gradient would reach it
