@@ -12,8 +12,8 @@ from ray_wsss.config import AugmentConfig
 from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.ops.geometry import Geometry
+from ray_wsss.ops.losses import IGNORE_LABEL
 
-IGNORE = 255
 PADDING = 0.45
 """Grey level of the padding: about ImageNet's mean, so that it is 0 after normalisation."""
 
@@ -123,7 +123,7 @@ class TrainingCrops(Dataset):
         if self.labels is not None:
             png = self.labels.read(self.labels.index_of(record["image_id"]), ["pseudo_label"])["pseudo_label"]
             label = torch.from_numpy(decode_mask(png))[None]
-            item["pseudo_label"] = geometry.apply(label, fill=IGNORE, nearest=True)[0]
+            item["pseudo_label"] = geometry.apply(label, fill=IGNORE_LABEL, nearest=True)[0]
         return item
 
     def _recolour(self, crop: Tensor, generator: torch.Generator) -> Tensor:

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_wsss.config import CpmConfig, Recipe
-from ray_wsss.data.loader import IGNORE, TrainingCrops
+from ray_wsss.data.loader import TrainingCrops
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.ops.cam import make_cam
-from ray_wsss.ops.losses import StepLosses, classification_loss, cpm_loss
+from ray_wsss.ops.losses import IGNORE_LABEL, StepLosses, classification_loss, cpm_loss
 from ray_wsss.stages.prompting import aggregate, decode_pairs, find_cams, find_prompts
-from ray_wsss.stages.training import Batch, Session, rows_of, run_training, share_of_batch
+from ray_wsss.stages.training import Batch, Session, run_training, share_of_batch
 
 
 class Cpm:
@@ -75,7 +75,7 @@ class ClassifierStep:
         images, image_labels = batch["image"], batch["image_labels"]
         bare = cast(Classifier, getattr(model, "module", model))  # outside DDP: this pass has no gradient
         pseudo_label = self.cpm(bare, images, image_labels)
-        pseudo_label = pseudo_label.masked_fill(~batch["inside"], IGNORE)
+        pseudo_label = pseudo_label.masked_fill(~batch["inside"], IGNORE_LABEL)
         cam = make_cam(class_maps, image_labels, (images.shape[-2], images.shape[-1]))
         return cpm_loss(cam, pseudo_label, self.temperature)
 
@@ -116,7 +116,7 @@ def train_classifier(recipe: Recipe, dataset: Path, session: Session) -> None:
 def check_trainable(dataset: Path, batch_size: int) -> list[int]:
     """Rows with image labels. Raises UserError where they are fewer than a batch, or of no class."""
     reader = ShardReader(dataset)
-    rows = rows_of([reader.read(i, ["image_labels"])["image_labels"] for i in range(len(reader))], False)
+    rows = [row for row in range(len(reader)) if reader.read(row, ["image_labels"])["image_labels"]]
     if len(rows) < batch_size:
         raise UserError(
             f"{dataset} has {len(rows)} images with labels; expected at least one batch of {batch_size} "

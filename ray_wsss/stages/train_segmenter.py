@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_wsss.config import Recipe
-from ray_wsss.data.loader import IGNORE, TrainingCrops
+from ray_wsss.data.loader import TrainingCrops
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.models.segmenter import SegmenterSpec, build_segmenter
+from ray_wsss.ops.losses import IGNORE_LABEL
 from ray_wsss.stages.training import Batch, Session, run_training, share_of_batch
 
 
@@ -19,8 +20,8 @@ def segmenter_step(model: nn.Module, batch: Batch, iteration: int) -> tuple[Tens
     """Per-pixel cross-entropy against the pseudo label; 255 is ignored."""
     del iteration
     target = batch["pseudo_label"].long()
-    total = F.cross_entropy(model(batch["image"]), target, ignore_index=IGNORE, reduction="sum")
-    loss = total / (target != IGNORE).sum().clamp(min=1)
+    total = F.cross_entropy(model(batch["image"]), target, ignore_index=IGNORE_LABEL, reduction="sum")
+    loss = total / (target != IGNORE_LABEL).sum().clamp(min=1)
     if not torch.isfinite(loss):
         raise FloatingPointError(f"segmenter loss is {loss.item()} for {', '.join(batch['image_id'])}")
     return loss, {"seg": loss}

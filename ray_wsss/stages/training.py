@@ -5,7 +5,7 @@ Where it runs, how a model becomes data-parallel and where a checkpoint goes is 
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -231,8 +231,3 @@ def _progress_line(name: str, metrics: dict[str, float], max_iters: int) -> str:
     return (
         f"{name} {done}/{max_iters}  {losses}  {metrics['seconds_per_step']:.2f} s/step  {left_s:.0f} s left"
     )
-
-
-def rows_of(image_labels: Sequence[Sequence[int]], keep_unlabelled: bool) -> list[int]:
-    """Rows of the data set to train on."""
-    return [row for row, labels in enumerate(image_labels) if keep_unlabelled or len(labels)]

@@ -13,8 +13,9 @@ from PIL import Image
 
 from ray_wsss.config import AugmentConfig
 from ray_wsss.data.images import encode_mask
-from ray_wsss.data.loader import IGNORE, PADDING, IterationBatches, TrainingCrops, make_loader
+from ray_wsss.data.loader import PADDING, IterationBatches, TrainingCrops, make_loader
 from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
+from ray_wsss.ops.losses import IGNORE_LABEL
 
 PLAIN = AugmentConfig(long_side_px=(40, 80), crop_px=48, jitter_probability=0.0, grey_probability=0.0)
 
@@ -108,7 +109,7 @@ def test_pseudo_labels_are_joined_and_transformed_like_the_image(folders):
         assert white.any()
         assert (label[white] == row + 1).all()
         assert (label[black] == 0).all()
-        assert torch.equal(label == IGNORE, ~inside)
+        assert torch.equal(label == IGNORE_LABEL, ~inside)
         assert (image[:, ~inside] == PADDING).all()
         labels = item["image_labels"]
         assert isinstance(labels, torch.Tensor)
