@@ -8,12 +8,14 @@ import tyro
 
 from ray_wsss.commands import (
     Demo,
+    Embed,
     Evaluate,
     IngestCoco,
     IngestCsv,
     IngestFolder,
     IngestVoc,
     Label,
+    SegmentEverything,
     TrainClassifier,
     TrainSegmenter,
 )
@@ -36,6 +38,10 @@ def _commands(preset: str) -> Any:
             cpm=recipe.cpm,
             sam=recipe.sam,
             **common,
+        ),
+        "embed": Embed(dataset=missing, out=missing, embed=recipe.embed, sam=recipe.sam, **common),
+        "segment-everything": SegmentEverything(
+            dataset=missing, out=missing, segments=recipe.segments, sam=recipe.sam, **common
         ),
         "label": Label(
             dataset=missing, classifier=missing, out=missing, label=recipe.label, sam=recipe.sam, **common

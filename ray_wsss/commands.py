@@ -1,29 +1,29 @@
 """The commands of ``ray-wsss``, one dataclass each: its fields are the flags, its docstrings the help."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from ray_wsss.cluster.chunks import RunReport, describe_run
 from ray_wsss.cluster.evaluate import run_evaluate, save_metrics
+from ray_wsss.cluster.labelling import run_embed, run_label, run_segment_everything
 from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.pipeline import (
-    Cluster,
-    run_ingest,
-    run_label,
-    run_train_classifier,
-    run_train_segmenter,
-)
+from ray_wsss.cluster.pipeline import run_ingest, run_train_classifier, run_train_segmenter
+from ray_wsss.cluster.session import Cluster
 from ray_wsss.cluster.train import Workers
 from ray_wsss.config import (
     ClassifierConfig,
     CpmConfig,
+    EmbedConfig,
     EvaluateConfig,
     LabelConfig,
     Recipe,
     SamConfig,
     SegmenterConfig,
+    SegmentsConfig,
 )
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.csv_labels import read_csv
@@ -146,45 +146,82 @@ class TrainClassifier:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Label:
-    """Make pseudo labels: CAM peaks prompt SAM, its masks become one label map per image."""
+class _SamStage:
+    """What the stages that run SAM over a data set have in common."""
 
     dataset: Path
     """Data set written by ingest."""
-    classifier: Path
-    """Output of train-classifier."""
     out: Path
-    """Folder for the labels."""
+    """Folder for the result; an interrupted run in it goes on where it was."""
     preset: PresetName = "voc"
     """Where the defaults below come from."""
     overwrite: bool = False
     """Replace what --out holds."""
     sam_actors: int = 1
-    """Actors, each with a classifier and SAM."""
+    """Actors, each with its own networks. Images are decoded beside them, on CPUs that are left."""
     num_cpus_per_actor: float = 1
     """CPUs, and so torch threads, of an actor."""
     num_gpus_per_actor: float = 0
     """GPUs of an actor; fractions share one."""
     cluster: _Cluster = field(default_factory=Cluster)
-    label: LabelConfig = field(default_factory=LabelConfig)
     sam: SamConfig = field(default_factory=SamConfig)
 
-    def run(self) -> None:
+    def _run(self, stage: Callable[..., RunReport], recipe: Recipe, what: str, **inputs: Path | None) -> None:
         resources = Resources(
             actors=self.sam_actors,
             cpus_per_actor=self.num_cpus_per_actor,
             gpus_per_actor=self.num_gpus_per_actor,
         )
-        summary = run_label(
-            Recipe(label=self.label, sam=self.sam),
+        report = stage(
+            recipe,
             dataset=self.dataset,
-            classifier=self.classifier,
             out=self.out,
             resources=resources,
             cluster=self.cluster,
             overwrite=self.overwrite,
+            **inputs,
         )
-        print(f"{summary}, in {self.out}")
+        print(f"{describe_run(report, what)}\nin {self.out}")
+        if report.total.errors:
+            print(f"{self.out / 'errors.parquet'} lists the images that failed, and why")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed(_SamStage):
+    """Run SAM's image encoder once per image and keep its embeddings for label and training."""
+
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+
+    def run(self) -> None:
+        self._run(run_embed, Recipe(embed=self.embed, sam=self.sam), "embedded")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentEverything(_SamStage):
+    """Prompt SAM with a grid of points: one map of all segments per image."""
+
+    embeddings: Path | None = None
+    """Output of embed, by the same SAM; spares its image encoder."""
+    segments: SegmentsConfig = field(default_factory=SegmentsConfig)
+
+    def run(self) -> None:
+        recipe = Recipe(segments=self.segments, sam=self.sam)
+        self._run(run_segment_everything, recipe, "segmented", embeddings=self.embeddings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label(_SamStage):
+    """Make pseudo labels: CAM peaks prompt SAM, its masks become one label map per image."""
+
+    classifier: Path
+    """Output of train-classifier."""
+    embeddings: Path | None = None
+    """Output of embed, by the same SAM; spares its image encoder."""
+    label: LabelConfig = field(default_factory=LabelConfig)
+
+    def run(self) -> None:
+        recipe = Recipe(label=self.label, sam=self.sam)
+        self._run(run_label, recipe, "labelled", classifier=self.classifier, embeddings=self.embeddings)
 
 
 @dataclass(frozen=True, kw_only=True)

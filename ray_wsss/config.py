@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from ray_wsss.errors import UserError
 
+SamName = Literal["tiny", "vit_b", "vit_l", "vit_h"]
+
 
 def _check(config: Any, ok: Callable[[Any], bool], names: str, expected: str) -> None:
     """Raise UserError for the first of the fields ``names`` whose value is not ok."""
@@ -37,13 +39,18 @@ class SamConfig:
 
     section: ClassVar[str] = "sam"
 
-    name: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_h"
+    name: SamName = "vit_h"
     """tiny ships with the package and knows generated scenes only; the others are Meta's."""
     checkpoint: str | None = None
     """Path of the checkpoint. Without one, Meta's file is downloaded once and its hash verified."""
+    encode_batch_size: int = 8
+    """Images per pass of the image encoder."""
+    decode_batch_size: int = 32
+    """Prompt sets per pass of the mask decoder, whichever images and classes they belong to."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        _check(self, lambda v: v >= 1, "encode_batch_size decode_batch_size", "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,13 +232,58 @@ class LabelConfig(PromptingConfig):
     """Add the class maps of the mirrored image at every scale."""
     max_side_px: int = 1024
     """Images with a longer side are labelled at this size and the label is scaled back up."""
-    batch_size: int = 16
-    """Images an actor works on at a time."""
+    batch_size: int = 32
+    """Images whose prompt sets are decoded together; their CAMs are in memory at a time."""
+    cam_batch_size: int = 16
+    """Images (of one size) per pass of the classifier."""
 
     def __post_init__(self) -> None:
         PromptingConfig.__post_init__(self)
         _check(self, lambda v: v >= 32, "max_side_px", "at least 32 pixels")
-        _check(self, lambda v: v >= 1, "batch_size", "at least 1 image")
+        _check(self, lambda v: v >= 1, "batch_size cam_batch_size", "at least 1 image")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedConfig:
+    """The cache of SAM's image embeddings."""
+
+    section: ClassVar[str] = "embed"
+
+    dtype: Literal["fp16", "int8"] = "fp16"
+    """How embeddings are stored; int8, with a scale per channel, takes half the space."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentsConfig:
+    """Segment everything: the settings of segment_anything's SamAutomaticMaskGenerator, with its defaults."""
+
+    section: ClassVar[str] = "segments"
+
+    points_per_side: int = 32
+    """The grid of point prompts has this many rows and columns."""
+    pred_iou_thresh: float = 0.88
+    """Masks whose predicted IoU is not above this are dropped."""
+    stability_score_thresh: float = 0.95
+    """Masks that change more than this when their threshold moves are dropped."""
+    stability_score_offset: float = 1.0
+    """How far the threshold moves, in logits."""
+    box_nms_thresh: float = 0.7
+    """Of two masks whose boxes overlap by more than this IoU, the one of higher predicted IoU stays."""
+    overlap: Literal["smallest_area", "highest_iou"] = "smallest_area"
+    """Which mask a pixel goes to that lies in several: the smallest (paper) or SAM's favourite (code)."""
+    max_side_px: int = 1024
+    """Images with a longer side are segmented at this size and the map is scaled back up."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check(self, lambda v: v >= 1, "points_per_side", "at least 1 point")
+        shares = "pred_iou_thresh stability_score_thresh box_nms_thresh"
+        _check(self, lambda v: 0 <= v <= 1, shares, "a share in [0, 1]")
+        _check(self, lambda v: v >= 0, "stability_score_offset", "0 or more")
+        _check(self, lambda v: v >= 32, "max_side_px", "at least 32 pixels")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,6 +306,8 @@ class Recipe:
     sam: SamConfig = field(default_factory=SamConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     cpm: CpmConfig = field(default_factory=CpmConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    segments: SegmentsConfig = field(default_factory=SegmentsConfig)
     label: LabelConfig = field(default_factory=LabelConfig)
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -15,15 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ray_wsss.cluster.evaluate import run_evaluate, save_metrics
+from ray_wsss.cluster.labelling import run_label
 from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.pipeline import (
-    Cluster,
-    run_ingest,
-    run_label,
-    run_train_classifier,
-    run_train_segmenter,
-)
-from ray_wsss.cluster.session import ray_session
+from ray_wsss.cluster.pipeline import run_ingest, run_train_classifier, run_train_segmenter
+from ray_wsss.cluster.session import Cluster, ray_session
 from ray_wsss.cluster.train import Workers
 from ray_wsss.config import Recipe
 from ray_wsss.data.coco import read_coco
@@ -78,7 +73,7 @@ def run_demo(
             )
         _say("4/6", "pseudo labels")
         for split, name in (("held_out", "plain"), ("held_out", "cpm"), ("train", "cpm")):
-            summary = run_label(
+            report = run_label(
                 recipe,
                 dataset=out / split,
                 classifier=out / f"classifier_{name}",
@@ -86,7 +81,7 @@ def run_demo(
                 resources=_ACTORS,
                 cluster=cluster,
             )
-            print(f"{split}, CAMs of the {name} classifier: {summary}")
+            print(f"{split}, CAMs of the {name} classifier: {report.total.masks} class masks")
         _say("5/6", "segmenter on the pseudo labels")
         run_train_segmenter(
             recipe,

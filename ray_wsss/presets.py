@@ -8,6 +8,7 @@ from ray_wsss.config import (
     Recipe,
     SamConfig,
     SegmenterConfig,
+    SegmentsConfig,
 )
 
 _SCENES = AugmentConfig(
@@ -45,6 +46,7 @@ PRESETS = {
             augment=_SCENES,
         ),
         cpm=CpmConfig(warmup_iters=200, temperature=0.15, scales=(1.0,)),
+        segments=SegmentsConfig(points_per_side=16),
         label=LabelConfig(scales=(1.0, 1.5)),
         segmenter=SegmenterConfig(
             backbone="resnet_small",

@@ -109,7 +109,8 @@ def foreign_dataset(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def classifier(dataset: Path, small_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier that was trained for four iterations, in this process."""
-    from ray_wsss.cluster.pipeline import Cluster, run_train_classifier
+    from ray_wsss.cluster.pipeline import run_train_classifier
+    from ray_wsss.cluster.session import Cluster
     from ray_wsss.cluster.train import Workers
 
     out = tmp_path_factory.mktemp("trained") / "classifier"
@@ -127,8 +128,9 @@ def labels(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Pseudo labels of the data set, by one actor."""
+    from ray_wsss.cluster.labelling import run_label
     from ray_wsss.cluster.map import Resources
-    from ray_wsss.cluster.pipeline import Cluster, run_label
+    from ray_wsss.cluster.session import Cluster
 
     out = tmp_path_factory.mktemp("labelled") / "labels"
     run_label(

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ray_wsss.cluster.map import Resources, iterate, map_stage
-from ray_wsss.cluster.pipeline import IMAGE_COLUMNS, Cluster, check_classes
-from ray_wsss.cluster.session import ray_session
+from ray_wsss.cluster.session import Cluster, ray_session
 from ray_wsss.config import Recipe
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata, replace_atomically
 from ray_wsss.errors import UserError
 from ray_wsss.stages.evaluate import CamEvaluator, Evaluator, LabelEvaluator, SegmenterEvaluator, add_up
 from ray_wsss.stages.manifest import require_finished
+from ray_wsss.stages.provenance import check_classes
 
 
 def run_evaluate(
@@ -60,11 +60,10 @@ def run_evaluate(
     with ray_session(cluster.address, verbose=cluster.verbose):
         counted = map_stage(
             dataset,
-            [*IMAGE_COLUMNS, "mask"],
+            ["image_id", "image", "orientation", "image_labels", "mask"],
             Evaluator,
             arguments={"measures": measures},
             resources=resources,
-            batch_size=recipe.label.batch_size,
         )
         rows = list(iterate(counted))
     return _metrics(rows, metadata.class_names, threshold)

@@ -1,8 +1,8 @@
 """A stage class as an actor pool: the one place where rows flow through Ray Data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,12 +13,9 @@ from ray.data import ActorPoolStrategy, Dataset
 from ray.exceptions import RayError
 
 from ray_wsss.cluster.session import check_resources
-from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
-
-BATCHES_PER_BLOCK = 4
-"""At most: larger blocks cost fewer tasks, smaller ones spread better."""
+from ray_wsss.stages.chunks import Chunk, plan_chunks, read_chunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +44,13 @@ class Resources:
         return "cuda" if self.gpus_per_actor > 0 else "cpu"
 
 
-class _Actor:
-    """A stage in its own process."""
+class StageActor:
+    """A stage in a process of its own; subclasses say how it is called.
+
+    Args:
+        arguments: of the stage class.
+        threads: of torch.
+    """
 
     stage_class: ClassVar[type]
 
@@ -58,31 +60,75 @@ class _Actor:
         try:
             self.stage = self.stage_class(**arguments)
         except Exception as error:
-            # Raised with the first batch: an actor that fails to start is started again and again, and what
+            # Raised with the first chunk: an actor that fails to start is started again and again, and what
             # it raised reaches the driver only as text.
             self.failure = error
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def __call__(self, rows: pa.Table) -> pa.Table:
         if self.failure is not None:
             raise self.failure
-        return self.stage(table)
+        return self.run(rows)
+
+    def run(self, rows: pa.Table) -> pa.Table:
+        """One chunk."""
+        raise NotImplementedError
+
+
+class _TableActor(StageActor):
+    """Calls the stage with the rows of a chunk."""
+
+    def __init__(self, arguments: dict[str, Any], threads: int, columns: list[str]) -> None:
+        super().__init__(arguments, threads)
+        self.columns = columns
+
+    def run(self, rows: pa.Table) -> pa.Table:
+        return self.stage(read_chunk(chunk_of(rows), self.columns))
 
 
 def map_stage(
-    dataset: Path,
-    columns: list[str],
-    stage: type,
-    *,
-    arguments: dict[str, Any],
-    resources: Resources,
-    batch_size: int,
+    dataset: Path, columns: list[str], stage: type, *, arguments: dict[str, Any], resources: Resources
 ) -> Dataset:
-    """Run a stage class (table in, table out) over a data set on a fixed pool of actors.
-
-    Batches are the same whatever the number of actors.
+    """Run a stage class (table in, table out) over a data set, chunk by chunk, on a fixed pool of actors.
 
     Raises:
         UserError: the cluster is too small for the pool, or a damaged data set.
+    """
+    DatasetMetadata.load(dataset)
+    chunks = plan_chunks(dataset)
+    extra = {"columns": columns}
+    return map_actors(plan_rows(chunks), _TableActor, stage, arguments, resources, len(chunks), extra)
+
+
+def plan_rows(chunks: Sequence[Chunk]) -> Dataset:
+    """A plan as a Ray data set, every chunk a block of its own."""
+    return ray.data.from_items([asdict(chunk) for chunk in chunks], override_num_blocks=len(chunks))
+
+
+def chunk_of(rows: pa.Table) -> Chunk:
+    """The chunk that a block of `plan_rows` describes."""
+    names = [f.name for f in fields(Chunk)]
+    return Chunk(**{name: rows[name][0].as_py() for name in names})
+
+
+def map_actors(
+    blocks: Dataset,
+    actor: type[StageActor],
+    stage: type,
+    arguments: dict[str, Any],
+    resources: Resources,
+    count: int,
+    extra: Mapping[str, Any],
+) -> Dataset:
+    """Run blocks of one row through a fixed pool of actors.
+
+    Args:
+        actor: how a block is handed to the stage.
+        stage: class of the stage, ``arguments`` its own.
+        count: of the blocks; there are no more actors than that.
+        extra: further arguments of ``actor``.
+
+    Raises:
+        UserError: the cluster is too small for the pool.
     """
     check_resources(
         count=resources.actors,
@@ -91,22 +137,16 @@ def map_stage(
         what=f"{stage.__name__} with {resources.actors} actors",
         spare_cpus=1,
     )
-    DatasetMetadata.load(dataset)
-    batches = -(-len(ShardReader(dataset)) // batch_size)
-    actors = min(resources.actors, batches)
-    rows = ray.data.read_parquet(str((dataset / "shards").absolute())).select_columns(columns)
-    # Small Parquet data arrives as one block, and all actors but one would be idle.
-    rows_per_block = batch_size * max(1, min(BATCHES_PER_BLOCK, batches // actors))
-    blocks = rows.repartition(target_num_rows_per_block=rows_per_block, strict=True)
+    threads = max(1, int(resources.cpus_per_actor))
     return blocks.map_batches(
-        type(stage.__name__, (_Actor,), {"stage_class": stage}),  # the dashboard shows the stage's name
-        batch_size=batch_size,
+        type(stage.__name__, (actor,), {"stage_class": stage}),  # the dashboard shows the stage's name
+        batch_size=None,
         batch_format="pyarrow",
         # A fixed pool: autoscaling pools flap on autoscaling clusters.
-        compute=ActorPoolStrategy(size=actors),
+        compute=ActorPoolStrategy(size=min(resources.actors, count)),
         num_cpus=resources.cpus_per_actor,
         num_gpus=resources.gpus_per_actor,
-        fn_constructor_kwargs={"arguments": arguments, "threads": max(1, int(resources.cpus_per_actor))},
+        fn_constructor_kwargs={"arguments": arguments, "threads": threads, **extra},
     )
 
 
@@ -114,12 +154,6 @@ def iterate(rows: Dataset) -> Iterator[dict[str, Any]]:
     """Rows as they arrive at the driver. Raises what a stage raised, as itself."""
     with own_errors():
         yield from rows.iter_rows()
-
-
-def write_shards(rows: Dataset, folder: Path) -> None:
-    """Write ``rows`` as Parquet shards. Raises what a stage raised, as itself."""
-    with own_errors():
-        rows.write_parquet(str(folder.absolute()))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,16 @@ import ray
 from ray.data import DataContext
 
 from ray_wsss.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Which Ray to use."""
+
+    address: str | None = None
+    """Ray cluster (auto, host:port); by default $RAY_ADDRESS, else a fresh Ray on this machine."""
+    verbose: bool = False
+    """Show Ray's own log, progress bars and stack traces."""
 
 
 @contextmanager

@@ -229,6 +229,30 @@ def encode_mask(mask: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
+def decode_segments(png: bytes) -> NDArray[np.int32]:
+    """Decode what `encode_segments` wrote to an (H, W) int32 segment map.
+
+    Raises:
+        ImageError: not a complete PNG, or not 16-bit grey.
+    """
+    image = _load(png, ("PNG",))
+    if image.mode != "I;16":
+        raise ImageError(f"the segment map's pixels are {image.mode}; expected a PNG of 16-bit grey")
+    return np.asarray(image).astype(np.int32)
+
+
+def encode_segments(segments: NDArray[np.integer]) -> bytes:
+    """Encode an (H, W) segment map of any integer type, ids 0 to 65535, as a 16-bit grey PNG."""
+    if segments.ndim != 2 or not np.issubdtype(segments.dtype, np.integer):
+        found = f"{segments.dtype} of shape {segments.shape}"
+        raise ValueError(f"the segments are {found}; expected integers (H, W)")
+    if segments.size and (segments.min() < 0 or segments.max() > 0xFFFF):
+        raise ValueError(f"segment ids span {segments.min()}..{segments.max()}; expected 0..65535")
+    buffer = BytesIO()
+    Image.fromarray(segments.astype(np.uint16)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def voc_palette() -> NDArray[np.uint8]:
     """VOC's colour map, (256, 3) uint8 RGB: the label's bits, dealt in turn to red, green and blue."""
     labels = np.arange(256)

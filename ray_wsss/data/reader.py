@@ -30,12 +30,12 @@ class ShardReader:
         self.dataset = Path(dataset)
         self.cache_bytes = cache_bytes
         self._forget()
-        self._paths = _shard_paths(self.dataset)
+        self._paths = shard_paths(self.dataset)
         # One entry per row group: (file, group in file); and where each one's rows end.
         self._groups: list[tuple[int, int]] = []
         sizes: list[int] = []
         for file, path in enumerate(self._paths):
-            footer = _open(path).metadata
+            footer = open_shard(path).metadata
             self._groups += [(file, group) for group in range(footer.num_row_groups)]
             sizes += [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
         self._ends = list(accumulate(sizes))
@@ -92,7 +92,7 @@ class ShardReader:
         if index not in self._files:
             if len(self._files) >= _MAX_OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
-            self._files[index] = _open(self._paths[index])
+            self._files[index] = open_shard(self._paths[index])
         self._files.move_to_end(index)
         return self._files[index]
 
@@ -112,7 +112,8 @@ class ShardReader:
         self._forget()
 
 
-def _shard_paths(dataset: Path) -> list[Path]:
+def shard_paths(dataset: Path) -> list[Path]:
+    """The shards of a folder in name order. Raises UserError where there is none."""
     if not dataset.is_dir():
         raise UserError(f"{dataset} is not a folder; expected one with Parquet shards")
     folder = dataset / "shards" if (dataset / "shards").is_dir() else dataset
@@ -122,7 +123,8 @@ def _shard_paths(dataset: Path) -> list[Path]:
     return paths
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def open_shard(path: Path) -> pq.ParquetFile:
+    """Open a Parquet file. Raises UserError where it is damaged or missing."""
     try:
         return pq.ParquetFile(path, memory_map=True)
     except (pa.ArrowInvalid, OSError) as error:

@@ -136,17 +136,17 @@ def locate(root: Path, name: str) -> tuple[str, str | None]:
     return (str((root / name).absolute()), None) if inside else (name, f"path leaves the folder {root}")
 
 
-def write_table_atomically(table: pa.Table, path: Path) -> None:
+def write_table_atomically(table: pa.Table, path: Path, rows_per_group: int = ROWS_PER_GROUP) -> None:
     """Write Parquet so that ``path`` is either absent, or its old self, or complete.
 
-    Nothing is compressed or dictionary-encoded: images already are compressed, and small row groups
-    (``ROWS_PER_GROUP``) keep random access cheap.
+    Nothing is compressed or dictionary-encoded: images already are compressed, and small row groups keep
+    random access cheap.
     """
     with replace_atomically(path) as temporary:
         pq.write_table(
             table,
             temporary,
-            row_group_size=ROWS_PER_GROUP,
+            row_group_size=rows_per_group,
             compression="none",
             use_dictionary=False,
             write_statistics=False,

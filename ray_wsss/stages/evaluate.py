@@ -16,7 +16,8 @@ from ray_wsss.data.reader import ShardReader
 from ray_wsss.models.store import load_classifier, load_segmenter
 from ray_wsss.ops.cam import resize_maps
 from ray_wsss.ops.metrics import ConfusionMatrix
-from ray_wsss.stages.label import shrink, to_tensor
+from ray_wsss.stages.chunks import shrink
+from ray_wsss.stages.label import to_tensor
 from ray_wsss.stages.prompting import find_cams
 
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))

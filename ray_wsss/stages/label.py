@@ -1,7 +1,15 @@
-"""Pseudo labels: decode, multi-scale CAM, peaks, prompts, SAM, aggregation, for a table of images."""
+"""Pseudo labels: multi-scale CAM, peaks, prompts, SAM, aggregation, for the images of a chunk.
+
+Every phase has a batch size of its own: the classifier sees images of one size together, SAM's encoder
+images of any size, SAM's decoder prompt sets of equally many points, whichever images and classes they
+belong to.
+"""
 
 from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +18,17 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from ray_wsss.config import LabelConfig, SamConfig
 from ray_wsss.data.coco import encode_rle
-from ray_wsss.data.images import decode_image, encode_mask
+from ray_wsss.data.images import encode_mask
+from ray_wsss.data.schema import ROWS_PER_GROUP
 from ray_wsss.models.sam.build import build_sam
-from ray_wsss.models.sam.encoder import encode_images
 from ray_wsss.models.store import load_classifier
+from ray_wsss.stages.chunks import PreparedImage, resize_map
+from ray_wsss.stages.embed import embeddings_of
 from ray_wsss.stages.prompting import PairCams, PairMasks, aggregate, decode_pairs, find_cams, find_prompts
+from ray_wsss.stages.tally import Tally
 
 SEGMENT = pa.struct(
     [
@@ -40,138 +50,144 @@ LABEL_SCHEMA = pa.schema(
         pa.field("error", pa.string()),  # why there is no label; null where there is one
     ]
 )
+_WRITE_THREADS = 4
+"""Threads that encode the labels of a GPU actor, so that the GPU need not wait for PNG and RLE."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Image:
-    """A decoded image and its working copy."""
+class _Labelled:
+    """One image's results, on the CPU, at working size."""
 
-    row: int
-    image_hw: tuple[int, int]
-    pixels: NDArray[np.uint8]
-    """(H, W, 3) at working size: at most ``max_side_px``."""
+    label: NDArray[np.uint8]
+    """(h, w)."""
+    masks: NDArray[np.bool_]
+    """(P, h, w), one per class that is present."""
+    segments: list[dict[str, Any]]
+    """Per mask its columns of `SEGMENT`, without what is counted at the image's size."""
 
 
 class SamLabeller:
-    """Labels tables of images; hosts a classifier and SAM on one device.
+    """Labels the images of a chunk; hosts a classifier and SAM on one device.
 
     A row that fails carries its reason in ``error``; the others go on.
     """
 
+    rows_per_group = ROWS_PER_GROUP
+
     def __init__(self, config: LabelConfig, sam: SamConfig, classifier: Path, device: str = "cpu") -> None:
-        self.config = config
+        self.config, self.sam_config = config, sam
         self.device = torch.device(device)
         model, self.spec = load_classifier(classifier)
         self.model = model.to(self.device)
         self.sam = build_sam(sam).to(self.device)
+        # On a CPU there is nothing to overlap: labels are encoded when they are asked for.
+        self.map = ThreadPoolExecutor(_WRITE_THREADS).map if self.device.type == "cuda" else map
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows of a data set (`data.schema.IMAGE_SCHEMA`) to rows of `LABEL_SCHEMA`, in order."""
-        rows = table.select(["image_id", "image", "orientation", "image_labels"]).to_pylist()
-        results: list[dict[str, Any]] = [{"image_id": row["image_id"]} for row in rows]
-        images: list[_Image] = []
-        for at, row in enumerate(rows):
-            try:
-                images.append(self._load(at, row))
-            except ValueError as error:
-                results[at]["error"] = str(error)
-        if images:
-            labels = self._image_labels([rows[image.row] for image in images])
-            self._label(images, labels, results)
-        return pa.Table.from_pylist(results, schema=LABEL_SCHEMA)
+    def __call__(self, images: Sequence[PreparedImage]) -> tuple[pa.Table, Tally]:
+        """Images to rows of `LABEL_SCHEMA`, in order, and what it took."""
+        rows: list[dict[str, Any]] = []
+        for image in images:
+            error = image.error if image.error is not None else self._beyond(image.image_labels)
+            rows.append({"image_id": image.image_id, "error": error})
+        good = [at for at, row in enumerate(rows) if row["error"] is None]
+        tally = Tally(images=len(good), errors=len(rows) - len(good))
+        # Images of one size side by side make full batches for the classifier.
+        good.sort(key=lambda at: _pixels(images[at]).shape)
+        described = []
+        for start in range(0, len(good), self.config.batch_size):
+            batch = [images[at] for at in good[start : start + self.config.batch_size]]
+            described.append(self.map(_describe, batch, self._label(batch, tally)))
+        with tally.phase("write"):
+            for at, row in zip(good, chain.from_iterable(described)):
+                rows[at] |= row
+            return pa.Table.from_pylist(rows, schema=LABEL_SCHEMA), tally
 
-    def _load(self, at: int, row: dict[str, Any]) -> _Image:
-        beyond = [c for c in row["image_labels"] if not 0 <= c < len(self.spec.class_names)]
-        if beyond:
-            raise ValueError(
-                f"image label {beyond[0]}; the classifier has {len(self.spec.class_names)} classes"
-            )
-        pixels = decode_image(row["image"], row["orientation"])
-        return _Image(at, pixels.shape[:2], shrink(pixels, self.config.max_side_px))
-
-    def _image_labels(self, rows: list[dict[str, Any]]) -> Tensor:
-        labels = torch.zeros(len(rows), len(self.spec.class_names), device=self.device)
-        for at, row in enumerate(rows):
-            labels[at, row["image_labels"]] = 1
-        return labels
+    def _beyond(self, image_labels: Sequence[int]) -> str | None:
+        beyond = [c for c in image_labels if not 0 <= c < len(self.spec.class_names)]
+        return (
+            f"image label {beyond[0]}; the classifier has {len(self.spec.class_names)} classes"
+            if beyond
+            else None
+        )
 
     @torch.no_grad()
-    def _label(self, images: list[_Image], image_labels: Tensor, results: list[dict[str, Any]]) -> None:
-        groups = group_by_size([image.pixels for image in images])
-        cams, local = [], []
-        for members in groups:
-            batch = to_tensor([images[m].pixels for m in members], self.device)
-            found = find_cams(
-                self.model, batch, image_labels[members], scales=self.config.scales, flip=self.config.flip
-            )
-            local.append(found)
-            over_all = torch.tensor(members, device=self.device)[found.image_index]
-            cams.append(replace(found, image_index=over_all))
-        points_yx = [find_prompts(group, self.config, guess=True) for group in cams]
-        embeddings = encode_images(self.sam, [image.pixels for image in images])
-        masks = decode_pairs(self.sam, embeddings, cams, points_yx, self.config.mask_output)
-        for members, group_cams, group_masks in zip(groups, local, masks):
-            labels, binary = aggregate(self.sam, group_cams, group_masks, len(members), self.config)
-            for k, member in enumerate(members):
-                pairs = (group_cams.image_index == k).nonzero()[:, 0].tolist()
-                image = images[member]
-                results[image.row] |= _describe(image, labels[k], binary, group_cams, group_masks, pairs)
+    def _label(self, batch: Sequence[PreparedImage], tally: Tally) -> list[_Labelled]:
+        with tally.phase("cam", self.device):
+            groups = _group_by_size([_pixels(image) for image in batch], self.config.cam_batch_size)
+            cams = [self._cams(batch, members) for members in groups]
+        with tally.phase("encode", self.device):
+            embeddings = embeddings_of(self.sam, batch, self.sam_config.encode_batch_size)
+        with tally.phase("prompt", self.device):
+            points_yx = [find_prompts(group, self.config, guess=True) for group in cams]
+            over_all = [
+                replace(group, image_index=torch.tensor(members, device=self.device)[group.image_index])
+                for group, members in zip(cams, groups)
+            ]
+            output, size = self.config.mask_output, self.sam_config.decode_batch_size
+            masks = decode_pairs(self.sam, embeddings, over_all, points_yx, output, size)
+            results: dict[int, _Labelled] = {}
+            for members, group_cams, group_masks in zip(groups, cams, masks):
+                results.update(zip(members, self._aggregate(group_cams, group_masks, len(members))))
+        tally.masks += sum(len(points) for points in points_yx)
+        tally.prompts += sum(len(points) for group in points_yx for points in group)
+        return [results[at] for at in range(len(batch))]
+
+    def _cams(self, batch: Sequence[PreparedImage], members: list[int]) -> PairCams:
+        image_labels = torch.zeros(len(members), len(self.spec.class_names))
+        for k, member in enumerate(members):
+            image_labels[k, list(batch[member].image_labels)] = 1
+        pixels = to_tensor([_pixels(batch[member]) for member in members], self.device)
+        scales, flip = self.config.scales, self.config.flip
+        return find_cams(self.model, pixels, image_labels.to(self.device), scales=scales, flip=flip)
+
+    def _aggregate(self, cams: PairCams, masks: PairMasks, count: int) -> list[_Labelled]:
+        """Labels and masks of a group of ``count`` images of one size."""
+        labels, binary = aggregate(self.sam, cams, masks, count, self.config)
+        inside = binary.sum((1, 2)).clamp(min=1)
+        columns = {
+            "class_index": cams.class_index.tolist(),
+            "sam_score": masks.predicted_iou.tolist(),
+            "cam_mean": ((cams.cam * binary).sum((1, 2)) / inside).tolist(),
+            "points_xy": [points.flip(-1).tolist() for points in masks.points_yx],
+        }
+        segments = [dict(zip(columns, values)) for values in zip(*columns.values())]
+        image_of = cams.image_index.cpu().numpy()
+        label_maps, mask_maps = labels.cpu().numpy(), binary.cpu().numpy()
+        pairs = [np.flatnonzero(image_of == k) for k in range(count)]
+        return [_Labelled(label_maps[k], mask_maps[p], [segments[n] for n in p]) for k, p in enumerate(pairs)]
 
 
-def shrink(pixels: NDArray[np.uint8], max_side_px: int) -> NDArray[np.uint8]:
-    """An image (H, W, 3) uint8 whose long side is at most ``max_side_px`` (antialiased)."""
-    height, width = pixels.shape[:2]
-    scale = max_side_px / max(height, width)
-    if scale >= 1:
-        return pixels
-    size_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
-    source = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    return F.interpolate(source, size_hw, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
-
-
-def group_by_size(images: list[NDArray[np.uint8]]) -> list[list[int]]:
-    """Indices of the images of one size, per size."""
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for at, image in enumerate(images):
-        groups[image.shape[:2]].append(at)
-    return list(groups.values())
-
-
-def to_tensor(images: list[NDArray[np.uint8]], device: torch.device) -> Tensor:
+def to_tensor(images: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
     """Images of one size to (B, 3, H, W) float RGB in [0, 1]."""
     return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float().div_(255)
 
 
-def _to_size(mask: Tensor, image_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """A label map at working size back at the image's size (nearest)."""
-    if tuple(mask.shape) != image_hw:
-        mask = F.interpolate(mask[None, None].float(), image_hw, mode="nearest-exact")[0, 0]
-    return mask.to(torch.uint8).cpu().numpy()
+def _pixels(image: PreparedImage) -> NDArray[np.uint8]:
+    assert image.pixels is not None
+    return image.pixels
 
 
-def _describe(
-    image: _Image, label: Tensor, binary: Tensor, cams: PairCams, masks: PairMasks, pairs: list[int]
-) -> dict[str, Any]:
+def _group_by_size(images: Sequence[NDArray[np.uint8]], most: int) -> list[list[int]]:
+    """Indices of images of one size, at most ``most`` together."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for at, image in enumerate(images):
+        groups[image.shape].append(at)
+    return [group[at : at + most] for group in groups.values() for at in range(0, len(group), most)]
+
+
+def _describe(image: PreparedImage, result: _Labelled) -> dict[str, Any]:
     """One image's columns of `LABEL_SCHEMA`."""
     height, width = image.image_hw
-    scale = torch.tensor([width / label.shape[1], height / label.shape[0]])
+    scale = np.array([width / result.label.shape[1], height / result.label.shape[0]])
     segments = []
-    for pair in pairs:
-        mask = _to_size(binary[pair], image.image_hw)
-        inside = cams.cam[pair][binary[pair]]
-        segments.append(
-            {
-                "class_index": int(cams.class_index[pair]),
-                "points_xy": ((masks.points_yx[pair].cpu().flip(-1) + 0.5) * scale).tolist(),
-                "sam_score": float(masks.predicted_iou[pair]),
-                "cam_mean": float(inside.mean()) if len(inside) else 0.0,
-                "area": int(mask.sum()),
-                "rle": encode_rle(mask)["counts"],
-            }
-        )
+    for mask, segment in zip(result.masks, result.segments):
+        at_size = resize_map(mask, image.image_hw)
+        points_xy = (np.array(segment["points_xy"]).reshape(-1, 2) + 0.5) * scale
+        rle = encode_rle(at_size)["counts"]
+        segments.append(segment | {"points_xy": points_xy.tolist(), "area": int(at_size.sum()), "rle": rle})
     return {
         "height": height,
         "width": width,
-        "pseudo_label": encode_mask(_to_size(label, image.image_hw)),
+        "pseudo_label": encode_mask(resize_map(result.label, image.image_hw)),
         "segments": segments,
     }

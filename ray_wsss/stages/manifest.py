@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray_wsss
+from ray_wsss.data.reader import open_shard, shard_paths
 from ray_wsss.data.schema import replace_atomically
 from ray_wsss.errors import UserError
 
@@ -23,6 +24,12 @@ class Output:
     stage: str
     depends_on: Mapping[str, Any]
     """Everything that decides the result: settings by dotted key, inputs by name and hash."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells outputs of different inputs apart."""
+        content = json.dumps([self.stage, dict(self.depends_on)], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def begin(self, *, overwrite: bool = False) -> State:
         """Claim the folder.
@@ -93,8 +100,12 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     return found if ours else None
 
 
-def require_finished(folder: Path, stage: str) -> None:
-    """Raise UserError where ``folder`` is not the finished output of ``stage``."""
+def require_finished(folder: Path, stage: str) -> dict[str, Any]:
+    """What the finished output of ``stage`` in ``folder`` depends on.
+
+    Raises:
+        UserError: ``folder`` is something else, or unfinished.
+    """
     found = _read_manifest(folder)
     if found is None:
         raise UserError(f"{folder} is no output of {stage} (it has no manifest.json of ray-wsss)")
@@ -102,6 +113,27 @@ def require_finished(folder: Path, stage: str) -> None:
         raise UserError(f"{folder} holds the output of {found['stage']}; expected that of {stage}")
     if found["state"] != "finished":
         raise UserError(f"{folder} is unfinished: run the {stage} command that makes it again, it goes on")
+    return found["depends_on"]
+
+
+def dataset_hash(dataset: Path) -> str:
+    """SHA-256 over a data set's metadata and the name, size and footer of every shard.
+
+    A footer holds the sizes of all columns of all row groups, so this notices other images without reading
+    them all.
+
+    Raises:
+        UserError: no data set, or one that can't be read.
+    """
+    digest = hashlib.sha256(file_hash(dataset / "metadata.json").encode())
+    for path in shard_paths(dataset):
+        with open_shard(path) as file:
+            footer = file.metadata.serialized_size
+        with path.open("rb") as raw:
+            size = raw.seek(0, 2)
+            raw.seek(max(0, size - footer - 8))
+            digest.update(f"{path.name}\0{size}\0".encode() + raw.read())
+    return digest.hexdigest()
 
 
 def file_hash(path: Path) -> str:

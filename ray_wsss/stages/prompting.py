@@ -4,7 +4,7 @@ Works on (image, class) pairs, never on a dense tensor over all classes, and dec
 all images and classes together, bucketed by their number of points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,12 +119,14 @@ def decode_pairs(
     cams: Sequence[PairCams],
     points_yx: Sequence[list[Tensor]],
     mask_output: str,
+    batch_size: int,
 ) -> list[PairMasks]:
-    """SAM's mask of every pair of several groups of images, with one decoder call per number of points.
+    """SAM's mask of every pair of several groups of images, those with equally many points together.
 
     Args:
         cams: groups of pairs; the images of a group have one size, ``image_index`` counts over all.
         points_yx: per group and pair (P, 2). A pair without points gets logits of -inf and IoU 0.
+        batch_size: pairs per decoder call.
     """
     in_frame: list[Tensor] = []
     for group_cams, group in zip(cams, points_yx):
@@ -136,8 +138,7 @@ def decode_pairs(
     predicted_iou = embeddings.new_zeros(len(in_frame))
     image_of = torch.cat([group.image_index for group in cams]) if cams else torch.zeros(0, dtype=torch.long)
     counts = [len(points) for points in in_frame]
-    for count in sorted(set(counts) - {0}):
-        chosen = [k for k, c in enumerate(counts) if c == count]
+    for chosen in _buckets(counts, batch_size):
         points = torch.stack([in_frame[k] for k in chosen])
         at = torch.tensor(chosen, device=embeddings.device)
         masks, iou = decode_prompts(sam, embeddings[image_of[at]], points, points.new_ones(points.shape[:2]))
@@ -149,6 +150,14 @@ def decode_pairs(
         PairMasks(logits[end - len(group) : end], predicted_iou[end - len(group) : end], list(group))
         for group, end in zip(points_yx, ends)
     ]
+
+
+def _buckets(counts: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices of equal counts above 0, at most ``batch_size`` at a time."""
+    for count in sorted(set(counts) - {0}):
+        chosen = [k for k, c in enumerate(counts) if c == count]
+        for start in range(0, len(chosen), batch_size):
+            yield chosen[start : start + batch_size]
 
 
 def aggregate(

@@ -28,8 +28,8 @@ class Cpm:
     SAM encodes the crop itself, as published (the design's ``cpm.view=crop``).
     """
 
-    def __init__(self, sam: Sam, config: CpmConfig) -> None:
-        self.sam, self.config = sam, config
+    def __init__(self, sam: Sam, config: CpmConfig, decode_batch_size: int) -> None:
+        self.sam, self.config, self.decode_batch_size = sam, config, decode_batch_size
 
     @torch.no_grad()
     def __call__(self, model: Classifier, images: Tensor, image_labels: Tensor) -> Tensor:
@@ -37,7 +37,9 @@ class Cpm:
         cams = find_cams(model, images, image_labels, scales=self.config.scales, flip=False)
         embeddings = self.sam.image_encoder(self._prepare(images))
         points_yx = find_prompts(cams, self.config, guess=False)
-        (masks,) = decode_pairs(self.sam, embeddings, [cams], [points_yx], self.config.mask_output)
+        (masks,) = decode_pairs(
+            self.sam, embeddings, [cams], [points_yx], self.config.mask_output, self.decode_batch_size
+        )
         return aggregate(self.sam, cams, masks, len(images), self.config)[0]
 
     def _prepare(self, images: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ def train_classifier(recipe: Recipe, dataset: Path, session: Session) -> None:
     model.backbone.freeze(config.freeze_stages, config.freeze_norm)
     cpm = None
     if recipe.cpm.enabled and recipe.cpm.warmup_iters < config.max_iters:
-        cpm = Cpm(build_sam(recipe.sam).to(session.device), recipe.cpm)
+        cpm = Cpm(build_sam(recipe.sam).to(session.device), recipe.cpm, recipe.sam.decode_batch_size)
     run_training(
         model=model,
         spec=spec,

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from ray_wsss.cluster import pipeline
-from ray_wsss.cluster.pipeline import Cluster, run_ingest
+from ray_wsss.cluster.pipeline import run_ingest
+from ray_wsss.cluster.session import Cluster
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.csv_labels import read_csv
 from ray_wsss.data.folder import read_folder

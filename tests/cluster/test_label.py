@@ -7,8 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ray_wsss.cluster.chunks import RunReport
+from ray_wsss.cluster.labelling import run_label
 from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.pipeline import Cluster, LabelSummary, run_label
+from ray_wsss.cluster.session import Cluster
 from ray_wsss.config import Recipe
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
@@ -17,7 +19,7 @@ from ray_wsss.errors import UserError
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def _label(recipe: Recipe, dataset: Path, classifier: Path, out: Path, actors: int = 1) -> LabelSummary:
+def _label(recipe: Recipe, dataset: Path, classifier: Path, out: Path, actors: int = 1) -> RunReport:
     return run_label(
         recipe,
         dataset=dataset,
@@ -43,15 +45,15 @@ def test_two_actors_make_the_same_labels(
     one, two = _rows(labels), _rows(tmp_path / "two")
     assert set(one) == set(ShardReader(dataset).image_ids)
     assert one == two
-    assert summary.images == 24
-    assert summary.segments == sum(len(row["segments"]) for row in one.values())
+    assert summary.total.images == 24
+    assert summary.total.masks == sum(len(row["segments"]) for row in one.values())
 
 
 def test_a_finished_run_is_left_alone(
     small_recipe: Recipe, dataset: Path, classifier: Path, labels: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in labels.rglob("*")}
-    assert _label(small_recipe, dataset, classifier, labels).images == 24
+    assert _label(small_recipe, dataset, classifier, labels).total.images == 24
     assert "already finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in labels.rglob("*")} == before
 
@@ -71,7 +73,7 @@ def test_bad_rows_do_not_stop_the_run(
 ) -> None:
     broken = _break_images(dataset, tmp_path / "broken", {0, 7})
     summary = _label(small_recipe, broken, classifier, tmp_path / "out", actors=2)
-    assert (summary.images, summary.errors) == (22, 2)
+    assert (summary.total.images, summary.total.errors) == (22, 2)
     ids, rows, good = ShardReader(dataset).image_ids, _rows(tmp_path / "out"), _rows(labels)
     assert {image_id for image_id, row in rows.items() if row["error"]} == {ids[0], ids[7]}
     assert rows[ids[0]]["pseudo_label"] is None

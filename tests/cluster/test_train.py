@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from ray_wsss.cluster import train
-from ray_wsss.cluster.pipeline import Cluster, run_train_classifier
+from ray_wsss.cluster.pipeline import run_train_classifier
+from ray_wsss.cluster.session import Cluster
 from ray_wsss.cluster.train import Workers
 from ray_wsss.config import Recipe
 from ray_wsss.overrides import override

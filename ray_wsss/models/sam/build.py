@@ -13,7 +13,7 @@ from segment_anything.modeling import Sam
 
 from ray_wsss.config import SamConfig
 from ray_wsss.errors import UserError
-from ray_wsss.models.sam.tiny import build_tiny_sam, tiny_checkpoint
+from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX, build_tiny_sam, tiny_checkpoint
 from ray_wsss.models.weights import read_weights
 
 
@@ -40,6 +40,11 @@ PUBLISHED = {
         "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"
     ),
 }
+
+
+def sam_side_px(config: SamConfig) -> int:
+    """Long side of an image in SAM's input, known without building SAM."""
+    return IMAGE_SIZE_PX if config.name == "tiny" else 1024
 
 
 def build_sam(config: SamConfig) -> Sam:

@@ -20,11 +20,23 @@ def prepare_images(sam: Sam, images: Sequence[NDArray]) -> Tensor:
     As ``SamPredictor.set_image``: long side to S (antialiased), normalised, padded right and below.
     """
     resize = ResizeLongestSide(sam.image_encoder.img_size)
-    inputs = [torch.from_numpy(resize.apply_image(image)).permute(2, 0, 1).float() for image in images]
-    return torch.stack([sam.preprocess(x.to(sam.device)) for x in inputs])
+    return _stack(sam, [resize.apply_image(image) for image in images])
 
 
 def encode_images(sam: Sam, images: Sequence[NDArray]) -> Tensor:
     """Embeddings (N, D, h, w) of N images, (H, W, 3) uint8 RGB of any sizes."""
     with torch.no_grad():
         return sam.image_encoder(prepare_images(sam, images))
+
+
+@torch.no_grad()
+def encode_resized(sam: Sam, resized: Sequence[NDArray], batch_size: int) -> Tensor:
+    """Embeddings (N, D, h, w) of N images whose long side is S already, ``batch_size`` at a time."""
+    batches = [resized[at : at + batch_size] for at in range(0, len(resized), batch_size)]
+    return torch.cat([sam.image_encoder(_stack(sam, batch)) for batch in batches])
+
+
+def _stack(sam: Sam, resized: Sequence[NDArray]) -> Tensor:
+    # Bytes are copied to the device, a quarter of what floats would be.
+    inputs = [torch.tensor(image, device=sam.device).permute(2, 0, 1).float() for image in resized]
+    return torch.stack([sam.preprocess(x) for x in inputs])

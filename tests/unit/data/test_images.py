@@ -14,7 +14,9 @@ from ray_wsss.data.images import (
     choose_orientation,
     decode_image,
     decode_mask,
+    decode_segments,
     encode_mask,
+    encode_segments,
     probe_image,
     voc_palette,
 )
@@ -256,3 +258,36 @@ def test_bad_masks(rgb):
         decode_mask(encoded(Image.fromarray(np.full((2, 2), 300, np.uint16))))
     with pytest.raises(ValueError, match="expected uint8"):
         encode_mask(np.zeros((2, 2), np.int64))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int64])
+def test_segments_round_trip(dtype):
+    segments = np.arange(65_536).astype(dtype).reshape(256, 256)
+    for some in (segments, segments.T, segments[::-1, ::2], segments[:1]):
+        png = encode_segments(some)
+        assert png[24:26] == b"\x10\0"  # 16 bits, grey: also where 8 bits would do
+        assert decode_segments(png).dtype == np.int32
+        np.testing.assert_array_equal(decode_segments(png), some)
+
+
+def test_segments_that_dont_fit_are_refused():
+    for segments, reason in [
+        (np.array([[0, 65_536]]), r"span 0\.\.65536; expected 0\.\.65535"),
+        (np.array([[-1, 3]], np.int32), r"span -1\.\.3"),
+        (np.zeros((2, 2)), "float64 of shape"),
+        (np.zeros((1, 2, 2), np.int32), r"shape \(1, 2, 2\)"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            encode_segments(segments)
+
+
+def test_bad_segment_maps(rgb):
+    png = encode_segments(np.arange(6000).reshape(60, 100))
+    for data, reason in [
+        (png[: len(png) // 2], "truncated PNG"),
+        (encode_mask(rgb[..., 0]), "pixels are P; expected a PNG of 16-bit grey"),
+        (encoded(Image.fromarray(rgb[..., 0])), "pixels are L"),
+        (encoded(Image.fromarray(rgb[..., 0].astype(np.uint16)), "TIFF"), "not an image"),
+    ]:
+        with pytest.raises(ImageError, match=reason):
+            decode_segments(data)

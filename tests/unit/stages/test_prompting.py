@@ -143,7 +143,7 @@ def test_pseudo_labels_equal_one_pair_at_a_time(tiny_sam, model, images, image_l
     points = find_prompts(cams, config, guess=True)
     with torch.no_grad():
         (masks,) = decode_pairs(
-            tiny_sam, encode_images(tiny_sam, images), [cams], [points], config.mask_output
+            tiny_sam, encode_images(tiny_sam, images), [cams], [points], config.mask_output, 32
         )
         label, binary = aggregate(tiny_sam, cams, masks, 4, config)
 
@@ -174,10 +174,10 @@ def test_groups_of_several_sizes_share_decoder_calls(tiny_sam, model, images, im
         batch = to_tensor(group, torch.device("cpu"))
         cams = find_cams(model, batch, image_labels, scales=(1.0,), flip=False)
         points = find_prompts(cams, CONFIG, guess=True)
-        alone += decode_pairs(tiny_sam, embeddings[4 * k : 4 * k + 4], [cams], [points], "whole")
+        alone += decode_pairs(tiny_sam, embeddings[4 * k : 4 * k + 4], [cams], [points], "whole", 32)
         shifted = replace(cams, image_index=cams.image_index + 4 * k)
         groups.append((shifted, points))
-    together = decode_pairs(tiny_sam, embeddings, [g[0] for g in groups], [g[1] for g in groups], "whole")
+    together = decode_pairs(tiny_sam, embeddings, [g[0] for g in groups], [g[1] for g in groups], "whole", 3)
     for one, other in zip(together, alone):
         assert_close(one.logits, other.logits, rtol=0, atol=1e-4)
         assert all(torch.equal(a, b) for a, b in zip(one.points_yx, other.points_yx))
@@ -189,7 +189,7 @@ def test_without_peaks_there_is_no_prompt_and_all_is_background(tiny_sam, model,
     cams = find_cams(model, batch, image_labels, scales=config.scales, flip=False)
     points = find_prompts(cams, config, guess=True)
     assert [tuple(p.shape) for p in points] == [(0, 2)] * len(PRESENT)
-    (masks,) = decode_pairs(tiny_sam, encode_images(tiny_sam, images), [cams], [points], "whole")
+    (masks,) = decode_pairs(tiny_sam, encode_images(tiny_sam, images), [cams], [points], "whole", 32)
     for confidence in ("logit", "iou", "stability"):
         some = PromptingConfig(confidence=confidence)
         label, binary = aggregate(tiny_sam, cams, masks, 4, some)
@@ -202,7 +202,7 @@ def test_images_without_classes_are_background(tiny_sam, model, images):
     cams = find_cams(model, batch, torch.zeros(4, 3), scales=(1.0,), flip=True)
     points = find_prompts(cams, CONFIG, guess=True)
     assert (len(cams.cam), points) == (0, [])
-    (masks,) = decode_pairs(tiny_sam, encode_images(tiny_sam, images), [cams], [points], "whole")
+    (masks,) = decode_pairs(tiny_sam, encode_images(tiny_sam, images), [cams], [points], "whole", 32)
     label, _ = aggregate(tiny_sam, cams, masks, 4, CONFIG)
     assert label.shape == (4, *HW)
     assert not label.any()

@@ -1,0 +1,54 @@
+"""What benchmarks run on where nothing else is given: generated scenes and a briefly trained classifier."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from segment_anything import sam_model_registry
+
+from ray_wsss.config import Recipe, SamConfig, SamName
+from ray_wsss.data.coco import read_coco
+from ray_wsss.data.scene_coco import write_scene_coco
+from ray_wsss.overrides import override
+from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
+from ray_wsss.stages.manifest import Output
+from ray_wsss.stages.session import LocalSession, export_model
+from ray_wsss.stages.train_classifier import train_classifier
+
+_FIRST_SEED = 20_000_000
+_ROWS_PER_SHARD = 256
+
+
+def make_dataset(out: Path, images: int) -> Path:
+    """A data set of generated scenes (96 x 96 px JPEG, 1 to 3 objects of 6 classes)."""
+    if not (out / "metadata.json").exists():
+        seeds = range(_FIRST_SEED, _FIRST_SEED + images)
+        class_names, rows = read_coco(*write_scene_coco(out.with_name("scenes"), "scenes", seeds))
+        begin_ingest(out)
+        ingest = IngestShard(out, len(class_names))
+        shards = [rows[at : at + _ROWS_PER_SHARD] for at in range(0, len(rows), _ROWS_PER_SHARD)]
+        finish_ingest(out, class_names, "coco", [ingest(shard, k) for k, shard in enumerate(shards)])
+    return out
+
+
+def make_classifier(recipe: Recipe, dataset: Path, out: Path, iterations: int = 200) -> Path:
+    """A classifier trained without CPM, so that CAMs have peaks where objects are."""
+    recipe = override(recipe, {"cpm.enabled": False, "classifier.max_iters": iterations})
+    output = Output(out, "train-classifier", {"benchmark": iterations})
+    if output.begin() != "finished":
+        session = LocalSession(out / "checkpoints")
+        train_classifier(recipe, dataset, session)
+        checkpoint = session.latest_checkpoint()
+        assert checkpoint is not None
+        export_model(checkpoint, out)
+        output.finish()
+    return out
+
+
+def make_random_sam(name: SamName, out: Path) -> SamConfig:
+    """SAM with random weights, which cost as much to run as trained ones."""
+    if not out.exists():
+        torch.manual_seed(0)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file(sam_model_registry[name]().state_dict(), out)
+    return SamConfig(name=name, checkpoint=str(out))

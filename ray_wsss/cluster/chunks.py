@@ -1,0 +1,198 @@
+"""Long runs over many images: CPU workers decode chunks ahead, actors work them off, each writes its part.
+
+A killed driver, actor or node costs the chunks that were in work: the next run of the same command, or
+Ray's retry, does them again and finds the others done.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.data import DataContext, Dataset
+
+from ray_wsss.cluster.map import Resources, StageActor, chunk_of, iterate, map_actors, plan_rows
+from ray_wsss.cluster.metrics import StageMetrics
+from ray_wsss.cluster.progress import ImageProgress
+from ray_wsss.cluster.session import Cluster, ray_session
+from ray_wsss.data.schema import write_table_atomically
+from ray_wsss.errors import UserError
+from ray_wsss.stages.chunks import Chunk, PrepareImages, pack_images, plan_chunks, unpack_images
+from ray_wsss.stages.manifest import Output
+from ray_wsss.stages.parts import Parts
+from ray_wsss.stages.tally import Tally
+
+_DECODE_MEMORY = 2**30
+"""Bytes that a process which decodes chunks is planned to take; half of it is what it imports."""
+_ERRORS = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage that takes prepared images and gives a table and a tally, and what it needs."""
+
+    stage_class: type
+    arguments: dict[str, Any]
+    prepare: PrepareImages
+
+
+@dataclass(kw_only=True)
+class RunReport:
+    """What a run over many images did."""
+
+    total: Tally = field(default_factory=Tally)
+    """Counts of the whole output; seconds of this run, summed over the actors."""
+    done_before: int = 0
+    """Images that an earlier run had finished."""
+    startup_s: float = 0.0
+    """Until the first actor began to work."""
+    work_s: float = 0.0
+    """From then until the last chunk was written."""
+
+    @property
+    def images_per_s(self) -> float:
+        """Of this run, its start taken off."""
+        return (self.total.images + self.total.errors - self.done_before) / max(self.work_s, 1e-9)
+
+
+class _ChunkActor(StageActor):
+    """Hands prepared images to the stage and writes what comes back."""
+
+    def __init__(self, arguments: dict[str, Any], threads: int, parts: Parts, name: str) -> None:
+        super().__init__(arguments, threads)
+        self.parts = parts
+        self.metrics = StageMetrics(name)
+        self.idle_since: float | None = None
+
+    def run(self, rows: pa.Table) -> pa.Table:
+        began = time.time()
+        images = unpack_images(rows["images"].combine_chunks())
+        table, tally = self.stage(images)
+        tally.seconds["decode"] = rows["decode_seconds"][0].as_py()
+        with tally.phase("write"):
+            self.parts.write(chunk_of(rows), table, tally, self.stage.rows_per_group)
+        tally.seconds["wait"] = began - self.idle_since if self.idle_since is not None else 0.0
+        self.metrics.add(tally)
+        self.idle_since = time.time()
+        summary = {"tally": [json.dumps(asdict(tally))], "began": [began], "ended": [self.idle_since]}
+        return pa.table(summary)
+
+
+def _prepare(rows: pa.Table, prepare: PrepareImages) -> pa.Table:
+    began = time.perf_counter()
+    images = pack_images(prepare(chunk_of(rows)))
+    rows = rows.append_column("images", images)
+    return rows.append_column("decode_seconds", pa.array([time.perf_counter() - began]))
+
+
+def run_chunks(
+    output: Output, stage: Stage, *, dataset: Path, resources: Resources, cluster: Cluster, overwrite: bool
+) -> RunReport:
+    """Bring ``output`` to its end: every image of ``dataset`` in it once.
+
+    Raises:
+        UserError: another run's output, a damaged data set, too small a cluster, or every image failed.
+    """
+    state = output.begin(overwrite=overwrite)
+    chunks = plan_chunks(dataset)
+    parts = Parts(output.out.absolute(), output.fingerprint)
+    before = parts.finished(chunks)
+    report = RunReport()
+    for tally in before.values():
+        report.total.add(tally)
+    report.done_before = report.total.images + report.total.errors
+    if state == "finished" and len(before) == len(chunks):
+        print(f"{output.out} is already finished; --overwrite makes it again")
+        return report
+    for stray in parts.strays(chunks):
+        stray.unlink()
+    missing = [chunk for chunk in chunks if chunk.index not in before]
+    if missing:
+        if before:
+            print(f"{report.done_before:,} images are done already", flush=True)
+        images = sum(chunk.rows for chunk in chunks)
+        with (
+            ray_session(cluster.address, verbose=cluster.verbose),
+            ImageProgress(output.stage, images, report.done_before) as progress,
+        ):
+            DataContext.get_current().enable_progress_bars = cluster.verbose
+            _work(_pipeline(missing, parts, stage, output.stage, resources), report, progress)
+    if not report.total.images:
+        raise UserError(
+            f"all {report.total.errors} images failed; the column 'error' of {output.out / 'shards'} says why"
+        )
+    _list_errors(parts, chunks)
+    output.finish()
+    return report
+
+
+def _pipeline(
+    chunks: Sequence[Chunk], parts: Parts, stage: Stage, name: str, resources: Resources
+) -> Dataset:
+    prepared = plan_rows(chunks).map_batches(
+        partial(_prepare, prepare=stage.prepare),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=1,
+        # Ray Data puts operators that ask for the same resources into one process: it would decode inside the
+        # actors, while their GPU waits.
+        memory=_DECODE_MEMORY,
+    )
+    extra = {"parts": parts, "name": name}
+    return map_actors(
+        prepared, _ChunkActor, stage.stage_class, stage.arguments, resources, len(chunks), extra
+    )
+
+
+def _work(done: Dataset, report: RunReport, progress: ImageProgress) -> None:
+    started, began, ended = time.time(), float("inf"), 0.0
+    # Nothing but counts comes back: the parts are on disk.
+    for row in iterate(done):
+        tally = Tally(**json.loads(row["tally"]))
+        report.total.add(tally)
+        progress.advance(tally.images + tally.errors, tally.errors)
+        began, ended = min(began, row["began"]), max(ended, row["ended"])
+    report.startup_s, report.work_s = began - started, ended - began
+
+
+def _list_errors(parts: Parts, chunks: Sequence[Chunk]) -> None:
+    """Write OUT/errors.parquet; none where no image failed."""
+    path = parts.out / "errors.parquet"
+    path.unlink(missing_ok=True)
+    failed: list[dict[str, str]] = []
+    for chunk in chunks:
+        tally = parts.read_tally(chunk)
+        if tally is None:
+            raise UserError(f"{parts.path(chunk.index)} went missing while the run was on; run it again")
+        if tally.errors:
+            rows = pq.read_table(parts.path(chunk.index), columns=["image_id", "error"]).to_pylist()
+            failed += [{"image_id": r["image_id"], "reason": r["error"]} for r in rows if r["error"]]
+    if failed:
+        write_table_atomically(pa.Table.from_pylist(failed, schema=_ERRORS), path)
+
+
+def describe_run(report: RunReport, what: str) -> str:
+    """The summary at the end of a run: counts, speed, and what took longest."""
+    total = report.total
+    lines = [f"{total.images:,} images {what}, {total.errors:,} errors"]
+    if report.work_s:
+        speed = f"{report.images_per_s:.1f} images/s in {report.work_s:.0f} s"
+        lines.append(f"{speed}, after {report.startup_s:.0f} s of starting")
+        lines.append(_phases(total.seconds))
+    return "\n".join(lines)
+
+
+def _phases(seconds: dict[str, float]) -> str:
+    """Shares of the actors' time, largest first; decoding is done beside them."""
+    of_actors = {phase: s for phase, s in seconds.items() if phase != "decode"}
+    whole = max(sum(of_actors.values()), 1e-9)
+    ranked = sorted(of_actors, key=lambda phase: -of_actors[phase])
+    shares = ", ".join(f"{phase} {of_actors[phase] / whole:.0%}" for phase in ranked)
+    slowest = ranked[0] if ranked[0] != "wait" else "decode (the actors waited for decoded images)"
+    decode = f"decoding beside them took {seconds['decode']:.1f} s"
+    return f"slowest part: {slowest}; of the actors' time: {shares}; {decode}"

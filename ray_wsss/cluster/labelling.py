@@ -1,0 +1,141 @@
+"""Labelling, embedding and segmenting everything on Ray; what the command line and the jobs call."""
+
+from pathlib import Path
+
+from ray_wsss.cluster.chunks import RunReport, Stage, run_chunks
+from ray_wsss.cluster.map import Resources
+from ray_wsss.cluster.session import Cluster
+from ray_wsss.config import Recipe
+from ray_wsss.data.embeddings import open_embeddings
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.models.sam.build import sam_side_px
+from ray_wsss.stages.chunks import PrepareImages
+from ray_wsss.stages.embed import SamEmbedder
+from ray_wsss.stages.label import SamLabeller
+from ray_wsss.stages.manifest import Output, file_hash
+from ray_wsss.stages.provenance import (
+    check_classes,
+    dataset_settings,
+    embeddings_settings,
+    sam_settings,
+    settings_of,
+    with_absolute_paths,
+)
+from ray_wsss.stages.segment import SegmentEverything
+
+
+def run_label(
+    recipe: Recipe,
+    *,
+    dataset: Path,
+    classifier: Path,
+    out: Path,
+    embeddings: Path | None = None,
+    resources: Resources,
+    cluster: Cluster,
+    overwrite: bool = False,
+) -> RunReport:
+    """Make pseudo labels for all of ``dataset`` with a trained classifier and SAM.
+
+    Args:
+        embeddings: output of `run_embed`, read instead of running SAM's encoder.
+
+    Raises:
+        UserError: the classifier has other classes than the data set, the embeddings are of another SAM or
+            lack images, or as `run_chunks`.
+    """
+    check_classes(dataset, classifier, "classifier")
+    recipe = with_absolute_paths(recipe)
+    depends_on = settings_of(recipe, "label") | sam_settings(recipe) | dataset_settings(dataset)
+    depends_on["classifier"] = file_hash(classifier / "model.safetensors")
+    if embeddings is not None:
+        embeddings = embeddings.absolute()
+        depends_on |= embeddings_settings(embeddings, recipe)
+        open_embeddings(embeddings).require(ShardReader(dataset).image_ids, dataset)
+    stage = Stage(
+        stage_class=SamLabeller,
+        arguments={
+            "config": recipe.label,
+            "sam": recipe.sam,
+            "classifier": classifier.absolute(),
+            "device": resources.device,
+        },
+        prepare=PrepareImages(
+            max_side_px=recipe.label.max_side_px, sam_side_px=sam_side_px(recipe.sam), embeddings=embeddings
+        ),
+    )
+    return run_chunks(
+        Output(out, "label", depends_on),
+        stage,
+        dataset=dataset,
+        resources=resources,
+        cluster=cluster,
+        overwrite=overwrite,
+    )
+
+
+def run_embed(
+    recipe: Recipe,
+    *,
+    dataset: Path,
+    out: Path,
+    resources: Resources,
+    cluster: Cluster,
+    overwrite: bool = False,
+) -> RunReport:
+    """Run SAM's image encoder once over ``dataset`` and keep what it gives.
+
+    Raises:
+        UserError: as `run_chunks`.
+    """
+    recipe = with_absolute_paths(recipe)
+    depends_on = settings_of(recipe, "embed") | sam_settings(recipe) | dataset_settings(dataset)
+    stage = Stage(
+        stage_class=SamEmbedder,
+        arguments={"config": recipe.embed, "sam": recipe.sam, "device": resources.device},
+        prepare=PrepareImages(sam_side_px=sam_side_px(recipe.sam)),
+    )
+    return run_chunks(
+        Output(out, "embed", depends_on),
+        stage,
+        dataset=dataset,
+        resources=resources,
+        cluster=cluster,
+        overwrite=overwrite,
+    )
+
+
+def run_segment_everything(
+    recipe: Recipe,
+    *,
+    dataset: Path,
+    out: Path,
+    embeddings: Path | None = None,
+    resources: Resources,
+    cluster: Cluster,
+    overwrite: bool = False,
+) -> RunReport:
+    """Prompt SAM with a grid of points on every image of ``dataset``: one segment map per image.
+
+    Raises:
+        UserError: as `run_label`.
+    """
+    recipe = with_absolute_paths(recipe)
+    depends_on = settings_of(recipe, "segments") | sam_settings(recipe) | dataset_settings(dataset)
+    if embeddings is not None:
+        embeddings = embeddings.absolute()
+        depends_on |= embeddings_settings(embeddings, recipe)
+        open_embeddings(embeddings).require(ShardReader(dataset).image_ids, dataset)
+    stage = Stage(
+        stage_class=SegmentEverything,
+        arguments={"config": recipe.segments, "sam": recipe.sam, "device": resources.device},
+        prepare=PrepareImages(sam_side_px=sam_side_px(recipe.sam), embeddings=embeddings),
+    )
+    return run_chunks(
+        Output(out, "segment-everything", depends_on),
+        stage,
+        dataset=dataset,
+        resources=resources,
+        cluster=cluster,
+        overwrite=overwrite,
+    )

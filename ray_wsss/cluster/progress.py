@@ -1,0 +1,78 @@
+"""How far a run is: a bar in a terminal, a line now and then in a log."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class ImageProgress:
+    """Images done, images per second and time left, on stderr.
+
+    Args:
+        stage: name of the command.
+        total: images in all.
+        before: images that an earlier run has done; they don't count for the speed.
+    """
+
+    def __init__(self, stage: str, total: int, before: int) -> None:
+        self.stage, self.total = stage, total
+        self.done, self.errors = before, 0
+        # When the first images arrived, and how many: Ray's start says nothing about the time left.
+        self._first: tuple[float, int] | None = None
+        self._next_line = time.perf_counter() + _SECONDS_BETWEEN_LINES
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            columns = (
+                "{task.description}",
+                BarColumn(),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f} images, {task.fields[speed]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(stage, total=total, completed=before, speed="starting")
+
+    def __enter__(self) -> "ImageProgress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, images: int, errors: int) -> None:
+        """Images are done, of which some failed."""
+        now = time.perf_counter()
+        self.done += images
+        self.errors += errors
+        self._first = self._first or (now, self.done)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, speed=self._speed())
+        elif now >= self._next_line:
+            self._next_line = now + _SECONDS_BETWEEN_LINES
+            print(f"{self.stage}: {self._line()}", file=sys.stderr, flush=True)
+
+    @property
+    def images_per_s(self) -> float:
+        """Since the first images arrived; 0 until there are more."""
+        if self._first is None:
+            return 0.0
+        since, done = self._first
+        return (self.done - done) / max(time.perf_counter() - since, 1e-9)
+
+    def _speed(self) -> str:
+        errors = f", {self.errors:,} errors" if self.errors else ""
+        return f"{self.images_per_s:.1f} images/s{errors}"
+
+    def _line(self) -> str:
+        seconds_left = (self.total - self.done) / max(self.images_per_s, 1e-9)
+        hours, minutes = divmod(round(seconds_left / 60), 60)
+        left = f", {hours} h {minutes:02d} min left" if self.images_per_s else ""
+        return f"{self.done:,} of {self.total:,} images, {self._speed()}{left}"

@@ -1,0 +1,115 @@
+"""SAM's image embeddings on disk: half precision, or bytes with a scale per channel.
+
+EMBEDDINGS/shards/part-00000.parquet  see ``EMBEDDING_SCHEMA``
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.errors import UserError
+
+EmbeddingDtype = Literal["fp16", "int8"]
+
+EMBEDDING_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("height", pa.int32()),  # pixels of the image
+        pa.field("width", pa.int32()),
+        pa.field("shape", pa.list_(pa.int32(), 3)),  # D, h, w
+        pa.field("embedding", pa.binary()),  # row-major: fp16, or int8 where there is a scale
+        pa.field("scale", pa.list_(pa.float32())),  # int8 only: value x scale of its channel, D of them
+        pa.field("error", pa.string()),  # why there is no embedding; null where there is one
+    ]
+)
+GROUP_BYTES = 2 * 2**20
+"""Size of a row group, one embedding of Meta's SAM: training reads single ones at random."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredEmbedding:
+    """An embedding as it is stored."""
+
+    values: NDArray[np.float16 | np.int8]
+    """(D, h, w)."""
+    scale: NDArray[np.float32] | None = None
+    """(D,) for int8, else None."""
+
+
+def store_embedding(embedding: NDArray[np.float32], dtype: EmbeddingDtype) -> StoredEmbedding:
+    """Round an embedding (D, h, w) for storing; int8 is symmetric, each channel's largest value is 127.
+
+    Raises:
+        ValueError: values that are not finite, or beyond half precision.
+    """
+    largest = np.abs(embedding).max(axis=(1, 2)) if embedding.size else np.zeros(len(embedding))
+    if not np.isfinite(largest).all():
+        raise ValueError("SAM's embedding has values that are not finite")
+    if dtype == "fp16":
+        if largest.max(initial=0) > np.finfo(np.float16).max:
+            raise ValueError(f"SAM's embedding has the value {largest.max():g}, beyond half precision")
+        return StoredEmbedding(embedding.astype(np.float16))
+    scale = (np.maximum(largest, 1e-12) / 127).astype(np.float32)
+    values = np.rint(embedding / scale[:, None, None]).clip(-127, 127).astype(np.int8)
+    return StoredEmbedding(values, scale)
+
+
+class EmbeddingCache:
+    """Embeddings by image id."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._shards = ShardReader(folder, cache_bytes=32 * 2**20)
+
+    @property
+    def image_ids(self) -> list[str]:
+        """Ids of all images, those without an embedding included."""
+        return self._shards.image_ids
+
+    def read(self, image_id: str, image_hw: tuple[int, int]) -> StoredEmbedding:
+        """The embedding of an image of this size (pixels).
+
+        Raises:
+            ValueError: there is none, or it is of an image of another size.
+        """
+        try:
+            row = self._shards.read(self._shards.index_of(image_id), EMBEDDING_SCHEMA.names)
+        except KeyError:
+            raise ValueError(f"{self.folder} has no embedding of this image") from None
+        if row["embedding"] is None:
+            raise ValueError(f"{self.folder} has no embedding of this image: {row['error']}")
+        if (row["height"], row["width"]) != image_hw:
+            raise ValueError(
+                f"{self.folder} has the embedding of an image of {row['width']}x{row['height']} pixels, "
+                f"this one has {image_hw[1]}x{image_hw[0]}"
+            )
+        scale = np.array(row["scale"], np.float32) if row["scale"] is not None else None
+        values = np.frombuffer(row["embedding"], np.float16 if scale is None else np.int8)
+        return StoredEmbedding(values.reshape(row["shape"]), scale)
+
+    def require(self, image_ids: list[str], dataset: Path) -> None:
+        """Raise UserError unless the cache knows all these images."""
+        known = set(self.image_ids)
+        missing = [image_id for image_id in image_ids if image_id not in known]
+        if missing:
+            raise UserError(
+                f"{self.folder} lacks {len(missing)} of the {len(image_ids)} images of {dataset}, the first "
+                f"is {missing[0]}; run 'ray-wsss embed' on this data set"
+            )
+
+
+def open_embeddings(folder: Path) -> EmbeddingCache:
+    """The cache in a folder; opened once per process, since its index takes a while."""
+    return _open(folder, (folder / "manifest.json").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _open(folder: Path, version: int) -> EmbeddingCache:
+    """``version`` tells a cache that was made again from its old self."""
+    return EmbeddingCache(folder)

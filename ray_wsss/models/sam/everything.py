@@ -1,0 +1,190 @@
+"""Segment everything: a grid of point prompts per image, the good and distinct masks of it.
+
+Finds the masks that segment_anything's ``SamAutomaticMaskGenerator`` finds without crops and without
+small-region clean-up, but decodes the prompts of many images together. Masks are kept as low-resolution
+logits, and only a slice of them is at image size at any time.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from segment_anything.modeling import Sam
+from segment_anything.utils.amg import batched_mask_to_box, build_point_grid, calculate_stability_score
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+from torchvision.ops import nms
+
+from ray_wsss.config import SegmentsConfig
+from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
+from ray_wsss.models.sam.encoder import sam_input_hw
+
+SLICE_PX = 2**22
+"""Logits at full size at a time: 4 masks of 1024 x 1024 pixels. More is slower on CPUs (twice, at 2**24)."""
+
+
+@dataclass(frozen=True, eq=False)
+class FoundMasks:
+    """K masks of one image, the highest predicted IoU first."""
+
+    logits: Float[Tensor, "K a b"]
+    """SAM's low-resolution logits."""
+    predicted_iou: Float[Tensor, " K"]
+    """SAM's own estimate of each mask's IoU."""
+    stability_score: Float[Tensor, " K"]
+    """IoU of the masks at the raised and the lowered threshold; NaN where even the latter is empty."""
+    areas: Int[Tensor, " K"]
+    """Pixels of the image in each mask."""
+    boxes_xyxy: Int[Tensor, "K 4"]
+    """First column and row, last column and row of each mask, in pixels of the image; 0 if empty."""
+    points_xy: Float[Tensor, "K 2"]
+    """The prompt of each mask, in pixels of the image, float64."""
+
+    def select(self, index: Int[Tensor, " k"]) -> "FoundMasks":
+        """The masks of the given indices, in their order."""
+        return FoundMasks(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+@torch.no_grad()
+def find_masks(
+    sam: Sam,
+    embeddings: Float[Tensor, "B D h w"],
+    images_hw: Sequence[tuple[int, int]],
+    config: SegmentsConfig,
+    *,
+    decode_batch_size: int,
+) -> list[FoundMasks]:
+    """Everything SAM finds in B images, in the generator's order.
+
+    Args:
+        embeddings: of the whole images.
+        images_hw: sizes (height, width) in pixels at which masks are judged; they may differ.
+        config: grid and thresholds; a threshold of 0 is off. ``overlap`` and ``max_side_px`` are not read.
+        decode_batch_size: points per pass of the mask decoder; a pass may span images.
+
+    Raises:
+        ValueError: not one size per embedding.
+    """
+    if len(images_hw) != len(embeddings):
+        raise ValueError(f"{len(images_hw)} image sizes for {len(embeddings)} embeddings")
+    found = []
+    good = _find_good_masks(sam, embeddings, images_hw, config, decode_batch_size)
+    # An image's duplicates go as soon as its last point is decoded, so only its own masks pile up.
+    for _, parts in groupby(good, key=itemgetter(0)):
+        masks = _concatenate([masks for _, masks in parts])
+        found.append(masks.select(nms(masks.boxes_xyxy.float(), masks.predicted_iou, config.box_nms_thresh)))
+    return found
+
+
+@torch.no_grad()
+def masks_at_image_size(
+    sam: Sam, found: FoundMasks, image_hw: tuple[int, int]
+) -> Iterator[Bool[Tensor, "k H W"]]:
+    """The binary masks in order, in slices of at most `SLICE_PX` pixels (but at least one mask)."""
+    for logits in _upscale_in_slices(sam, found.logits, image_hw):
+        yield logits > sam.mask_threshold
+
+
+def _find_good_masks(
+    sam: Sam,
+    embeddings: Tensor,
+    images_hw: Sequence[tuple[int, int]],
+    config: SegmentsConfig,
+    batch_size: int,
+) -> Iterator[tuple[int, FoundMasks]]:
+    """Per decoder pass and image in it: the image's index and its masks above the thresholds.
+
+    Images ascend, and each comes up at least once.
+    """
+    grid_xy = build_point_grid(config.points_per_side)
+    per_image = len(grid_xy)
+    points_xy, in_frame = _place_grid(sam, grid_xy, images_hw)
+    for start in range(0, len(in_frame), batch_size):
+        points = in_frame[start : start + batch_size, None].to(embeddings.device)
+        end = start + len(points)
+        image_of = torch.arange(start, end, device=embeddings.device) // per_image
+        logits, iou = decode_prompts(sam, embeddings[image_of], points, points.new_ones(points.shape[:2]))
+        for image in range(start // per_image, (end - 1) // per_image + 1):
+            first, last = max(start, image * per_image), min(end, (image + 1) * per_image)
+            rows = slice(first - start, last - start)
+            xy = points_xy[first:last].to(embeddings.device)
+            # Output 0, the single-mask output, is none of the generator's candidates.
+            yield image, _keep_good(sam, logits[rows, 1:], iou[rows, 1:], xy, images_hw[image], config)
+
+
+def _place_grid(
+    sam: Sam, grid_xy: np.ndarray, images_hw: Sequence[tuple[int, int]]
+) -> tuple[Float[Tensor, "N 2"], Float[Tensor, "N 2"]]:
+    """The grid on each image in turn: pixels of the image, and of SAM's input.
+
+    Both are float64: the generator rounds to float32 only inside SAM's prompt encoder.
+    """
+    resize = ResizeLongestSide(sam.image_encoder.img_size)
+    on_images = [grid_xy * image_hw[::-1] for image_hw in images_hw]
+    in_frame = [resize.apply_coords(xy, image_hw) for xy, image_hw in zip(on_images, images_hw)]
+    points_xy, in_frame_xy = (torch.tensor(np.array(xy)).reshape(-1, 2) for xy in (on_images, in_frame))
+    return points_xy, in_frame_xy
+
+
+def _keep_good(
+    sam: Sam,
+    logits: Float[Tensor, "P 3 a b"],
+    predicted_iou: Float[Tensor, "P 3"],
+    points_xy: Float[Tensor, "P 2"],
+    image_hw: tuple[int, int],
+    config: SegmentsConfig,
+) -> FoundMasks:
+    """The candidates of some points of one image that pass both thresholds."""
+    candidates, iou = logits.flatten(0, 1), predicted_iou.flatten()
+    index = torch.arange(len(iou), device=iou.device)
+    # The generator upscales all candidates first. The predicted IoU doesn't need it, and drops most.
+    if config.pred_iou_thresh > 0:
+        index = (iou > config.pred_iou_thresh).nonzero()[:, 0]
+    masks = _measure(
+        sam, candidates[index], iou[index], points_xy[index // logits.shape[1]], image_hw, config
+    )
+    if config.stability_score_thresh > 0:
+        masks = masks.select((masks.stability_score >= config.stability_score_thresh).nonzero()[:, 0])
+    return masks
+
+
+def _measure(
+    sam: Sam,
+    logits: Float[Tensor, "K a b"],
+    predicted_iou: Float[Tensor, " K"],
+    points_xy: Float[Tensor, "K 2"],
+    image_hw: tuple[int, int],
+    config: SegmentsConfig,
+) -> FoundMasks:
+    """Add to the candidates what is measured at image size."""
+    # Written in place: small results that stay between large slices that go would split the C heap, and
+    # 1,000 masks of 1024 x 1024 pixels would take 1.6 GB.
+    stability = torch.empty_like(predicted_iou)
+    areas = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    boxes = torch.empty(len(logits), 4, dtype=torch.long, device=logits.device)
+    end = 0
+    for full in _upscale_in_slices(sam, logits, image_hw):
+        start, end = end, end + len(full)
+        binary = full > sam.mask_threshold
+        offset = config.stability_score_offset
+        stability[start:end] = calculate_stability_score(full, sam.mask_threshold, offset)
+        areas[start:end] = binary.sum((-2, -1))
+        boxes[start:end] = batched_mask_to_box(binary)
+    return FoundMasks(logits, predicted_iou, stability, areas, boxes, points_xy)
+
+
+def _upscale_in_slices(
+    sam: Sam, logits: Float[Tensor, "K a b"], image_hw: tuple[int, int]
+) -> Iterator[Float[Tensor, "k H W"]]:
+    """Logits at image size, a bounded number of masks at a time; of no masks, one empty slice."""
+    largest_px = max(image_hw[0] * image_hw[1], sam.image_encoder.img_size**2)
+    for part in logits.split(max(1, SLICE_PX // largest_px)):
+        yield upscale_logits(sam, part[:, None], sam_input_hw(sam, image_hw), image_hw)[:, 0]
+
+
+def _concatenate(parts: Sequence[FoundMasks]) -> FoundMasks:
+    return FoundMasks(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(FoundMasks)})

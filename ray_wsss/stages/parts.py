@@ -1,0 +1,72 @@
+"""Output in parts, one file per chunk: a part is there in full or not at all, and says what made it.
+
+OUT/shards/part-00000.parquet
+
+The file of a chunk has one name and, from the same inputs, one content, so writing it twice does no harm
+and a run goes on with the parts that are missing. Its metadata hold the run's fingerprint: a part that an
+earlier run with other settings left behind, or a straggler of it wrote, is never taken for one of this run.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_wsss.data.schema import ROWS_PER_GROUP, write_table_atomically
+from ray_wsss.stages.chunks import Chunk
+from ray_wsss.stages.tally import Tally
+
+_KEY = b"ray_wsss"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one output folder."""
+
+    out: Path
+    fingerprint: str
+    """Of everything that decides the content (`manifest.Output.fingerprint`)."""
+
+    def path(self, index: int) -> Path:
+        """File of a chunk."""
+        return self.out / "shards" / f"part-{index:05d}.parquet"
+
+    def write(
+        self, chunk: Chunk, table: pa.Table, tally: Tally, rows_per_group: int = ROWS_PER_GROUP
+    ) -> None:
+        """Write the part of a chunk with its counts; seconds would make equal parts differ."""
+        note = {
+            "fingerprint": self.fingerprint,
+            "images": tally.images,
+            "prompts": tally.prompts,
+            "masks": tally.masks,
+            "errors": tally.errors,
+        }
+        metadata = {**(table.schema.metadata or {}), _KEY: json.dumps(note)}
+        write_table_atomically(
+            table.replace_schema_metadata(metadata), self.path(chunk.index), rows_per_group
+        )
+
+    def read_tally(self, chunk: Chunk) -> Tally | None:
+        """Counts of a part; None where it is missing, damaged or another run's."""
+        try:
+            footer = pq.read_metadata(self.path(chunk.index))
+            note = json.loads((footer.metadata or {})[_KEY])
+            if note.pop("fingerprint") != self.fingerprint or footer.num_rows != chunk.rows:
+                return None
+            return Tally(**note)
+        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
+            return None
+
+    def finished(self, chunks: Sequence[Chunk]) -> dict[int, Tally]:
+        """Counts of the chunks that have their part, by index."""
+        found = {chunk.index: self.read_tally(chunk) for chunk in chunks}
+        return {index: tally for index, tally in found.items() if tally is not None}
+
+    def strays(self, chunks: Sequence[Chunk]) -> Iterator[Path]:
+        """Files beside the parts that are none: what a killed writer left, parts of no chunk."""
+        known = {self.path(chunk.index) for chunk in chunks}
+        return (path for path in self.path(0).parent.glob("*") if path not in known)

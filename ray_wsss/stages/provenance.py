@@ -1,0 +1,81 @@
+"""What a run's result depends on: its settings, SAM, networks and data set."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray_wsss.config import Recipe
+from ray_wsss.data.schema import DatasetMetadata
+from ray_wsss.errors import UserError
+from ray_wsss.models.sam.build import resolve_checkpoint
+from ray_wsss.models.store import read_class_names
+from ray_wsss.overrides import flatten
+from ray_wsss.stages.manifest import dataset_hash, file_hash, require_finished
+
+# What does not change a result beyond rounding: it may differ when a run is resumed.
+_INCIDENTAL = (
+    *("loader_workers", "log_every", "checkpoint_every"),
+    *("batch_size", "cam_batch_size", "encode_batch_size", "decode_batch_size"),
+)
+
+
+def settings_of(recipe: Recipe, *sections: str) -> dict[str, Any]:
+    """The settings of some sections by dotted key, as far as they decide a result."""
+    kept = {k: v for k, v in flatten(recipe).items() if k.split(".")[0] in sections}
+    training = ("classifier.batch_size", "segmenter.batch_size")
+    return {k: v for k, v in kept.items() if k in training or k.split(".")[-1] not in _INCIDENTAL}
+
+
+def sam_settings(recipe: Recipe) -> dict[str, str]:
+    """SAM's name and the hash of its weights."""
+    return {"sam.name": recipe.sam.name, "sam.sha256": file_hash(resolve_checkpoint(recipe.sam))}
+
+
+def dataset_settings(dataset: Path) -> dict[str, str]:
+    """A data set's path and hash. Raises UserError where it isn't one."""
+    DatasetMetadata.load(dataset)
+    return {"dataset": str(dataset.absolute()), "dataset.sha256": dataset_hash(dataset)}
+
+
+def embeddings_settings(embeddings: Path, recipe: Recipe) -> dict[str, str]:
+    """How embeddings are stored. Raises UserError unless they are finished and of the recipe's SAM."""
+    theirs, ours = require_finished(embeddings, "embed"), sam_settings(recipe)
+    if theirs["sam.name"] != ours["sam.name"]:
+        raise UserError(
+            f"{embeddings} holds embeddings of SAM {theirs['sam.name']}; "
+            f"expected those of SAM {ours['sam.name']} (sam.name)"
+        )
+    if theirs["sam.sha256"] != ours["sam.sha256"]:
+        raise UserError(
+            f"{embeddings} holds embeddings of SAM {theirs['sam.name']} with other weights "
+            f"(SHA-256 {theirs['sam.sha256'][:12]}, sam.checkpoint has {ours['sam.sha256'][:12]})"
+        )
+    return {"embeddings.dtype": theirs["embed.dtype"], "embeddings.dataset.sha256": theirs["dataset.sha256"]}
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Workers have a working directory of their own."""
+
+    def absolute(path: str | None) -> str | None:
+        return str(Path(path).absolute()) if path is not None else None
+
+    sam, classifier, segmenter = recipe.sam, recipe.classifier, recipe.segmenter
+    return replace(
+        recipe,
+        sam=replace(sam, checkpoint=absolute(sam.checkpoint)),
+        classifier=replace(classifier, backbone_checkpoint=absolute(classifier.backbone_checkpoint)),
+        segmenter=replace(segmenter, backbone_checkpoint=absolute(segmenter.backbone_checkpoint)),
+    )
+
+
+def check_classes(dataset: Path, model: Path, kind: str) -> None:
+    """Raise UserError where a trained network and a data set have different classes."""
+    require_finished(model, f"train-{kind}")
+    ours, theirs = DatasetMetadata.load(dataset).class_names, read_class_names(model, kind)
+    if ours == theirs:
+        return
+    common = len(set(ours) & set(theirs))
+    raise UserError(
+        f"{dataset} has {len(ours)} classes ({', '.join(ours[:3])}, ...), the {kind} {model} {len(theirs)} "
+        f"({', '.join(theirs[:3])}, ...), {common or 'none'} in common; expected the same in the same order"
+    )
