@@ -109,6 +109,7 @@ def run_chunks(
     if state == "finished" and len(before) == len(chunks):
         print(f"{output.out} is already finished; --overwrite makes it again")
         return report
+    output.reopen()  # finished or not, from here on it is incomplete
     for stray in parts.strays(chunks):
         stray.unlink()
     missing = [chunk for chunk in chunks if chunk.index not in before]

@@ -68,11 +68,12 @@ class ImageProgress:
         return (self.done - done) / max(time.perf_counter() - since, 1e-9)
 
     def _speed(self) -> str:
-        errors = f", {self.errors:,} errors" if self.errors else ""
-        return f"{self.images_per_s:.1f} images/s{errors}"
+        speed = f"{self.images_per_s:.1f} images/s" if self.images_per_s else "starting"
+        return f"{speed}, {self.errors:,} errors" if self.errors else speed
 
     def _line(self) -> str:
-        seconds_left = (self.total - self.done) / max(self.images_per_s, 1e-9)
-        hours, minutes = divmod(round(seconds_left / 60), 60)
-        left = f", {hours} h {minutes:02d} min left" if self.images_per_s else ""
-        return f"{self.done:,} of {self.total:,} images, {self._speed()}{left}"
+        done = f"{self.done:,} of {self.total:,} images, {self._speed()}"
+        if not self.images_per_s:
+            return done
+        hours, minutes = divmod(round((self.total - self.done) / self.images_per_s / 60), 60)
+        return f"{done}, {hours} h {minutes:02d} min left"

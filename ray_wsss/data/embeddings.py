@@ -1,6 +1,6 @@
 """SAM's image embeddings on disk: half precision, or bytes with a scale per channel.
 
-EMBEDDINGS/shards/part-00000.parquet  see ``EMBEDDING_SCHEMA``
+EMBEDDINGS/shards/part-000000.parquet  see ``EMBEDDING_SCHEMA``
 """
 
 from dataclasses import dataclass

@@ -60,6 +60,10 @@ class Output:
         self._refuse_other_settings(found["depends_on"])
         return found["state"]
 
+    def reopen(self) -> None:
+        """Mark the folder as incomplete, such as one that lost files after it was finished."""
+        self._write("unfinished")
+
     def finish(self) -> None:
         """Mark the folder as complete."""
         self._write("finished")

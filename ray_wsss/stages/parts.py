@@ -1,6 +1,6 @@
 """Output in parts, one file per chunk: a part is there in full or not at all, and says what made it.
 
-OUT/shards/part-00000.parquet
+OUT/shards/part-000000.parquet
 
 The file of a chunk has one name and, from the same inputs, one content, so writing it twice does no harm
 and a run goes on with the parts that are missing. Its metadata hold the run's fingerprint: a part that an
@@ -32,7 +32,7 @@ class Parts:
 
     def path(self, index: int) -> Path:
         """File of a chunk."""
-        return self.out / "shards" / f"part-{index:05d}.parquet"
+        return self.out / "shards" / f"part-{index:06d}.parquet"
 
     def write(
         self, chunk: Chunk, table: pa.Table, tally: Tally, rows_per_group: int = ROWS_PER_GROUP

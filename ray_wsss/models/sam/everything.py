@@ -141,7 +141,7 @@ def _keep_good(
     """The candidates of some points of one image that pass both thresholds."""
     candidates, iou = logits.flatten(0, 1), predicted_iou.flatten()
     index = torch.arange(len(iou), device=iou.device)
-    # The generator upscales all candidates first. The predicted IoU doesn't need it, and drops most.
+    # The generator upscales all candidates first; to drop some by their predicted IoU that isn't needed.
     if config.pred_iou_thresh > 0:
         index = (iou > config.pred_iou_thresh).nonzero()[:, 0]
     masks = _measure(
