@@ -1,11 +1,13 @@
 """Output folders: claimed once, resumed by the same command, never mixed."""
 
 import json
+import shutil
 
+import pyarrow.parquet as pq
 import pytest
 
 from ray_wsss.errors import UserError
-from ray_wsss.stages.manifest import Output, file_hash, require_finished
+from ray_wsss.stages.manifest import Output, dataset_hash, file_hash, require_finished
 
 
 @pytest.fixture
@@ -97,3 +99,37 @@ def test_file_hash(tmp_path):
     assert file_hash(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with pytest.raises(UserError, match="can't be read"):
         file_hash(tmp_path / "absent")
+
+
+def test_the_fingerprint_is_that_of_the_dependencies(output, tmp_path):
+    same = Output(tmp_path / "elsewhere", "label", dict(reversed(output.depends_on.items())))
+    assert output.fingerprint == same.fingerprint
+    for stage, changed in (("embed", {}), ("label", {"cpm.tau": 0.6}), ("label", {"new": 1})):
+        other = Output(output.out, stage, {**output.depends_on, **changed})
+        assert other.fingerprint != output.fingerprint
+
+
+def test_a_reopened_output_is_unfinished(output):
+    output.begin()
+    output.finish()
+    output.reopen()
+    assert output.begin() == "unfinished"
+
+
+def test_a_data_set_is_known_by_its_content(scene_dataset, tmp_path):
+    original = dataset_hash(scene_dataset)
+    copies = {name: tmp_path / name for name in ("same", "metadata", "image", "renamed", "fewer")}
+    for copy in copies.values():
+        shutil.copytree(scene_dataset, copy)
+    metadata = copies["metadata"] / "metadata.json"
+    metadata.write_text(metadata.read_text().replace('"coco"', '"voc"'))
+    shard = sorted((copies["image"] / "shards").iterdir())[1]
+    table = pq.read_table(shard)
+    pq.write_table(table.slice(1), shard)
+    first = sorted((copies["renamed"] / "shards").iterdir())[0]
+    first.rename(first.with_name("part-99999.parquet"))
+    sorted((copies["fewer"] / "shards").iterdir())[2].unlink()
+    hashes = {name: dataset_hash(copy) for name, copy in copies.items()}
+    assert hashes.pop("same") == original
+    assert original not in hashes.values()
+    assert len(set(hashes.values())) == len(hashes)

@@ -1,0 +1,111 @@
+"""Stored embeddings: rounded as promised, found by image id, refused where they don't belong."""
+
+import os
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_wsss.data.embeddings import (
+    EMBEDDING_SCHEMA,
+    EmbeddingCache,
+    EmbeddingDtype,
+    open_embeddings,
+    store_embedding,
+)
+from ray_wsss.data.schema import write_table_atomically
+from ray_wsss.errors import UserError
+
+
+@pytest.fixture
+def embedding() -> np.ndarray:
+    spread = np.array([0.01, 1.0, 30.0])[:, None, None]
+    return (np.random.default_rng(0).normal(size=(3, 4, 5)) * spread).astype(np.float32)
+
+
+def entry(
+    image_id: str, embedding: np.ndarray | None, dtype: EmbeddingDtype = "fp16", error: str | None = None
+) -> dict:
+    if embedding is None:
+        return {"image_id": image_id, "error": error}
+    stored = store_embedding(embedding, dtype)
+    return {
+        "image_id": image_id,
+        "height": 60,
+        "width": 80,
+        "shape": embedding.shape,
+        "embedding": stored.values.tobytes(),
+        "scale": stored.scale.tolist() if stored.scale is not None else None,
+    }
+
+
+def write_cache(folder, entries) -> None:
+    table = pa.Table.from_pylist(entries, schema=EMBEDDING_SCHEMA)
+    write_table_atomically(table, folder / "shards" / "part-000000.parquet")
+    (folder / "manifest.json").write_text("{}")
+
+
+def test_half_precision_is_numpys(embedding):
+    stored = store_embedding(embedding, "fp16")
+    assert stored.scale is None
+    np.testing.assert_array_equal(stored.values, embedding.astype(np.float16))
+
+
+def test_bytes_are_within_half_a_step_of_their_channel(embedding):
+    embedding[1] = 0
+    stored = store_embedding(embedding, "int8")
+    assert stored.values.dtype == np.int8
+    assert stored.scale is not None
+    assert (np.abs(stored.values).max(axis=(1, 2)) == [127, 0, 127]).all()
+    restored = stored.values * stored.scale[:, None, None]
+    half_step = np.abs(embedding).max(axis=(1, 2)) / 127 / 2
+    assert (np.abs(restored - embedding).max(axis=(1, 2)) <= half_step * 1.0001).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
+def test_values_that_are_not_finite_are_refused(embedding, value, dtype):
+    embedding[2, 1, 1] = value
+    with pytest.raises(ValueError, match="not finite"):
+        store_embedding(embedding, dtype)
+
+
+def test_values_beyond_half_precision_are_refused(embedding):
+    embedding[0, 0, 0] = -70_000
+    with pytest.raises(ValueError, match="beyond half precision"):
+        store_embedding(embedding, "fp16")
+    store_embedding(embedding, "int8")
+
+
+def test_embeddings_come_back_by_image_id(tmp_path, embedding):
+    write_cache(tmp_path, [entry("half", embedding), entry("bytes", embedding[::-1], "int8")])
+    cache = EmbeddingCache(tmp_path)
+    assert cache.image_ids == ["half", "bytes"]
+    half, small = cache.read("half", (60, 80)), cache.read("bytes", (60, 80))
+    np.testing.assert_array_equal(half.values, embedding.astype(np.float16))
+    expected = store_embedding(embedding[::-1], "int8")
+    np.testing.assert_array_equal(small.values, expected.values)
+    np.testing.assert_array_equal(small.scale, expected.scale)
+
+
+def test_what_the_cache_can_not_give(tmp_path, embedding):
+    write_cache(tmp_path, [entry("good", embedding), entry("bad", None, error="truncated JPEG")])
+    cache = EmbeddingCache(tmp_path)
+    with pytest.raises(ValueError, match="no embedding of this image"):
+        cache.read("unknown", (60, 80))
+    with pytest.raises(ValueError, match="no embedding of this image: truncated JPEG"):
+        cache.read("bad", (60, 80))
+    with pytest.raises(ValueError, match="80x60 pixels, this one has 60x80"):
+        cache.read("good", (80, 60))
+    cache.require(["good", "bad"], tmp_path)
+    with pytest.raises(UserError, match=r"lacks 2 of the 3 images of .*, the first is other"):
+        cache.require(["good", "other", "third"], tmp_path)
+
+
+def test_a_cache_that_was_made_again_is_read_again(tmp_path, embedding):
+    write_cache(tmp_path, [entry("old", embedding)])
+    assert open_embeddings(tmp_path) is open_embeddings(tmp_path)
+    assert open_embeddings(tmp_path).image_ids == ["old"]
+    write_cache(tmp_path, [entry("new", embedding)])
+    os.utime(tmp_path / "manifest.json", ns=(1, 1))  # clocks may be too coarse to tell
+    assert open_embeddings(tmp_path).image_ids == ["new"]
