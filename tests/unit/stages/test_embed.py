@@ -31,8 +31,9 @@ def chunks(scene_dataset) -> list[Chunk]:
 
 @pytest.fixture(scope="module")
 def caches(chunks, tmp_path_factory) -> dict[str, Path]:
-    folders = {dtype: tmp_path_factory.mktemp(dtype) for dtype in DTYPES}
-    for dtype, folder in folders.items():
+    folders = {}
+    for dtype in DTYPES:
+        folder = folders[dtype] = tmp_path_factory.mktemp(dtype)
         embed = SamEmbedder(EmbedConfig(dtype=dtype), SAM)
         for chunk in chunks:
             table, tally = embed(PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunk))
