@@ -72,7 +72,7 @@ def _jpeg(height: int, width: int) -> bytes:
 # Column, what stands in it instead, and the reason that is given.
 BROKEN: dict[str, tuple[str, Any, str]] = {
     "truncated": ("image", _jpeg(64, 64)[:1200], "truncated JPEG"),
-    "header only": ("image", _jpeg(64, 64)[:20], "not an image that can be read"),
+    "header only": ("image", _jpeg(64, 64)[:20], "truncated JPEG (its header"),
     "text": ("image", b"these are no pixels", "not an image"),
     "empty": ("image", b"", "empty file"),
     "missing": ("image", None, "no image in the row"),
