@@ -48,10 +48,7 @@ def run_label(
     recipe = with_absolute_paths(recipe)
     depends_on = settings_of(recipe, "label") | sam_settings(recipe) | dataset_settings(dataset)
     depends_on["classifier"] = file_hash(classifier / "model.safetensors")
-    if embeddings is not None:
-        embeddings = embeddings.absolute()
-        depends_on |= embeddings_settings(embeddings, recipe)
-        open_embeddings(embeddings).require(ShardReader(dataset).image_ids, dataset)
+    depends_on |= _cache_settings(embeddings, recipe, dataset)
     stage = Stage(
         stage_class=SamLabeller,
         arguments={
@@ -61,7 +58,9 @@ def run_label(
             "device": resources.device,
         },
         prepare=PrepareImages(
-            max_side_px=recipe.label.max_side_px, sam_side_px=sam_side_px(recipe.sam), embeddings=embeddings
+            max_side_px=recipe.label.max_side_px,
+            sam_side_px=sam_side_px(recipe.sam),
+            embeddings=embeddings.absolute() if embeddings is not None else None,
         ),
     )
     return run_chunks(
@@ -122,14 +121,14 @@ def run_segment_everything(
     """
     recipe = with_absolute_paths(recipe)
     depends_on = settings_of(recipe, "segments") | sam_settings(recipe) | dataset_settings(dataset)
-    if embeddings is not None:
-        embeddings = embeddings.absolute()
-        depends_on |= embeddings_settings(embeddings, recipe)
-        open_embeddings(embeddings).require(ShardReader(dataset).image_ids, dataset)
+    depends_on |= _cache_settings(embeddings, recipe, dataset)
     stage = Stage(
         stage_class=SegmentEverything,
         arguments={"config": recipe.segments, "sam": recipe.sam, "device": resources.device},
-        prepare=PrepareImages(sam_side_px=sam_side_px(recipe.sam), embeddings=embeddings),
+        prepare=PrepareImages(
+            sam_side_px=sam_side_px(recipe.sam),
+            embeddings=embeddings.absolute() if embeddings is not None else None,
+        ),
     )
     return run_chunks(
         Output(out, "segment-everything", depends_on),
@@ -139,3 +138,16 @@ def run_segment_everything(
         cluster=cluster,
         overwrite=overwrite,
     )
+
+
+def _cache_settings(embeddings: Path | None, recipe: Recipe, dataset: Path) -> dict[str, str]:
+    """What a result depends on through the cache it is made from; nothing without one.
+
+    Raises:
+        UserError: the cache is another SAM's, unfinished, or lacks images.
+    """
+    if embeddings is None:
+        return {}
+    settings = embeddings_settings(embeddings, recipe)
+    open_embeddings(embeddings).require(ShardReader(dataset).image_ids, dataset)
+    return settings

@@ -85,7 +85,7 @@ class LabelConfig(PromptingConfig):
     """Images with a longer side are labelled at this size and the label is scaled back up."""
     batch_size: int = 32
     """Images whose prompt sets are decoded together; their CAMs are in memory at a time."""
-    cam_batch_size: int = 16
+    cam_batch_size: int = 8
     """Images (of one size) per pass of the classifier."""
 
     def __post_init__(self) -> None:
