@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -124,6 +125,7 @@ def _engine(label: Any, sam: Any, classifier: Path, device: str) -> Work:
 
 def _loop(work: Work, chunks: Sequence[Chunk], parts: Parts) -> tuple[float, Tally]:
     """Seconds of labelling and writing all chunks, and what they took; loading networks is not counted."""
+    shutil.rmtree(parts.out, ignore_errors=True)  # an earlier benchmark's
     total = Tally()
     began = time.perf_counter()
     for chunk in chunks:

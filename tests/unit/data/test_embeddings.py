@@ -5,6 +5,9 @@ import os
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from ray_wsss.data.embeddings import (
     EMBEDDING_SCHEMA,
@@ -62,6 +65,16 @@ def test_bytes_are_within_half_a_step_of_their_channel(embedding):
     assert (np.abs(restored - embedding).max(axis=(1, 2)) <= half_step * 1.0001).all()
 
 
+@given(arrays(np.float32, (3, 2, 2), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
+def test_bytes_keep_any_channel_to_half_a_step(embedding):
+    stored = store_embedding(embedding, "int8")
+    assert stored.scale is not None
+    exact = embedding.astype(np.float64)
+    restored = stored.values * stored.scale.astype(np.float64)[:, None, None]
+    half_step = np.maximum(np.abs(exact).max(axis=(1, 2)), 1e-12) / 127 / 2
+    assert (np.abs(restored - exact).max(axis=(1, 2)) <= half_step * 1.0001).all()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["fp16", "int8"])
 def test_values_that_are_not_finite_are_refused(embedding, value, dtype):
@@ -75,6 +88,8 @@ def test_values_beyond_half_precision_are_refused(embedding):
     with pytest.raises(ValueError, match="beyond half precision"):
         store_embedding(embedding, "fp16")
     store_embedding(embedding, "int8")
+    embedding[0, 0, 0] = -65_504
+    assert np.isfinite(store_embedding(embedding, "fp16").values).all()
 
 
 def test_embeddings_come_back_by_image_id(tmp_path, embedding):

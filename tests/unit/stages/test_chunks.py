@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 from dataclasses import fields
 from itertools import chain
@@ -142,12 +143,28 @@ def test_working_size():
     assert shrink(SCENE, 40).shape == (30, 40, 3)
 
 
+def test_the_working_copy_is_as_pillow_would_shrink_it():
+    expected = np.array(Image.fromarray(SCENE).resize((33, 25), Image.Resampling.BILINEAR))
+    assert np.abs(shrink(SCENE, 33).astype(int) - expected).max() <= 1
+
+
 def test_maps_are_scaled_without_new_values():
     segments = np.array([[0, 65_535], [7, 0]], np.int32)
     scaled = resize_map(segments, (4, 6))
     assert scaled.dtype == np.int32
     np.testing.assert_array_equal(scaled, segments.repeat(2, axis=0).repeat(3, axis=1))
     assert resize_map(segments, (2, 2)) is segments
+
+
+@pytest.mark.parametrize("image_hw", [(13, 31), (11, 40), (100, 7)])
+def test_maps_take_the_value_at_each_pixels_centre(image_hw):
+    segments = np.arange(7 * 11, dtype=np.int32).reshape(7, 11) * 800
+    rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in zip(image_hw, segments.shape))
+    expected = segments[rows.astype(int)[:, None], columns.astype(int)]
+    np.testing.assert_array_equal(resize_map(segments, image_hw), expected)
+    mask = segments % 3 == 0
+    assert resize_map(mask, image_hw).dtype == bool
+    np.testing.assert_array_equal(resize_map(mask, image_hw), expected % 3 == 0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -171,6 +188,14 @@ def test_chunks_are_the_rows_of_the_data_set(tmp_path_factory, lengths, group, s
     assert list(chain.from_iterable(read)) == list(chain.from_iterable(names))
 
 
+def test_a_plan_names_the_rows_of_each_shard(tmp_path):
+    for name, length in {"a": 5, "b": 0, "c": 2}.items():
+        write(tmp_path / f"{name}.parquet", [row(b"")] * length)
+    paths = [str(tmp_path / f"{name}.parquet") for name in "ac"]
+    expected = [(0, paths[0], 0, 3), (1, paths[0], 3, 2), (2, paths[1], 0, 2)]
+    assert [(c.index, c.path, c.first_row, c.rows) for c in plan_chunks(tmp_path, 3)] == expected
+
+
 def test_a_data_set_that_is_none(tmp_path):
     write(tmp_path / "empty" / "part-0.parquet", [])
     with pytest.raises(UserError, match="without a row"):
@@ -192,7 +217,26 @@ def test_a_damaged_shard_is_named(tmp_path):
         read_chunk(chunk, ["image_id", "image"])
 
 
-def test_packed_images_come_back_as_views():
+def test_a_chunk_is_read_without_its_neighbours(tmp_path):
+    path = tmp_path / "part-0.parquet"
+    rows = [row(np.random.default_rng(k).bytes(1000), str(k)) for k in range(30)]
+    write(path, rows, use_dictionary=False, row_group_size=10)
+    start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + 200] = b"\xff" * 200
+    path.write_bytes(data)
+    first, second, third = plan_chunks(tmp_path, 10)
+    for chunk in (first, third):
+        table = read_chunk(chunk, ["image_id", "image"])
+        assert table.to_pylist() == [
+            {name: entry[name] for name in ("image_id", "image")}
+            for entry in rows[chunk.first_row : chunk.first_row + 10]
+        ]
+    with pytest.raises(UserError, match=r"part-0\.parquet is damaged"):
+        read_chunk(second, ["image_id", "image"])
+
+
+def test_packed_images_come_back():
     rng = np.random.default_rng(0)
     images = [
         PreparedImage(
@@ -218,7 +262,139 @@ def test_packed_images_come_back_as_views():
             if isinstance(one, np.ndarray):
                 assert other.dtype == one.dtype
                 np.testing.assert_array_equal(other, one)
-                assert not other.flags.owndata
             else:
                 assert other == one
     assert unpack_images(pack_images([])) == []
+
+
+def test_packed_images_are_one_row_of_a_table():
+    """Ray Data cuts tables into slices, puts them together again and sends them through files."""
+    counts = (2, 0, 3)
+    names = [[f"{row}-{k}" for k in range(count)] for row, count in enumerate(counts)]
+    packed = [
+        pack_images([PreparedImage(image_id=n, pixels=np.full((2, 3, 3), row, np.uint8)) for n in ids])
+        for row, ids in enumerate(names)
+    ]
+    table = pa.table({"images": pa.chunked_array(packed)}).combine_chunks()
+    assert len(table) == len(counts)
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    with pa.ipc.open_stream(sink.getvalue()) as source:
+        received = source.read_all()
+    for row_index, ids in enumerate(names):
+        images = unpack_images(received.slice(row_index, 1)["images"].combine_chunks())
+        assert [image.image_id for image in images] == ids
+        assert all((image.pixels == row_index).all() for image in images)
+
+
+def reopened(data: bytes) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+DEEP = (np.arange(4800).reshape(60, 80) * 13).astype(np.uint16)
+CMYK, GREY, PALETTE = encoded(SCENE, "JPEG", "CMYK"), encoded(SCENE, "JPEG", "L"), encoded(SCENE, "PNG", "P")
+HALF_CLEAR = encoded(np.dstack([SCENE, np.full((60, 80), 127, np.uint8)]))
+KINDS = {
+    "CMYK": (CMYK, reopened(CMYK), 0),
+    "grey": (GREY, reopened(GREY), 0),
+    "palette": (PALETTE, reopened(PALETTE), 0),
+    "RGBA": (HALF_CLEAR, 255 - (255.0 - SCENE) * 127 / 255, 1),  # over white
+    "16 bits": (encoded(DEEP), np.dstack([DEEP // 256] * 3), 0),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_pixels_of_every_kind_of_image(tmp_path, name):
+    data, expected, atol = KINDS[name]
+    (image,) = prepared(tmp_path, [row(data)], PrepareImages(max_side_px=100, sam_side_px=SAM_PX))
+    assert image.pixels is not None
+    assert image.pixels.dtype == np.uint8
+    np.testing.assert_allclose(image.pixels.astype(float), expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(("long_side", "fits"), [(2 * SAM_PX, True), (2 * SAM_PX + 1, False)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_thinnest_image_that_sam_can_look_at(tmp_path, long_side, fits, turned):
+    pixels = np.zeros((1, long_side, 3), np.uint8)
+    data = encoded(pixels.swapaxes(0, 1) if turned else pixels)
+    (image,) = prepared(tmp_path, [row(data)], PrepareImages(sam_side_px=SAM_PX))
+    assert (image.error is None) == fits
+    if fits:
+        assert image.sam_pixels is not None
+        assert image.sam_pixels.shape == ((SAM_PX, 1, 3) if turned else (1, SAM_PX, 3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "PPM"]),
+    damage=st.lists(st.tuples(st.integers(0, 150), st.binary(max_size=4)), min_size=1, max_size=4),
+    kept=st.floats(0.1, 1),
+)
+def test_damage_never_stops_a_chunk(tmp_path_factory, kind, damage, kept):
+    data = bytearray(encoded(SCENE, kind))
+    for at, others in damage:
+        data[at : at + len(others)] = others
+    folder = tmp_path_factory.mktemp("damaged")
+    rows = [row(bytes(data[: int(len(data) * kept)])), row(PNG, "after")]
+    damaged, after = prepared(folder, rows, PrepareImages(max_side_px=64, sam_side_px=SAM_PX))
+    assert (damaged.error is None) == (damaged.pixels is not None) == (damaged.sam_pixels is not None)
+    assert after.error is None
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(32, 1500))
+def test_the_working_size_keeps_the_shape(height, width, most):
+    small = working_hw((height, width), most)
+    assert max(small) == min(most, max(height, width))
+    scale = max(small) / max(height, width)
+    assert all(abs(a - max(1, b * scale)) <= 0.501 for a, b in zip(small, (height, width)))
+
+
+@pytest.mark.parametrize("missing", ["image_id", "image", "orientation", "image_labels"])
+def test_a_missing_column_is_named(tmp_path, missing):
+    table = pa.Table.from_pylist([row(PNG)], schema=NULLABLE)
+    pq.write_table(table, tmp_path / "part-0.parquet")
+    pq.write_table(table.drop_columns([missing]), tmp_path / "part-1.parquet")
+    with pytest.raises(UserError, match=rf"part-1\.parquet has no column '{missing}'"):
+        plan_chunks(tmp_path)
+
+
+def test_a_plan_holds_in_another_working_directory(tmp_path, monkeypatch):
+    write(tmp_path / "set" / "shards" / "part-0.parquet", [row(PNG)])
+    monkeypatch.chdir(tmp_path)
+    (chunk,) = plan_chunks(Path("set"))
+    monkeypatch.chdir("/")
+    assert read_chunk(chunk, ["image"]).to_pylist() == [{"image": PNG}]
+
+
+def test_a_shard_that_is_cut_off_or_gone(tmp_path):
+    path = tmp_path / "part-0.parquet"
+    write(path, [row(PNG)])
+    (chunk,) = plan_chunks(tmp_path)
+    path.write_bytes(path.read_bytes()[:-10])
+    for use in (lambda: plan_chunks(tmp_path), lambda: read_chunk(chunk, ["image"])):
+        with pytest.raises(UserError, match=r"part-0\.parquet is not a readable Parquet file"):
+            use()
+    path.unlink()
+    with pytest.raises(UserError, match=r"part-0\.parquet is not a readable Parquet file"):
+        read_chunk(chunk, ["image"])
+
+
+def test_unpacked_arrays_are_views():
+    embedding = np.arange(24, dtype=np.float16).reshape(2, 3, 4).T  # not contiguous
+    large = PreparedImage(image_id="large", pixels=np.zeros((1000, 1000, 3), np.uint8), embedding=embedding)
+    packed = pack_images([large] * 4)
+    allocated = pa.total_allocated_bytes()
+    tracemalloc.start()
+    found = unpack_images(packed)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200_000
+    assert pa.total_allocated_bytes() - allocated < 200_000
+    for image in found:
+        assert image.pixels is not None
+        assert image.embedding is not None
+        np.testing.assert_array_equal(image.embedding, embedding)
+        assert not image.pixels.flags.owndata
+        assert not image.embedding.flags.owndata

@@ -1,20 +1,30 @@
 """Embedding and labelling from the cache: the same as live, up to the rounding of what is stored."""
 
+import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 from ray_wsss.config import EmbedConfig, LabelConfig, SamConfig
 from ray_wsss.data.coco import rasterise
 from ray_wsss.data.embeddings import EMBEDDING_SCHEMA, EmbeddingDtype
-from ray_wsss.data.images import decode_image
-from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.scenes import make_scene
+from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
 from ray_wsss.models.sam.encoder import encode_images
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
-from ray_wsss.stages.chunks import Chunk, PreparedImage, PrepareImages, plan_chunks
+from ray_wsss.stages.chunks import (
+    Chunk,
+    PreparedImage,
+    PrepareImages,
+    pack_images,
+    plan_chunks,
+    unpack_images,
+)
 from ray_wsss.stages.embed import SamEmbedder, embeddings_of
 from ray_wsss.stages.label import SamLabeller
 from ray_wsss.stages.parts import Parts
@@ -24,9 +34,28 @@ CONFIG = LabelConfig(tau=0.3, min_distance_px=4, scales=(1.0,), max_side_px=100)
 DTYPES: tuple[EmbeddingDtype, ...] = ("fp16", "int8")
 
 
+SIZES_HW = [(64, 64), (64, 96), (90, 70), (120, 160)]
+IMAGES = [make_scene(700 + n, *SIZES_HW[n % 4]).image for n in range(32)]
+
+
+def row(n: int, pixels: np.ndarray) -> dict:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    height, width = pixels.shape[:2]
+    labels = [n % 6, (n + 2) % 6]
+    identity = {"image_id": f"scene {n}", "image": buffer.getvalue(), "orientation": 1}
+    return {**identity, "height": height, "width": width, "image_labels": labels, "mask": None}
+
+
+def write_dataset(folder: Path, rows: list[dict]) -> list[Chunk]:
+    write_table_atomically(pa.Table.from_pylist(rows, IMAGE_SCHEMA), folder / "shards" / "part-00000.parquet")
+    return plan_chunks(folder, 20)
+
+
 @pytest.fixture(scope="module")
-def chunks(scene_dataset) -> list[Chunk]:
-    return plan_chunks(scene_dataset)
+def chunks(tmp_path_factory) -> list[Chunk]:
+    rows = [row(n, image) for n, image in enumerate(IMAGES)]
+    return write_dataset(tmp_path_factory.mktemp("dataset"), rows)
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +74,8 @@ def caches(chunks, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("fp16", 1e-3), ("int8", 1 / 254)])
-def test_the_cache_holds_sams_embeddings(scene_dataset, chunks, caches, tiny_sam, dtype, most):
-    reader = ShardReader(scene_dataset)
-    images = [decode_image(reader.read(row)["image"]) for row in range(len(reader))]
-    expected = encode_images(tiny_sam, images)
+def test_the_cache_holds_sams_embeddings(chunks, caches, tiny_sam, dtype, most):
+    expected = encode_images(tiny_sam, IMAGES)
     prepare = PrepareImages(sam_side_px=IMAGE_SIZE_PX, embeddings=caches[dtype])
     prepared = [image for chunk in chunks for image in prepare(chunk)]
     assert all(image.sam_pixels is None for image in prepared)
@@ -58,10 +85,34 @@ def test_the_cache_holds_sams_embeddings(scene_dataset, chunks, caches, tiny_sam
     assert not torch.equal(found, expected)
 
 
-def test_live_embeddings_are_the_encoders(chunks, tiny_sam, scene_dataset):
-    prepared = PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunks[0])
-    images = [decode_image(ShardReader(scene_dataset).read(row)["image"]) for row in range(len(prepared))]
-    assert_close(embeddings_of(tiny_sam, prepared, 3), encode_images(tiny_sam, images), atol=1e-5, rtol=1e-4)
+def test_live_embeddings_are_the_encoders(chunks, tiny_sam):
+    prepared = PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunks[1])
+    expected = encode_images(tiny_sam, IMAGES[20:])
+    assert_close(embeddings_of(tiny_sam, prepared, 5), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_images_that_travelled_are_embedded_alike(chunks):
+    images = PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunks[1])
+    embed = SamEmbedder(EmbedConfig(), SAM)
+    assert embed(unpack_images(pack_images(images)))[0].equals(embed(images)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cached_embeddings_travel(chunks, caches, tiny_sam, dtype):
+    images = PrepareImages(sam_side_px=IMAGE_SIZE_PX, embeddings=caches[dtype])(chunks[1])
+    received = unpack_images(pack_images(images))
+    assert torch.equal(embeddings_of(tiny_sam, received, 4), embeddings_of(tiny_sam, images, 4))
+
+
+def test_images_that_the_cache_does_not_know_are_errors(caches, tmp_path):
+    rows = [row(0, IMAGES[0]), row(99, IMAGES[0]), row(1, IMAGES[0]), row(2, IMAGES[2])]
+    (chunk,) = write_dataset(tmp_path, rows)
+    prepare = PrepareImages(sam_side_px=IMAGE_SIZE_PX, embeddings=caches["fp16"])
+    known, unknown, resized, another = prepare(chunk)
+    assert known.error is another.error is None
+    assert "no embedding of this image" in str(unknown.error)
+    assert "an image of 96x64 pixels, this one has 64x64" in str(resized.error)
+    assert unknown.embedding is resized.embedding is None
 
 
 def test_bytes_take_half_the_space(caches):
@@ -87,19 +138,49 @@ def masks_of(row: dict) -> list[np.ndarray]:
     return [rasterise([s | {"class_index": 0}], *size) > 0 for s in segments]
 
 
-@pytest.mark.parametrize(("dtype", "least"), [("fp16", 0.995), ("int8", 0.95)])
-def test_labels_from_the_cache_are_the_live_ones(chunks, caches, classifier_dir, dtype, least):
-    labeller = SamLabeller(CONFIG, SAM, classifier_dir)
-    rows = []
-    for embeddings in (None, caches[dtype]):
-        prepare = PrepareImages(max_side_px=100, sam_side_px=IMAGE_SIZE_PX, embeddings=embeddings)
-        rows.append([row for chunk in chunks for row in labeller(prepare(chunk))[0].to_pylist()])
+@pytest.fixture(scope="module")
+def labeller(classifier_dir) -> SamLabeller:
+    return SamLabeller(CONFIG, SAM, classifier_dir)
+
+
+def label(labeller: SamLabeller, chunks: list[Chunk], embeddings: Path | None = None) -> list[dict]:
+    prepare = PrepareImages(max_side_px=100, sam_side_px=IMAGE_SIZE_PX, embeddings=embeddings)
+    return [row for chunk in chunks for row in labeller(prepare(chunk))[0].to_pylist()]
+
+
+# Measured: fp16 1.0, int8 0.9992 on average and 0.9960 at least, with another BLAS perhaps less.
+@pytest.mark.parametrize(("dtype", "mean", "least"), [("fp16", 0.9999, 0.995), ("int8", 0.998, 0.98)])
+def test_labels_from_the_cache_are_the_live_ones(chunks, caches, labeller, dtype, mean, least):
+    live_rows, cached_rows = label(labeller, chunks), label(labeller, chunks, caches[dtype])
+    assert [row["image_id"] for row in cached_rows] == [f"scene {n}" for n in range(len(IMAGES))]
     ious = []
-    for live, cached in zip(*rows, strict=True):
+    for live, cached in zip(live_rows, cached_rows, strict=True):
         assert live["error"] is cached["error"] is None
         for one, other in zip(masks_of(live), masks_of(cached), strict=True):
-            ious.append((one & other).sum() / max((one | other).sum(), 1) if (one | other).any() else 1.0)
+            assert one.any()
+            ious.append((one & other).sum() / (one | other).sum())
         points = [[segment["points_xy"] for segment in row["segments"]] for row in (live, cached)]
         assert points[0] == points[1]
-    assert len(ious) > 14
+    assert len(ious) == 2 * len(IMAGES)
+    assert np.mean(ious) >= mean
     assert min(ious) >= least
+
+
+@pytest.mark.parametrize(
+    ("factor", "dtype", "reason"),
+    [
+        (torch.nan, "fp16", "not finite"),
+        (torch.nan, "int8", "not finite"),
+        (1e6, "fp16", "beyond half precision"),
+        (1e6, "int8", None),
+    ],
+)
+def test_embeddings_that_can_not_be_stored_are_errors(chunks, factor, dtype, reason):
+    embed = SamEmbedder(EmbedConfig(dtype=dtype), SAM)
+    for weights in embed.sam.image_encoder.neck[-1].parameters():
+        weights.mul_(factor)
+    table, tally = embed(PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunks[1])[:2])
+    assert (tally.images, tally.errors) == ((2, 0) if reason is None else (0, 2))
+    for entry in table.to_pylist():
+        assert (entry["embedding"] is None) == (entry["height"] is None) == (entry["error"] is not None)
+        assert entry["error"] is None if reason is None else reason in entry["error"]

@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ray_wsss.data.schema import write_table_atomically
 from ray_wsss.errors import UserError
 from ray_wsss.stages.manifest import Output, dataset_hash, file_hash, require_finished
 
@@ -118,18 +120,46 @@ def test_a_reopened_output_is_unfinished(output):
 
 def test_a_data_set_is_known_by_its_content(scene_dataset, tmp_path):
     original = dataset_hash(scene_dataset)
-    copies = {name: tmp_path / name for name in ("same", "metadata", "image", "renamed", "fewer")}
+    names = ("same", "metadata", "image", "rows", "renamed", "fewer", "more")
+    copies = {name: tmp_path / name for name in names}
     for copy in copies.values():
         shutil.copytree(scene_dataset, copy)
     metadata = copies["metadata"] / "metadata.json"
     metadata.write_text(metadata.read_text().replace('"coco"', '"voc"'))
     shard = sorted((copies["image"] / "shards").iterdir())[1]
     table = pq.read_table(shard)
-    pq.write_table(table.slice(1), shard)
-    first = sorted((copies["renamed"] / "shards").iterdir())[0]
-    first.rename(first.with_name("part-99999.parquet"))
+    images = [table["image"][0].as_py() + b"\0", *table["image"].to_pylist()[1:]]
+    at = table.schema.get_field_index("image")
+    table = table.set_column(at, table.schema.field(at), pa.array(images, table.schema.field(at).type))
+    write_table_atomically(table, shard)
+    shard = copies["rows"] / "shards" / shard.name
+    write_table_atomically(pq.read_table(shard).slice(1), shard)
+    last = sorted((copies["renamed"] / "shards").iterdir())[-1]
+    last = last.rename(last.with_name("part-99999.parquet"))
     sorted((copies["fewer"] / "shards").iterdir())[2].unlink()
+    shutil.copy(last, copies["more"] / "shards")
     hashes = {name: dataset_hash(copy) for name, copy in copies.items()}
     assert hashes.pop("same") == original
     assert original not in hashes.values()
     assert len(set(hashes.values())) == len(hashes)
+
+
+def test_any_other_dependency_is_another_fingerprint(output):
+    as_read_back = json.loads(json.dumps(output.depends_on))
+    assert Output(output.out, "label", as_read_back).fingerprint == output.fingerprint
+    changes = [{"cpm.tau": 0.6}, {"cpm.tau": "0.5"}, {"cpm.tau": None}, {"scales": (2.0, 1.0)}, {"new": None}]
+    others = [Output(output.out, "label", {**output.depends_on, **changed}) for changed in changes]
+    others += [Output(output.out, "embed", output.depends_on), Output(output.out, "label", {})]
+    assert len({output.fingerprint, *(other.fingerprint for other in others)}) == 1 + len(others)
+
+
+def test_a_data_set_that_can_not_be_read(scene_dataset, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(scene_dataset, copy)
+    shard = sorted((copy / "shards").iterdir())[1]
+    shard.write_bytes(shard.read_bytes()[:-4])
+    with pytest.raises(UserError, match=rf"{shard.name} is not a readable Parquet file"):
+        dataset_hash(copy)
+    (copy / "metadata.json").unlink()
+    with pytest.raises(UserError, match=r"metadata\.json can't be read"):
+        dataset_hash(copy)

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ray_wsss.data.schema import replace_atomically
 from ray_wsss.stages.chunks import Chunk
 from ray_wsss.stages.parts import Parts
 from ray_wsss.stages.tally import Tally
@@ -31,14 +32,31 @@ def test_equal_content_is_equal_bytes(parts):
     assert parts.path(0).read_bytes() == before
 
 
-def test_what_is_no_part_of_this_run(parts):
+def test_a_part_of_another_run_is_none_of_this_one(parts):
     for chunk in CHUNKS[:3]:
         parts.write(chunk, TABLE, TALLY)
     assert set(parts.finished(CHUNKS)) == {0, 1, 2}
-    assert Parts(parts.out, "another").finished(CHUNKS) == {}
-    parts.path(0).write_bytes(parts.path(0).read_bytes()[:-20])
-    parts.path(1).write_bytes(b"no Parquet")
-    pq.write_table(TABLE, parts.path(2))  # nobody's
+    other = Parts(parts.out, "another")
+    assert other.finished(CHUNKS) == {}
+    other.write(CHUNKS[1], TABLE, Tally(images=3))
+    assert other.finished(CHUNKS) == {1: Tally(images=3)}
+    assert set(parts.finished(CHUNKS)) == {0, 2}
+
+
+@pytest.mark.parametrize("kept", [0, 1, 4, 0.5, -20, -8, -1])
+def test_a_truncated_part_is_made_again(parts, kept):
+    parts.write(CHUNKS[0], TABLE, TALLY)
+    data = parts.path(0).read_bytes()
+    parts.path(0).write_bytes(data[: int(len(data) * kept) if isinstance(kept, float) else kept])
+    assert parts.read_tally(CHUNKS[0]) is None
+
+
+def test_what_is_no_part(parts):
+    parts.path(0).mkdir(parents=True)
+    parts.path(1).write_bytes(b"no Parquet" * 100)
+    pq.write_table(TABLE, parts.path(2))
+    foreign = {b"ray_wsss": b'{"fingerprint": "fingerprint", "images": 3, "cats": 3}'}
+    pq.write_table(TABLE.replace_schema_metadata(foreign), parts.path(3))
     assert parts.finished(CHUNKS) == {}
 
 
@@ -47,21 +65,45 @@ def test_a_part_of_another_number_of_rows_is_made_again(parts):
     assert parts.read_tally(CHUNKS[0]) is None
 
 
-def test_strays(parts):
+@pytest.mark.parametrize(
+    "note", [b"{", b"[1]", b"{}", b'{"fingerprint": "fingerprint", "images": 3, "colours": 1}']
+)
+def test_a_note_that_is_not_ours(parts, note):
+    path = parts.path(0)
+    path.parent.mkdir()
+    pq.write_table(TABLE.replace_schema_metadata({"ray_wsss": note}), path)
+    assert parts.read_tally(CHUNKS[0]) is None
+
+
+def test_the_tables_own_metadata_and_row_groups(parts):
+    parts.write(CHUNKS[0], TABLE.replace_schema_metadata({"theirs": "kept"}), TALLY, rows_per_group=2)
+    footer = pq.read_metadata(parts.path(0))
+    assert footer.metadata is not None
+    assert footer.metadata[b"theirs"] == b"kept"
+    assert [footer.row_group(k).num_rows for k in range(footer.num_row_groups)] == [2, 1]
+    assert parts.read_tally(CHUNKS[0]) is not None
+
+
+def test_a_straggler_of_another_run_replaces_a_part(parts):
     parts.write(CHUNKS[0], TABLE, TALLY)
+    Parts(parts.out, "another").write(CHUNKS[0], TABLE, TALLY)
+    assert parts.read_tally(CHUNKS[0]) is None
+    parts.write(CHUNKS[0], TABLE, TALLY)
+    assert parts.read_tally(CHUNKS[0]) is not None
+
+
+def test_strays(parts):
+    assert list(parts.strays(CHUNKS)) == []
+    parts.write(CHUNKS[0], TABLE, TALLY)
+    assert list(parts.strays(CHUNKS)) == []
     parts.write(Chunk(17, "shard", 0, 3), TABLE, TALLY)
-    temporary = parts.path(0).with_name(".part-000001.parquet.0123.tmp")
-    temporary.write_bytes(b"half")
-    assert set(parts.strays(CHUNKS)) == {parts.path(17), temporary}
+    with replace_atomically(parts.path(1)) as half:  # what a writer that is killed now leaves
+        half.write_bytes(b"half")
+        assert set(parts.strays(CHUNKS)) == {parts.path(17), half}
+        assert set(parts.finished(CHUNKS)) == {0}
 
 
-def test_tallies_add_up():
-    total = Tally()
+def test_a_writer_leaves_nothing_but_its_part(parts):
     for _ in range(2):
-        total.add(TALLY)
-    with total.phase("encode"), total.phase("write"):
-        pass
-    assert (total.images, total.prompts, total.masks, total.errors) == (4, 18, 8, 2)
-    assert total.seconds["encode"] > 3.0
-    assert 0 < total.seconds["write"] <= total.seconds["encode"] - 3.0
-    assert TALLY.seconds == {"encode": 1.5}
+        parts.write(CHUNKS[1], TABLE, TALLY)
+    assert [path.name for path in parts.path(1).parent.iterdir()] == ["part-000001.parquet"]

@@ -8,7 +8,7 @@ from ray_wsss.config import SamConfig, SegmentsConfig
 from ray_wsss.data.images import decode_segments
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
-from ray_wsss.stages.chunks import PreparedImage, resize_map, shrink
+from ray_wsss.stages.chunks import PreparedImage
 from ray_wsss.stages.segment import SEGMENTS_SCHEMA, SegmentEverything
 
 SAM = SamConfig(name="tiny", encode_batch_size=2)
@@ -72,18 +72,45 @@ def test_maps_are_painted_from_the_generators_masks(generator, resize, overlap):
     assert tally.masks >= count
 
 
-def test_a_large_image_is_segmented_smaller_and_scaled_back(resize):
-    scene = make_scene(5, 120, 160).image
-    large = prepared("large", scene, resize)
+def test_a_large_image_is_segmented_smaller_and_scaled_back(generator, resize):
+    """An image twice as large whose input to SAM is the same has twice the map."""
+    scene = make_scene(5, 60, 80).image
+    large = PreparedImage(image_id="large", image_hw=(120, 160), sam_pixels=resize.apply_image(scene))
     stage = SegmentEverything(SegmentsConfig(**SETTINGS, max_side_px=80), SAM)
     (row,) = stage([large])[0].to_pylist()
+    records = generator.generate(scene)
+    owner = painted(records, (60, 80), "smallest_area")
+    visible = np.unique(owner[owner >= 0])
+    assert len(visible) > 1
+    expected = np.searchsorted(visible, owner) + (owner >= 0)
     segments = decode_segments(row["segment_map"])
     assert segments.shape == (row["height"], row["width"]) == (120, 160)
-    np.testing.assert_array_equal(segments, resize_map(segments[::2, ::2], (120, 160)))
-    assert shrink(scene, 80).shape == (60, 80, 3)
+    np.testing.assert_array_equal(segments, expected.repeat(2, axis=0).repeat(2, axis=1))
     assert [s["area"] for s in row["segments"]] == np.bincount(segments.ravel())[1:].tolist()
-    points = np.array([s["point_xy"] for s in row["segments"]])
-    assert points.max() > 80
+    points = [np.multiply(records[at]["point_coords"][0], 2).tolist() for at in visible]
+    assert [s["point_xy"] for s in row["segments"]] == points
+
+
+def test_images_of_odd_sizes_keep_them(resize):
+    sizes = [(131, 97), (49, 200)]
+    stage = SegmentEverything(SegmentsConfig(**SETTINGS, max_side_px=64), SAM)
+    images = [prepared(str(hw), make_scene(8, *hw).image, resize) for hw in sizes]
+    for row, image_hw in zip(stage(images)[0].to_pylist(), sizes, strict=True):
+        segments = decode_segments(row["segment_map"])
+        assert segments.shape == image_hw
+        areas = np.bincount(segments.ravel(), minlength=len(row["segments"]) + 1)
+        assert [s["area"] for s in row["segments"]] == areas[1:].tolist()
+        points = np.array([s["point_xy"] for s in row["segments"]])
+        on_grid = points / image_hw[::-1] * SETTINGS["points_per_side"] - 0.5
+        np.testing.assert_allclose(on_grid, on_grid.round(), atol=1e-5)
+        assert ((on_grid > -0.5) & (on_grid < SETTINGS["points_per_side"] - 0.5)).all()
+
+
+def test_a_chunk_of_broken_rows_only():
+    stage = SegmentEverything(SegmentsConfig(**SETTINGS), SAM)
+    table, tally = stage([PreparedImage(image_id=name, error="cut") for name in "ab"])
+    assert table["error"].to_pylist() == ["cut", "cut"]
+    assert (tally.images, tally.errors, tally.masks) == (0, 2, 0)
 
 
 def test_nothing_found_is_an_empty_map(resize):
