@@ -77,11 +77,13 @@ class EmbeddingCache:
 
         Raises:
             ValueError: there is none, or it is of an image of another size.
+            UserError: the cache is damaged.
         """
         try:
-            row = self._shards.read(self._shards.index_of(image_id), EMBEDDING_SCHEMA.names)
+            index = self._shards.index_of(image_id)
         except KeyError:
             raise ValueError(f"{self.folder} has no embedding of this image") from None
+        row = self._shards.read(index, EMBEDDING_SCHEMA.names)
         if row["embedding"] is None:
             raise ValueError(f"{self.folder} has no embedding of this image: {row['error']}")
         if (row["height"], row["width"]) != image_hw:

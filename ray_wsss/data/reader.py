@@ -81,7 +81,10 @@ class ShardReader:
         if name not in file.schema_arrow.names:
             raise KeyError(f"{self._paths[file_index]} has no column '{name}'")
         # Without threads: Arrow's pool does not survive the fork of a DataLoader worker.
-        column = file.read_row_group(group_in_file, columns=[name], use_threads=False).column(0)
+        try:
+            column = file.read_row_group(group_in_file, columns=[name], use_threads=False).column(0)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{self._paths[file_index]} is damaged ({error}); write it again") from error
         self._cache[key] = column
         self._cached_bytes += column.nbytes
         while self._cached_bytes > self.cache_bytes and len(self._cache) > 1:
@@ -127,5 +130,5 @@ def open_shard(path: Path) -> pq.ParquetFile:
     """Open a Parquet file. Raises UserError where it is damaged or missing."""
     try:
         return pq.ParquetFile(path, memory_map=True)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error}); write it again") from None

@@ -4,6 +4,7 @@ What comes out of a chunk depends on the chunk alone, so that a run that was int
 actors did, gives the same bytes. One chunk in is one file out (`stages.parts`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -93,6 +94,7 @@ def read_chunk(chunk: Chunk, columns: Sequence[str]) -> pa.Table:
                 groups.append(group)
         try:
             table = file.read_row_groups(groups, columns=list(columns), use_threads=False)
+            table.validate(full=True)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{chunk.path} is damaged ({error}); write it again") from error
     return table.slice(chunk.first_row - before, chunk.rows)
@@ -122,7 +124,7 @@ class PrepareImages:
         try:
             if row["image"] is None:
                 raise ValueError("there is no image in the row")
-            pixels = decode_image(row["image"], row["orientation"] or 1)
+            pixels = decode_image(row["image"], _orientation_of(row))
             return PreparedImage(
                 image_id=image_id,
                 image_hw=(pixels.shape[0], pixels.shape[1]),
@@ -144,10 +146,19 @@ class PrepareImages:
 
 
 def _labels_of(row: dict[str, Any]) -> tuple[int, ...]:
-    labels = tuple(row["image_labels"] or ())
-    if not all(isinstance(label, int) for label in labels):
+    labels = row["image_labels"]
+    if labels is None:
+        return ()
+    if not isinstance(labels, list) or not all(type(c) is int and abs(c) < 2**31 for c in labels):
         raise ValueError(f"the image labels are {labels}; expected class indices")
-    return labels
+    return tuple(labels)
+
+
+def _orientation_of(row: dict[str, Any]) -> int:
+    orientation = row["orientation"] or 1
+    if not isinstance(orientation, int):
+        raise ValueError(f"orientation is {orientation}; expected an EXIF orientation from 1 to 8")
+    return orientation
 
 
 def working_hw(image_hw: tuple[int, int], max_side_px: int) -> tuple[int, int]:
@@ -203,9 +214,15 @@ def pack_images(images: Sequence[PreparedImage]) -> pa.Array:
 
 
 def unpack_images(packed: pa.Array) -> list[PreparedImage]:
-    """What `pack_images` packed. The arrays are read-only views of ``packed``."""
+    """What `pack_images` packed. The arrays are views of ``packed``."""
     rows = packed.flatten()
-    return [PreparedImage(**{f.name: _unpack(f.name, row[f.name]) for f in _IMAGE}) for row in rows]
+    images = []
+    arrays = {name: _views(rows.field(name)) for name in _ARRAYS}
+    plain = [f.name for f in _IMAGE if f.name not in _ARRAYS]
+    for k, row in enumerate(pa.Table.from_arrays([rows.field(n) for n in plain], plain).to_pylist()):
+        row |= {"image_hw": tuple(row["image_hw"]), "image_labels": tuple(row["image_labels"])}
+        images.append(PreparedImage(**row, **{name: views[k] for name, views in arrays.items()}))
+    return images
 
 
 def _pack_array(array: NDArray | None) -> dict[str, Any] | None:
@@ -214,9 +231,15 @@ def _pack_array(array: NDArray | None) -> dict[str, Any] | None:
     return {"data": np.ascontiguousarray(array).data, "shape": array.shape, "dtype": array.dtype.name}
 
 
-def _unpack(name: str, value: pa.Scalar) -> Any:
-    if name not in _ARRAYS or not value.is_valid:
-        plain = value.as_py()
-        return tuple(plain) if isinstance(plain, list) else plain
-    dtype, shape = value["dtype"].as_py(), value["shape"].as_py()
-    return np.frombuffer(value["data"].as_buffer(), dtype).reshape(shape)
+def _views(packed: pa.StructArray) -> list[NDArray | None]:
+    """The arrays of a column. Arrow's own way to a value's bytes would copy them."""
+    data = packed.field("data")
+    _, offsets, values = data.buffers()
+    starts = np.frombuffer(offsets, np.int64)[data.offset :] if offsets is not None else []
+    shapes, dtypes = packed.field("shape").to_pylist(), packed.field("dtype").to_pylist()
+    views: list[NDArray | None] = []
+    for k, valid in enumerate(packed.is_valid().to_pylist()):
+        count = math.prod(shapes[k]) if valid else 0
+        view = np.frombuffer(values, dtypes[k], count, int(starts[k])) if count else None
+        views.append(view.reshape(shapes[k]) if view is not None else None)
+    return views

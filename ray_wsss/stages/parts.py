@@ -20,6 +20,7 @@ from ray_wsss.stages.chunks import Chunk
 from ray_wsss.stages.tally import Tally
 
 _KEY = b"ray_wsss"
+_COUNTS = ("images", "prompts", "masks", "errors")
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,7 @@ class Parts:
         """Write the part of a chunk with its counts; seconds would make equal parts differ."""
         note = {
             "fingerprint": self.fingerprint,
-            "images": tally.images,
-            "prompts": tally.prompts,
-            "masks": tally.masks,
-            "errors": tally.errors,
+            **{name: getattr(tally, name) for name in _COUNTS},
         }
         metadata = {**(table.schema.metadata or {}), _KEY: json.dumps(note)}
         write_table_atomically(
@@ -51,13 +49,16 @@ class Parts:
         )
 
     def read_tally(self, chunk: Chunk) -> Tally | None:
-        """Counts of a part; None where it is missing, damaged or another run's."""
+        """Counts of a part; None where it is missing, cut short or another run's.
+
+        The footer alone is read: it comes last, so that a part that has one was written in full.
+        """
         try:
             footer = pq.read_metadata(self.path(chunk.index))
             note = json.loads((footer.metadata or {})[_KEY])
-            if note.pop("fingerprint") != self.fingerprint or footer.num_rows != chunk.rows:
+            if note["fingerprint"] != self.fingerprint or footer.num_rows != chunk.rows:
                 return None
-            return Tally(**note)
+            return Tally(**{name: int(note[name]) for name in _COUNTS})
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
             return None
 

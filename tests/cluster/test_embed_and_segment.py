@@ -1,5 +1,6 @@
 """The cache and the segment maps on Ray: made once, read by label, counted for the dashboard."""
 
+import time
 import urllib.request
 from collections import Counter
 from pathlib import Path
@@ -93,7 +94,9 @@ def test_the_dashboards_counters_say_what_the_report_says(
     before = counted()
     inputs = {"dataset": dataset, "classifier": classifier}
     total = run_label(small_recipe, out=tmp_path / "labels", **inputs, **ON_RAY).total
-    added = counted() - before
+    deadline = time.monotonic() + 30  # Ray collects every few seconds
+    while (added := counted() - before)["ray_wsss_images_total"] < 24 and time.monotonic() < deadline:
+        time.sleep(0.5)
     assert added["ray_wsss_images_total"] == total.images == 24
     assert added["ray_wsss_prompts_total"] == total.prompts
     assert added["ray_wsss_masks_total"] == total.masks

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,3 +125,16 @@ def test_a_cache_that_was_made_again_is_read_again(tmp_path, embedding):
     write_cache(tmp_path, [entry("new", embedding)])
     os.utime(tmp_path / "manifest.json", ns=(1, 1))  # clocks may be too coarse to tell
     assert open_embeddings(tmp_path).image_ids == ["new"]
+
+
+def test_a_damaged_cache_is_named(tmp_path, embedding):
+    write_cache(tmp_path, [entry("good", np.tile(embedding, (1, 40, 40)))])
+    cache = EmbeddingCache(tmp_path)
+    assert cache.image_ids == ["good"]
+    path = tmp_path / "shards" / "part-000000.parquet"
+    column = pq.ParquetFile(path).metadata.row_group(0).column(EMBEDDING_SCHEMA.names.index("embedding"))
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset : column.data_page_offset + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"part-000000\.parquet is damaged"):
+        EmbeddingCache(tmp_path).read("good", (60, 80))

@@ -2,9 +2,7 @@
 
 import io
 import struct
-import tracemalloc
 import zlib
-from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,10 +26,6 @@ from ray_wsss.stages.chunks import (
     pack_images,
     plan_chunks,
     read_chunk,
-    resize_map,
-    shrink,
-    unpack_images,
-    working_hw,
 )
 
 SAM_PX = 128
@@ -134,39 +128,6 @@ def test_sizes_are_those_of_the_working_copy_and_of_sams_own_resize(tmp_path):
     assert image.sam_pixels is not None
 
 
-def test_working_size():
-    assert working_hw((60, 80), 80) == (60, 80)
-    assert working_hw((60, 80), 1000) == (60, 80)
-    assert working_hw((60, 80), 40) == (30, 40)
-    assert working_hw((1, 1000), 32) == (1, 32)
-    assert shrink(SCENE, 80) is SCENE
-    assert shrink(SCENE, 40).shape == (30, 40, 3)
-
-
-def test_the_working_copy_is_as_pillow_would_shrink_it():
-    expected = np.array(Image.fromarray(SCENE).resize((33, 25), Image.Resampling.BILINEAR))
-    assert np.abs(shrink(SCENE, 33).astype(int) - expected).max() <= 1
-
-
-def test_maps_are_scaled_without_new_values():
-    segments = np.array([[0, 65_535], [7, 0]], np.int32)
-    scaled = resize_map(segments, (4, 6))
-    assert scaled.dtype == np.int32
-    np.testing.assert_array_equal(scaled, segments.repeat(2, axis=0).repeat(3, axis=1))
-    assert resize_map(segments, (2, 2)) is segments
-
-
-@pytest.mark.parametrize("image_hw", [(13, 31), (11, 40), (100, 7)])
-def test_maps_take_the_value_at_each_pixels_centre(image_hw):
-    segments = np.arange(7 * 11, dtype=np.int32).reshape(7, 11) * 800
-    rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in zip(image_hw, segments.shape))
-    expected = segments[rows.astype(int)[:, None], columns.astype(int)]
-    np.testing.assert_array_equal(resize_map(segments, image_hw), expected)
-    mask = segments % 3 == 0
-    assert resize_map(mask, image_hw).dtype == bool
-    np.testing.assert_array_equal(resize_map(mask, image_hw), expected % 3 == 0)
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 30), min_size=1, max_size=3).filter(any),
@@ -217,6 +178,40 @@ def test_a_damaged_shard_is_named(tmp_path):
         read_chunk(chunk, ["image_id", "image"])
 
 
+def test_text_that_is_none_is_damage(tmp_path):
+    path = tmp_path / "part-0.parquet"
+    write(path, [row(PNG, "name3")], compression="none", use_dictionary=False, write_statistics=False)
+    path.write_bytes(path.read_bytes().replace(b"name3", b"n\xffme3"))
+    (chunk,) = plan_chunks(tmp_path)
+    with pytest.raises(UserError, match=r"part-0\.parquet is damaged"):
+        PrepareImages(sam_side_px=SAM_PX)(chunk)
+    write(path, [row(PNG)])
+    path.write_bytes(path.read_bytes().replace(b"orientation", b"orient\xfftion"))
+    with pytest.raises(UserError, match=r"part-0\.parquet is not a readable Parquet file"):
+        plan_chunks(tmp_path)
+
+
+@pytest.mark.parametrize("column", ["image_labels", "orientation"])
+def test_columns_of_another_type_are_errors_of_their_rows(tmp_path, column):
+    other = {"image_labels": 3, "orientation": [1]}[column]
+    columns = {name: [value] for name, value in (row(PNG) | {column: other}).items()}
+    pq.write_table(pa.table(columns), tmp_path / "part-0.parquet")
+    (chunk,) = plan_chunks(tmp_path)
+    (image,) = PrepareImages(sam_side_px=SAM_PX)(chunk)
+    assert image.error is not None
+    assert "expected" in image.error
+
+
+@pytest.mark.parametrize("label", [True, 2**40])
+def test_labels_that_are_no_indices(tmp_path, label):
+    columns = {name: [value] for name, value in (row(PNG) | {"image_labels": [label]}).items()}
+    pq.write_table(pa.table(columns), tmp_path / "part-0.parquet")
+    (chunk,) = plan_chunks(tmp_path)
+    (image,) = PrepareImages(sam_side_px=SAM_PX)(chunk)
+    assert image.error is not None
+    pack_images([image])
+
+
 def test_a_chunk_is_read_without_its_neighbours(tmp_path):
     path = tmp_path / "part-0.parquet"
     rows = [row(np.random.default_rng(k).bytes(1000), str(k)) for k in range(30)]
@@ -234,58 +229,6 @@ def test_a_chunk_is_read_without_its_neighbours(tmp_path):
         ]
     with pytest.raises(UserError, match=r"part-0\.parquet is damaged"):
         read_chunk(second, ["image_id", "image"])
-
-
-def test_packed_images_come_back():
-    rng = np.random.default_rng(0)
-    images = [
-        PreparedImage(
-            image_id="full",
-            image_hw=(60, 80),
-            image_labels=(0, 5),
-            pixels=SCENE[::2, ::2],  # not contiguous
-            sam_pixels=SCENE,
-        ),
-        PreparedImage(image_id="cached", embedding=rng.random((4, 3, 2)).astype(np.float16)),
-        PreparedImage(
-            image_id="bytes",
-            embedding=rng.integers(-127, 128, (4, 3, 2)).astype(np.int8),
-            embedding_scale=rng.random(4).astype(np.float32),
-        ),
-        PreparedImage(image_id="broken", error="truncated JPEG"),
-    ]
-    found = unpack_images(pack_images(images))
-    assert len(found) == len(images)
-    for before, after in zip(images, found):
-        for field in fields(PreparedImage):
-            one, other = getattr(before, field.name), getattr(after, field.name)
-            if isinstance(one, np.ndarray):
-                assert other.dtype == one.dtype
-                np.testing.assert_array_equal(other, one)
-            else:
-                assert other == one
-    assert unpack_images(pack_images([])) == []
-
-
-def test_packed_images_are_one_row_of_a_table():
-    """Ray Data cuts tables into slices, puts them together again and sends them through files."""
-    counts = (2, 0, 3)
-    names = [[f"{row}-{k}" for k in range(count)] for row, count in enumerate(counts)]
-    packed = [
-        pack_images([PreparedImage(image_id=n, pixels=np.full((2, 3, 3), row, np.uint8)) for n in ids])
-        for row, ids in enumerate(names)
-    ]
-    table = pa.table({"images": pa.chunked_array(packed)}).combine_chunks()
-    assert len(table) == len(counts)
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    with pa.ipc.open_stream(sink.getvalue()) as source:
-        received = source.read_all()
-    for row_index, ids in enumerate(names):
-        images = unpack_images(received.slice(row_index, 1)["images"].combine_chunks())
-        assert [image.image_id for image in images] == ids
-        assert all((image.pixels == row_index).all() for image in images)
 
 
 def reopened(data: bytes) -> np.ndarray:
@@ -342,15 +285,6 @@ def test_damage_never_stops_a_chunk(tmp_path_factory, kind, damage, kept):
     assert after.error is None
 
 
-@settings(deadline=None)
-@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(32, 1500))
-def test_the_working_size_keeps_the_shape(height, width, most):
-    small = working_hw((height, width), most)
-    assert max(small) == min(most, max(height, width))
-    scale = max(small) / max(height, width)
-    assert all(abs(a - max(1, b * scale)) <= 0.501 for a, b in zip(small, (height, width)))
-
-
 @pytest.mark.parametrize("missing", ["image_id", "image", "orientation", "image_labels"])
 def test_a_missing_column_is_named(tmp_path, missing):
     table = pa.Table.from_pylist([row(PNG)], schema=NULLABLE)
@@ -381,20 +315,14 @@ def test_a_shard_that_is_cut_off_or_gone(tmp_path):
         read_chunk(chunk, ["image"])
 
 
-def test_unpacked_arrays_are_views():
-    embedding = np.arange(24, dtype=np.float16).reshape(2, 3, 4).T  # not contiguous
-    large = PreparedImage(image_id="large", pixels=np.zeros((1000, 1000, 3), np.uint8), embedding=embedding)
-    packed = pack_images([large] * 4)
-    allocated = pa.total_allocated_bytes()
-    tracemalloc.start()
-    found = unpack_images(packed)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 200_000
-    assert pa.total_allocated_bytes() - allocated < 200_000
-    for image in found:
-        assert image.pixels is not None
-        assert image.embedding is not None
-        np.testing.assert_array_equal(image.embedding, embedding)
-        assert not image.pixels.flags.owndata
-        assert not image.embedding.flags.owndata
+@pytest.mark.parametrize("orientation", [None, 0, 1])
+def test_without_an_orientation_pixels_are_as_stored(tmp_path, orientation):
+    (image,) = prepared(
+        tmp_path, [row(PNG, orientation=orientation)], PrepareImages(max_side_px=100, sam_side_px=SAM_PX)
+    )
+    np.testing.assert_array_equal(image.pixels, SCENE)
+
+
+def test_a_slice_of_packed_images_is_unpacked_alone():
+    one, two = (pack_images([PreparedImage(image_id=name)]) for name in "ab")
+    assert [image.image_id for image in unpack_images(pa.concat_arrays([one, two]).slice(1, 1))] == ["b"]

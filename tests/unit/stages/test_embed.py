@@ -184,3 +184,7 @@ def test_embeddings_that_can_not_be_stored_are_errors(chunks, factor, dtype, rea
     for entry in table.to_pylist():
         assert (entry["embedding"] is None) == (entry["height"] is None) == (entry["error"] is not None)
         assert entry["error"] is None if reason is None else reason in entry["error"]
+
+
+def test_a_row_group_holds_what_is_read_at_random_at_a_time():
+    assert SamEmbedder(EmbedConfig(), SAM).rows_per_group == 2 * 2**20 // (64 * 16 * 16 * 2)
