@@ -216,13 +216,11 @@ def pack_images(images: Sequence[PreparedImage]) -> pa.Array:
 def unpack_images(packed: pa.Array) -> list[PreparedImage]:
     """What `pack_images` packed. The arrays are views of ``packed``."""
     rows = packed.flatten()
-    images = []
-    arrays = {name: _views(rows.field(name)) for name in _ARRAYS}
-    plain = [f.name for f in _IMAGE if f.name not in _ARRAYS]
-    for k, row in enumerate(pa.Table.from_arrays([rows.field(n) for n in plain], plain).to_pylist()):
-        row |= {"image_hw": tuple(row["image_hw"]), "image_labels": tuple(row["image_labels"])}
-        images.append(PreparedImage(**row, **{name: views[k] for name, views in arrays.items()}))
-    return images
+    columns: dict[str, list[Any]] = {name: _views(rows.field(name)) for name in _ARRAYS}
+    for name in (f.name for f in _IMAGE if f.name not in _ARRAYS):
+        values = rows.field(name).to_pylist()
+        columns[name] = [tuple(value) if isinstance(value, list) else value for value in values]
+    return [PreparedImage(**dict(zip(columns, values))) for values in zip(*columns.values())]
 
 
 def _pack_array(array: NDArray | None) -> dict[str, Any] | None:

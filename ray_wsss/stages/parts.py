@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -58,7 +59,8 @@ class Parts:
             note = json.loads((footer.metadata or {})[_KEY])
             if note["fingerprint"] != self.fingerprint or footer.num_rows != chunk.rows:
                 return None
-            return Tally(**{name: int(note[name]) for name in _COUNTS})
+            counts: dict[str, Any] = {name: int(note[name]) for name in _COUNTS}
+            return Tally(**counts)
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
             return None
 
