@@ -97,7 +97,13 @@ def read_chunk(chunk: Chunk, columns: Sequence[str]) -> pa.Table:
             table.validate(full=True)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{chunk.path} is damaged ({error}); write it again") from error
-    return table.slice(chunk.first_row - before, chunk.rows)
+    table = table.slice(chunk.first_row - before, chunk.rows)
+    if len(table) != chunk.rows:
+        raise UserError(
+            f"{chunk.path} has lost rows since the run began; "
+            f"expected {chunk.rows} from row {chunk.first_row} on"
+        )
+    return table
 
 
 class PrepareImages:

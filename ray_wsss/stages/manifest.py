@@ -28,7 +28,7 @@ class Output:
     @property
     def fingerprint(self) -> str:
         """Tells outputs of different inputs apart."""
-        content = json.dumps([self.stage, dict(self.depends_on)], sort_keys=True)
+        content = json.dumps([self.stage, _as_compared(dict(self.depends_on))], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def begin(self, *, overwrite: bool = False) -> State:
@@ -89,6 +89,15 @@ class Output:
         }
         with replace_atomically(self.out / "manifest.json") as temporary:
             temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _as_compared(value: Any) -> Any:
+    """``value`` with numbers as floats, since 1 and 1.0 are equal settings."""
+    if isinstance(value, dict):
+        return {key: _as_compared(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_compared(entry) for entry in value]
+    return float(value) if type(value) is int else value
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:

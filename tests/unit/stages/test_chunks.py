@@ -212,6 +212,15 @@ def test_labels_that_are_no_indices(tmp_path, label):
     pack_images([image])
 
 
+def test_a_shard_that_shrank_is_noticed(tmp_path):
+    path = tmp_path / "part-0.parquet"
+    write(path, [row(PNG, str(k)) for k in range(10)])
+    (chunk,) = plan_chunks(tmp_path)
+    write(path, [row(PNG, str(k)) for k in range(7)])
+    with pytest.raises(UserError, match="lost rows"):
+        read_chunk(chunk, ["image_id"])
+
+
 def test_a_chunk_is_read_without_its_neighbours(tmp_path):
     path = tmp_path / "part-0.parquet"
     rows = [row(np.random.default_rng(k).bytes(1000), str(k)) for k in range(30)]
@@ -321,8 +330,3 @@ def test_without_an_orientation_pixels_are_as_stored(tmp_path, orientation):
         tmp_path, [row(PNG, orientation=orientation)], PrepareImages(max_side_px=100, sam_side_px=SAM_PX)
     )
     np.testing.assert_array_equal(image.pixels, SCENE)
-
-
-def test_a_slice_of_packed_images_is_unpacked_alone():
-    one, two = (pack_images([PreparedImage(image_id=name)]) for name in "ab")
-    assert [image.image_id for image in unpack_images(pa.concat_arrays([one, two]).slice(1, 1))] == ["b"]

@@ -111,6 +111,18 @@ def test_the_fingerprint_is_that_of_the_dependencies(output, tmp_path):
         assert other.fingerprint != output.fingerprint
 
 
+def test_equal_numbers_have_equal_fingerprints(output):
+    whole = Output(output.out, "label", {"tau": 1, "scales": [1, 2], "flip": True})
+    assert (
+        whole.fingerprint
+        == Output(output.out, "label", {"tau": 1.0, "scales": (1.0, 2.0), "flip": True}).fingerprint
+    )
+    assert (
+        whole.fingerprint
+        != Output(output.out, "label", {"tau": 1, "scales": [1, 2], "flip": False}).fingerprint
+    )
+
+
 def test_a_reopened_output_is_unfinished(output):
     output.begin()
     output.finish()

@@ -92,3 +92,8 @@ def test_unpacked_arrays_are_views():
         np.testing.assert_array_equal(image.embedding, embedding)
         assert lies_in(image.pixels, packed)
         assert lies_in(image.embedding, packed)
+
+
+def test_a_slice_of_packed_images_is_unpacked_alone():
+    one, two = (pack_images([PreparedImage(image_id=name)]) for name in "ab")
+    assert [image.image_id for image in unpack_images(pa.concat_arrays([one, two]).slice(1, 1))] == ["b"]

@@ -166,3 +166,7 @@ def test_classes_of_network_and_data_set(scene_dataset, tmp_path):
         check_classes(scene_dataset, tmp_path / "other", "classifier")
     with pytest.raises(UserError, match="is no output of train-segmenter"):
         check_classes(scene_dataset, tmp_path, "segmenter")
+
+
+def test_the_batch_size_of_sams_encoder_decides_nothing():
+    assert settings_of(override(DEMO, {"sam.encode_batch_size": 1}), "sam") == settings_of(DEMO, "sam")
