@@ -122,6 +122,10 @@ class TrainClassifier:
     """Data set written by ingest."""
     out: Path
     """Folder for the classifier; an interrupted run in it is resumed."""
+    segments: Path | None = None
+    """Output of segment-everything: adds SAM-Segment Contrasting (SSC) to the loss."""
+    embeddings: Path | None = None
+    """Output of embed, for cpm.view=image."""
     preset: PresetName = "voc"
     """Where the defaults below come from."""
     overwrite: bool = False
@@ -140,6 +144,8 @@ class TrainClassifier:
             out=self.out,
             workers=self.workers,
             cluster=self.cluster,
+            segments=self.segments,
+            embeddings=self.embeddings,
             overwrite=self.overwrite,
         )
         print(f"classifier in {self.out}")

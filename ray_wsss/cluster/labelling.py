@@ -6,17 +6,15 @@ from ray_wsss.cluster.chunks import RunReport, Stage, run_chunks
 from ray_wsss.cluster.map import Resources
 from ray_wsss.cluster.session import Cluster
 from ray_wsss.config import Recipe
-from ray_wsss.data.embeddings import open_embeddings
-from ray_wsss.data.reader import ShardReader
 from ray_wsss.models.sam.build import sam_side_px
 from ray_wsss.stages.chunks import PrepareImages
 from ray_wsss.stages.embed import SamEmbedder
 from ray_wsss.stages.label import SamLabeller
 from ray_wsss.stages.manifest import Output, file_hash
 from ray_wsss.stages.provenance import (
+    cache_settings,
     check_classes,
     dataset_settings,
-    embeddings_settings,
     sam_settings,
     settings_of,
     with_absolute_paths,
@@ -48,7 +46,7 @@ def run_label(
     recipe = with_absolute_paths(recipe)
     depends_on = settings_of(recipe, "label") | sam_settings(recipe) | dataset_settings(dataset)
     depends_on["classifier"] = file_hash(classifier / "model.safetensors")
-    depends_on |= _cache_settings(embeddings, recipe, dataset)
+    depends_on |= cache_settings(embeddings, recipe, dataset)
     stage = Stage(
         stage_class=SamLabeller,
         arguments={
@@ -121,7 +119,7 @@ def run_segment_everything(
     """
     recipe = with_absolute_paths(recipe)
     depends_on = settings_of(recipe, "segments") | sam_settings(recipe) | dataset_settings(dataset)
-    depends_on |= _cache_settings(embeddings, recipe, dataset)
+    depends_on |= cache_settings(embeddings, recipe, dataset)
     stage = Stage(
         stage_class=SegmentEverything,
         arguments={"config": recipe.segments, "sam": recipe.sam, "device": resources.device},
@@ -138,16 +136,3 @@ def run_segment_everything(
         cluster=cluster,
         overwrite=overwrite,
     )
-
-
-def _cache_settings(embeddings: Path | None, recipe: Recipe, dataset: Path) -> dict[str, str]:
-    """What a result depends on through the cache it is made from; nothing without one.
-
-    Raises:
-        UserError: the cache is another SAM's, unfinished, or lacks images.
-    """
-    if embeddings is None:
-        return {}
-    settings = embeddings_settings(embeddings, recipe)
-    open_embeddings(embeddings).require(ShardReader(dataset).image_ids, dataset)
-    return settings

@@ -13,9 +13,17 @@ from ray_wsss.cluster.session import Cluster, ray_session
 from ray_wsss.cluster.train import Workers, fit
 from ray_wsss.config import Recipe
 from ray_wsss.data.schema import DatasetMetadata, SourceKind, SourceRow
+from ray_wsss.errors import UserError
 from ray_wsss.stages.ingest import IngestShard, ShardSummary, begin_ingest, finish_ingest
 from ray_wsss.stages.manifest import Output, file_hash, require_finished
-from ray_wsss.stages.provenance import dataset_settings, sam_settings, settings_of, with_absolute_paths
+from ray_wsss.stages.provenance import (
+    cache_settings,
+    dataset_settings,
+    sam_settings,
+    segments_settings,
+    settings_of,
+    with_absolute_paths,
+)
 from ray_wsss.stages.train_classifier import check_trainable, train_classifier
 from ray_wsss.stages.train_segmenter import labelled_rows, train_segmenter
 from ray_wsss.stages.training import Session, share_of_batch
@@ -76,23 +84,46 @@ def _tuples(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_train_classifier(
-    recipe: Recipe, *, dataset: Path, out: Path, workers: Workers, cluster: Cluster, overwrite: bool = False
+    recipe: Recipe,
+    *,
+    dataset: Path,
+    out: Path,
+    workers: Workers,
+    cluster: Cluster,
+    segments: Path | None = None,
+    embeddings: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Train a classifier on ``dataset``; ``out`` becomes a folder with the network and its checkpoints."""
+    """Train a classifier on ``dataset``; ``out`` becomes a folder with the network and its checkpoints.
+
+    Args:
+        segments: output of `labelling.run_segment_everything`; SSC is on where it is given.
+        embeddings: output of `labelling.run_embed`; ``cpm.view=image`` needs it.
+
+    Raises:
+        UserError: inputs that don't fit together, or too few images.
+    """
     recipe = with_absolute_paths(recipe)
     settings = dataset_settings(dataset) | settings_of(recipe, "classifier", "cpm")
     if recipe.cpm.enabled:
         settings |= sam_settings(recipe)
+    if segments is not None:
+        settings |= segments_settings(segments, dataset)
+    if recipe.cpm.enabled and recipe.cpm.view == "image":
+        if embeddings is None:
+            raise UserError("cpm.view is image, which needs --embeddings: the output of 'ray-wsss embed'")
+        settings |= cache_settings(embeddings, recipe, dataset)
     output = Output(out, "train-classifier", settings)
     share_of_batch(recipe.classifier, max(1, workers.workers), "classifier")
     check_trainable(dataset, recipe.classifier.batch_size)
     if _already_done(output, overwrite):
         return
 
-    source = dataset.absolute()
+    source, maps, cache = (path.absolute() if path else None for path in (dataset, segments, embeddings))
+    assert source is not None
 
     def loop(session: Session) -> None:
-        train_classifier(recipe, source, session)
+        train_classifier(recipe, source, session, segments=maps, embeddings=cache)
 
     fit(loop, out=out, workers=workers, address=cluster.address, verbose=cluster.verbose)
     output.finish()

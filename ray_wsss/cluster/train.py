@@ -57,7 +57,12 @@ class RaySession:
         self.device = device
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Move the model to the worker's device; DDP where there are several workers."""
+        """Move the model to the worker's device; where there are several, DDP and their common batch norm.
+
+        torch synchronises batch norm on GPUs only.
+        """
+        if self.world_size > 1 and self.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return prepare_model(model)
 
     def latest_checkpoint(self) -> Path | None:
@@ -67,6 +72,13 @@ class RaySession:
             return None
         self._copy = TemporaryDirectory(prefix="ray_wsss_")
         return Path(checkpoint.to_directory(self._copy.name))
+
+    def mean_over_workers(self, value: torch.Tensor) -> torch.Tensor:
+        """All-reduced, without a wait of the host on a GPU."""
+        if self.world_size > 1:
+            value = value.clone()
+            torch.distributed.all_reduce(value)
+        return value / self.world_size
 
     def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
         """Report to Ray Train, a barrier over the workers; the checkpoint is stored before this returns."""

@@ -62,6 +62,8 @@ class CpmConfig(PromptingConfig):
 
     enabled: bool = True
     """Off: a plain classifier."""
+    view: Literal["crop", "image"] = "crop"
+    """What SAM looks at: every training crop (code), or once each image; its embeddings must be given."""
     warmup_iters: int = 2_644
     """Iterations before CPM begins (code: 2 epochs of VOC trainaug at batch 8)."""
     temperature: float = 1.0

@@ -108,7 +108,13 @@ class ClassifierConfig(OptimConfig):
 
     feature_dim: int = 256
     """Channels D of the features under the class maps."""
+    ssc_temperature: float = 1.0
+    """Divides the similarities of SSC (paper: 1)."""
     loss_weights: LossWeights = field(default_factory=LossWeights)
+
+    def __post_init__(self) -> None:
+        OptimConfig.__post_init__(self)
+        check(self, lambda v: v > 0, "ssc_temperature", "more than 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

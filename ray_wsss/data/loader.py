@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from ray_wsss.config import AugmentConfig
-from ray_wsss.data.images import decode_image, decode_mask
+from ray_wsss.data.embeddings import EmbeddingCache
+from ray_wsss.data.images import decode_image, decode_mask, decode_segments
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.ops.geometry import Geometry
 from ray_wsss.ops.losses import IGNORE_LABEL
@@ -70,8 +72,10 @@ class TrainingCrops(Dataset):
     """Augmented crops of a data set, with image labels, and optionally pseudo labels joined by image_id.
 
     Items: ``image`` (3, P, P) float RGB in [0, 1], ``inside`` (P, P) bool (False: padding),
-    ``image_labels`` (C,) float 0/1, ``image_id``, and with pseudo labels ``pseudo_label`` (P, P) uint8
-    (255: ignore, padding included).
+    ``image_labels`` (C,) float 0/1, ``image_id``; with pseudo labels ``pseudo_label`` (P, P) uint8 (255:
+    ignore, padding included); with segment maps ``segments`` (P, P) int32 (0: uncovered, padding included);
+    with embeddings of the whole image ``embedding`` (D, h, w) as stored, its ``embedding_scale`` (D,) if it
+    has one, ``image_hw`` (2,) and the crop's ``geometry`` (`pack_geometry`).
     """
 
     def __init__(
@@ -83,9 +87,13 @@ class TrainingCrops(Dataset):
         augment: AugmentConfig,
         seed: int,
         labels: Path | None = None,
+        segments: Path | None = None,
+        embeddings: Path | None = None,
     ) -> None:
         self.reader = ShardReader(dataset)
         self.labels = ShardReader(labels) if labels is not None else None
+        self.segments = ShardReader(segments) if segments is not None else None
+        self.embeddings = EmbeddingCache(embeddings) if embeddings is not None else None
         self.rows, self.num_classes, self.augment, self.seed = rows, num_classes, augment, seed
         # Tiny images otherwise pay more for the colour transform's set-up than for its arithmetic.
         brightness, contrast, saturation, hue = augment.jitter
@@ -120,10 +128,23 @@ class TrainingCrops(Dataset):
             "image_labels": image_labels,
             "image_id": record["image_id"],
         }
+        image_hw = (image.shape[1], image.shape[2])
         if self.labels is not None:
-            png = self.labels.read(self.labels.index_of(record["image_id"]), ["pseudo_label"])["pseudo_label"]
+            png = _read(self.labels, record["image_id"], "pseudo_label")
             label = torch.from_numpy(decode_mask(png))[None]
             item["pseudo_label"] = geometry.apply(label, fill=IGNORE_LABEL, nearest=True)[0]
+        if self.segments is not None:
+            png = _read(self.segments, record["image_id"], "segment_map")
+            # An image that SAM failed on has no segments; the other losses still learn from it.
+            segments = decode_segments(png) if png is not None else np.zeros(image_hw, np.int32)
+            item["segments"] = geometry.apply(torch.from_numpy(segments)[None], fill=0, nearest=True)[0]
+        if self.embeddings is not None:
+            stored = self.embeddings.read(record["image_id"], image_hw)
+            item["embedding"] = torch.tensor(stored.values)
+            if stored.scale is not None:
+                item["embedding_scale"] = torch.tensor(stored.scale)
+            item["image_hw"] = torch.tensor(image_hw)
+            item["geometry"] = pack_geometry(geometry)
         return item
 
     def _recolour(self, crop: Tensor, generator: torch.Generator) -> Tensor:
@@ -131,6 +152,22 @@ class TrainingCrops(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             return self.grey(self.jitter(crop))
+
+
+def pack_geometry(geometry: Geometry) -> Tensor:
+    """A geometry as a tensor of integers, for batches."""
+    fields = (*geometry.scaled_hw, geometry.top, geometry.left, geometry.crop_px, geometry.flip)
+    return torch.tensor([int(value) for value in fields])
+
+
+def unpack_geometry(packed: Tensor) -> Geometry:
+    """What `pack_geometry` packed."""
+    height, width, top, left, crop_px, flip = packed.tolist()
+    return Geometry(scaled_hw=(height, width), top=top, left=left, crop_px=crop_px, flip=bool(flip))
+
+
+def _read(reader: ShardReader, image_id: str, column: str) -> bytes:
+    return reader.read(reader.index_of(image_id), [column])[column]
 
 
 def make_loader(

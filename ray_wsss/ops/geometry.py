@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Integer, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -70,16 +70,26 @@ class Geometry:
             scaled = F.interpolate(source, self.scaled_hw, mode="nearest-exact")[0]
         else:
             scaled = F.interpolate(source, self.scaled_hw, mode="bilinear", antialias=True)[0]
+        crop = self.place(scaled, fill=fill)
+        return crop.to(image.dtype) if nearest else crop
+
+    def place(self, scaled: Shaped[Tensor, "C H W"], *, fill: float | int) -> Shaped[Tensor, "C P P"]:
+        """The crop of what has the size of the resized image already."""
         height, width = self.scaled_hw
         side = self.crop_px
-        crop = source.new_full((image.shape[0], side, side), fill)
+        crop = scaled.new_full((scaled.shape[0], side, side), fill)
         top, left = max(0, self.top), max(0, self.left)
         bottom, right = min(height, self.top + side), min(width, self.left + side)
         inside = (slice(top - self.top, bottom - self.top), slice(left - self.left, right - self.left))
         crop[:, inside[0], inside[1]] = scaled[:, top:bottom, left:right]
+        return crop.flip(-1) if self.flip else crop
+
+    def to_scaled(self, points_yx: Integer[Tensor, "N 2"]) -> Integer[Tensor, "N 2"]:
+        """Pixels of the crop as pixels of the resized image; those of the padding lie outside of it."""
+        y, x = points_yx.unbind(1)
         if self.flip:
-            crop = crop.flip(-1)
-        return crop.to(image.dtype) if nearest else crop
+            x = self.crop_px - 1 - x
+        return torch.stack([y + self.top, x + self.left], dim=1)
 
     def inside(self) -> Shaped[Tensor, "1 P P"]:
         """Where the crop shows the image (True) and where it is padding, as bool."""

@@ -133,23 +133,45 @@ def decode_pairs(
         cam_hw = (group_cams.cam.shape[-2], group_cams.cam.shape[-1])
         frame_hw = sam_input_hw(sam, cam_hw)
         in_frame += [points_to_sam_frame(points[None], cam_hw, frame_hw)[0] for points in group]
-    low = 4 * embeddings.shape[-1]
-    logits = embeddings.new_full((len(in_frame), low, low), -torch.inf)
-    predicted_iou = embeddings.new_zeros(len(in_frame))
     image_of = torch.cat([group.image_index for group in cams]) if cams else torch.zeros(0, dtype=torch.long)
-    counts = [len(points) for points in in_frame]
-    for chosen in _buckets(counts, batch_size):
-        points = torch.stack([in_frame[k] for k in chosen])
-        at = torch.tensor(chosen, device=embeddings.device)
-        masks, iou = decode_prompts(sam, embeddings[image_of[at]], points, points.new_ones(points.shape[:2]))
-        which = torch.full_like(at, WHOLE) if mask_output == "whole" else 1 + iou[:, 1:].argmax(1)
-        rows = torch.arange(len(at), device=at.device)
-        logits[at], predicted_iou[at] = masks[rows, which], iou[rows, which]
+    logits, predicted_iou = decode_sets(sam, embeddings, image_of, in_frame, mask_output, batch_size)
     ends = torch.tensor([len(group) for group in points_yx]).cumsum(0).tolist()
     return [
         PairMasks(logits[end - len(group) : end], predicted_iou[end - len(group) : end], list(group))
         for group, end in zip(points_yx, ends)
     ]
+
+
+def decode_sets(
+    sam: Sam,
+    embeddings: Float[Tensor, "B D h w"],
+    image_index: Tensor,
+    points_xy: Sequence[Tensor],
+    mask_output: str,
+    batch_size: int,
+) -> tuple[Float[Tensor, "N a b"], Float[Tensor, " N"]]:
+    """SAM's mask of each prompt set, as low-resolution logits, and its predicted IoU.
+
+    Args:
+        image_index: (N,) the set's image.
+        points_xy: per set (P, 2) pixels of SAM's input, x before y. A set without points gets logits of -inf
+            and IoU 0.
+        mask_output: which of the multimask outputs (`config.PromptingConfig`).
+        batch_size: sets per decoder call.
+    """
+    low = 4 * embeddings.shape[-1]
+    logits = embeddings.new_full((len(points_xy), low, low), -torch.inf)
+    predicted_iou = embeddings.new_zeros(len(points_xy))
+    for chosen in _buckets([len(points) for points in points_xy], batch_size):
+        points = torch.stack([points_xy[k] for k in chosen])
+        at = torch.tensor(chosen, device=embeddings.device)
+        masks, iou = decode_prompts(
+            sam, embeddings[image_index[at]], points, points.new_ones(points.shape[:2])
+        )
+        which = torch.full_like(at, WHOLE) if mask_output == "whole" else 1 + iou[:, 1:].argmax(1)
+        rows = torch.arange(len(at), device=at.device)
+        logits[at], predicted_iou[at] = masks[rows, which], iou[rows, which]
+    return logits, predicted_iou
 
 
 def _buckets(counts: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -169,8 +191,19 @@ def aggregate(
     """
     image_hw = (cams.cam.shape[-2], cams.cam.shape[-1])
     logits = upscale_logits(sam, masks.logits[:, None], sam_input_hw(sam, image_hw), image_hw)[:, 0]
+    return compete(logits, masks.predicted_iou, cams, num_images, config)
+
+
+def compete(
+    logits: Float[Tensor, "N H W"],
+    predicted_iou: Float[Tensor, " N"],
+    cams: PairCams,
+    num_images: int,
+    config: PromptingConfig,
+) -> tuple[UInt8[Tensor, "B H W"], Tensor]:
+    """As `aggregate`, from logits that have the CAMs' size already."""
     # Interpolating between -inf gives NaN: a pair without prompts has no mask.
     logits = logits.nan_to_num(nan=-1e4, neginf=-1e4)
     binary = logits > 0
-    scores = mask_scores(binary, confidence_map(config.confidence, logits, masks.predicted_iou), cams.cam)
+    scores = mask_scores(binary, confidence_map(config.confidence, logits, predicted_iou), cams.cam)
     return assign_labels(scores, cams.image_index, cams.class_index, num_images), binary

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ray_wsss.config import Recipe
+from ray_wsss.data.embeddings import open_embeddings
+from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.models.sam.build import resolve_checkpoint
@@ -35,6 +37,36 @@ def dataset_settings(dataset: Path) -> dict[str, str]:
     """A data set's path and hash. Raises UserError where it isn't one."""
     DatasetMetadata.load(dataset)
     return {"dataset": str(dataset.absolute()), "dataset.sha256": dataset_hash(dataset)}
+
+
+def cache_settings(embeddings: Path | None, recipe: Recipe, dataset: Path) -> dict[str, str]:
+    """What a result depends on through the embeddings it is made from; nothing without them.
+
+    Raises:
+        UserError: they are another SAM's, unfinished, or lack images of ``dataset``.
+    """
+    if embeddings is None:
+        return {}
+    settings = embeddings_settings(embeddings, recipe)
+    open_embeddings(embeddings).require(ShardReader(dataset).image_ids, dataset)
+    return settings
+
+
+def segments_settings(segments: Path, dataset: Path) -> dict[str, str]:
+    """What a result depends on through segment maps.
+
+    Raises:
+        UserError: they are unfinished, or lack images of ``dataset``.
+    """
+    require_finished(segments, "segment-everything")
+    known = set(ShardReader(segments).image_ids)
+    missing = [image_id for image_id in ShardReader(dataset).image_ids if image_id not in known]
+    if missing:
+        raise UserError(
+            f"{segments} lacks {len(missing)} images of {dataset}, the first is {missing[0]}; "
+            f"run 'ray-wsss segment-everything' on this data set"
+        )
+    return {"segments": file_hash(segments / "manifest.json")}
 
 
 def embeddings_settings(embeddings: Path, recipe: Recipe) -> dict[str, str]:

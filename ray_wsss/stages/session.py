@@ -29,6 +29,10 @@ class LocalSession:
         checkpoints = self._checkpoints()
         return checkpoints[-1] if checkpoints else None
 
+    def mean_over_workers(self, value: torch.Tensor) -> torch.Tensor:
+        """The value itself: there is one worker."""
+        return value
+
     def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
         """Keep a copy of ``checkpoint``; it appears under its name only when it is complete."""
         if checkpoint is None:

@@ -43,6 +43,10 @@ class Session(Protocol):
         """Folder of the checkpoint to go on from."""
         ...
 
+    def mean_over_workers(self, value: Tensor) -> Tensor:
+        """Mean of a tensor over the workers, the same for each of them. Every rank calls it equally often."""
+        ...
+
     def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
         """Publish metrics; keep a copy of the checkpoint folder. Every rank calls it equally often."""
         ...
@@ -101,7 +105,8 @@ def run_training(
         last = progress.iteration == config.max_iters
         due = last or progress.iteration % config.checkpoint_every == 0
         if due or progress.iteration % config.log_every == 0:
-            metrics = {"iteration": float(progress.iteration), "lr": lr, **meter.take()}
+            metrics = {"iteration": float(progress.iteration), "lr": lr}
+            metrics |= meter.take(session.mean_over_workers)
             progress.history.append(metrics)
             if session.rank == 0:
                 print(_progress_line(name, metrics, config.max_iters), flush=True)
@@ -201,11 +206,16 @@ class _Meter:
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
             self.counts[name] = self.counts.get(name, 0) + 1
 
-    def take(self) -> dict[str, float]:
-        """Means by name, seconds per step and seconds per step spent waiting for data; starts anew."""
+    def take(self, over_workers: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means by name, over steps and workers, seconds per step and those of it that it waited for data.
+
+        Starts anew.
+        """
         now = time.perf_counter()
         steps = max(1, self.steps)
-        result = {f"loss_{name}": float(value) / self.counts[name] for name, value in self.sums.items()}
+        means = [value / self.counts[name] for name, value in self.sums.items()]
+        losses = over_workers(torch.stack(means)).tolist() if means else []
+        result = {f"loss_{name}": value for name, value in zip(self.sums, losses)}
         result |= {"seconds_per_step": (now - self.started) / steps, "data_wait_s": self.waited_s / steps}
         self.__init__()
         return result

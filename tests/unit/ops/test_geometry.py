@@ -159,3 +159,18 @@ def test_sampling_reaches_both_ends_and_depends_on_the_generator_alone():
     assert {min(g.left for g in widest), max(g.left for g in widest)} == {0, 13}
     assert {g.top for g in drawn if g.scaled_hw[0] == 20} == set(range(-10, 1))
     assert drawn == [sample(seed) for seed in range(300)]
+
+
+@settings(deadline=None, max_examples=80)
+@given(geometries())
+def test_points_of_the_crop_are_found_again_in_the_resized_image(drawn):
+    _, geometry = drawn
+    height, width = geometry.scaled_hw
+    numbers = torch.arange(1, height * width + 1).view(1, height, width)
+    crop = geometry.place(numbers, fill=0)[0]
+    points = torch.cartesian_prod(torch.arange(geometry.crop_px), torch.arange(geometry.crop_px))
+    y, x = geometry.to_scaled(points).unbind(1)
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    assert torch.equal(inside, geometry.inside()[0].flatten())
+    assert torch.equal(crop.flatten()[inside], numbers[0, y[inside], x[inside]])
+    assert not crop.flatten()[~inside].any()

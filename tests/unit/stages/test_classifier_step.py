@@ -1,0 +1,134 @@
+"""One classifier step: every loss by its slow account, and shares of a batch that add up to the whole."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+from torch.utils.data import default_collate
+
+from ray_wsss.config import AugmentConfig, EmbedConfig, Recipe, SamConfig, SegmentsConfig
+from ray_wsss.data.loader import TrainingCrops
+from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
+from ray_wsss.overrides import override
+from ray_wsss.presets import PRESETS
+from ray_wsss.stages.chunks import PrepareImages, plan_chunks
+from ray_wsss.stages.cpm import Cpm
+from ray_wsss.stages.embed import SamEmbedder
+from ray_wsss.stages.parts import Parts
+from ray_wsss.stages.segment import SegmentEverything
+from ray_wsss.stages.train_classifier import ClassifierStep
+
+SAM = SamConfig(name="tiny")
+AUGMENT = AugmentConfig(long_side_px=(40, 80), crop_px=64, jitter_probability=0, grey_probability=0)
+CHANGES = {
+    "cpm.warmup_iters": 3,
+    "cpm.tau": 0.3,
+    "cpm.min_distance_px": 4,
+    "classifier.ssc_temperature": 0.5,
+    "classifier.loss_weights.ssc": 0.3,
+    "classifier.loss_weights.cpm": 2.0,
+}
+
+
+@pytest.fixture(scope="module")
+def made(scene_dataset, tmp_path_factory) -> dict[str, Path]:
+    stages = {
+        "embeddings": SamEmbedder(EmbedConfig(dtype="int8"), SAM),
+        "segments": SegmentEverything(SegmentsConfig(points_per_side=4, stability_score_thresh=0.8), SAM),
+    }
+    folders = {name: tmp_path_factory.mktemp(name) for name in stages}
+    for name, stage in stages.items():
+        for chunk in plan_chunks(scene_dataset):
+            table, tally = stage(PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunk))
+            Parts(folders[name], "").write(chunk, table, tally)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def batch(scene_dataset, made) -> dict:
+    """Eight crops with more or less padding; the segment map of one is empty."""
+    crops = TrainingCrops(scene_dataset, list(range(14)), num_classes=6, augment=AUGMENT, seed=3, **made)
+    batch = default_collate([crops[(k, k)] for k in range(8)])
+    batch["segments"][5] = 0
+    assert 0.3 < batch["inside"].float().mean() < 0.95
+    return batch
+
+
+@pytest.fixture(params=["crop", "image"])
+def recipe(request) -> Recipe:
+    return override(PRESETS["demo"], CHANGES | {"cpm.view": request.param})
+
+
+@pytest.fixture
+def model(make_classifier):
+    return make_classifier(tuple("abcdef"))
+
+
+def alone(value: torch.Tensor) -> torch.Tensor:
+    return value
+
+
+def test_the_parts_and_their_sum(recipe, model, batch, tiny_sam):
+    cpm = Cpm(tiny_sam, recipe.cpm, 32)
+    total, parts = ClassifierStep(recipe, cpm, alone)(model, batch, iteration=3)
+    assert list(parts) == ["cls", "ssc", "cpm"]
+    assert_close(total, parts["cls"] + 0.3 * parts["ssc"] + 2 * parts["cpm"])
+
+    output, labels = model(batch["image"]), batch["image_labels"]
+    assert_close(parts["cls"], F.binary_cross_entropy(output.logits.sigmoid(), labels))
+    activation = output.class_maps.relu()
+    cam = activation / (activation.amax((2, 3), keepdim=True) + 1e-5) * labels[:, :, None, None]
+    cam = F.interpolate(cam, (64, 64), mode="bilinear")
+    logits = torch.cat([1 - cam.amax(1, keepdim=True), cam], 1) / recipe.cpm.temperature
+    per_pixel = F.cross_entropy(logits, cpm(model, batch).long(), reduction="none")
+    assert_close(parts["cpm"], per_pixel[batch["inside"]].mean())
+
+    directions = F.normalize(F.interpolate(output.features, (64, 64), mode="bilinear"), dim=1)
+    losses = []
+    for pixels, ids in zip(directions.flatten(2), batch["segments"].flatten(1)):
+        names = ids[ids > 0].unique()
+        if len(names):
+            means = torch.stack([pixels[:, ids == n].mean(1) for n in names])
+            scores = (F.normalize(means, dim=1) @ pixels[:, ids > 0]).T / 0.5
+            losses.append(F.cross_entropy(scores, torch.searchsorted(names, ids[ids > 0]), reduction="none"))
+    assert_close(parts["ssc"], torch.cat(losses).mean())
+
+
+def test_what_is_off_is_no_part(recipe, model, batch, tiny_sam):
+    step = ClassifierStep(recipe, Cpm(tiny_sam, recipe.cpm, 32), alone)
+    assert list(step(model, batch, iteration=2)[1]) == ["cls", "ssc"]
+    plain = {name: value for name, value in batch.items() if name != "segments"}
+    assert list(step(model, plain, iteration=2)[1]) == ["cls"]
+    assert list(ClassifierStep(recipe, None, alone)(model, plain, iteration=99)[1]) == ["cls"]
+
+
+def test_the_mean_over_workers_is_the_gradient_of_the_whole_batch(recipe, model, batch, tiny_sam):
+    def gradient_of(share: slice, mean_over_workers) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        part = {name: value[share] for name, value in batch.items()}
+        step = ClassifierStep(recipe, Cpm(tiny_sam, recipe.cpm, 32), mean_over_workers)
+        total, parts = step(model, part, iteration=5)
+        (gradient,) = torch.autograd.grad(total, model.to_features.weight)
+        return gradient, {name: value.detach() for name, value in parts.items()}
+
+    whole, whole_parts = gradient_of(slice(None), alone)
+    shares = [slice(k, k + 2) for k in range(0, 8, 2)]
+    counts: dict[int, list[torch.Tensor]] = {}
+
+    def remember(value: torch.Tensor) -> torch.Tensor:
+        counts.setdefault(len(counts), []).append(value)
+        return value
+
+    # First what each worker would send, then the answers that it would get.
+    for share in shares:
+        gradient_of(share, remember)
+    sent = [counts[k][0] for k in sorted(counts)]
+    per_call = [torch.stack(sent[k :: len(sent) // len(shares)]).mean() for k in range(2)]
+    results = []
+    for share in shares:
+        answers = iter(per_call)
+        results.append(gradient_of(share, lambda value, answers=answers: next(answers)))
+    assert_close(torch.stack([gradient for gradient, _ in results]).mean(0), whole, atol=1e-5, rtol=1e-4)
+    for name, value in whole_parts.items():
+        assert_close(torch.stack([parts[name] for _, parts in results]).mean(), value)
