@@ -1,5 +1,7 @@
 """Named recipes: voc and coco are the paper's, demo is for generated scenes."""
 
+from typing import Any
+
 from ray_wsss.config import (
     AugmentConfig,
     ClassifierConfig,
@@ -20,6 +22,21 @@ _SCENES = AugmentConfig(
 )
 """For the demo's scenes: no change of colour, since colour tells their classes."""
 
+_FROM_SCRATCH: dict[str, Any] = {
+    "backbone": "resnet_small",
+    "pretrained": False,
+    "output_stride": 8,
+    "optimiser": "adamw",
+    "lr": 3e-3,
+    "weight_decay": 1e-3,
+    "lr_warmup_iters": 50,
+    "batch_size": 16,
+    "freeze_norm": False,
+    "loader_workers": 0,
+    "augment": _SCENES,
+}
+"""What the demo's classifier and segmenter have in common."""
+
 PRESETS = {
     "voc": Recipe(),
     "coco": Recipe(
@@ -29,41 +46,21 @@ PRESETS = {
     "demo": Recipe(
         sam=SamConfig(name="tiny"),
         classifier=ClassifierConfig(
-            backbone="resnet_small",
-            pretrained=False,
-            output_stride=8,
-            optimiser="adamw",
-            lr=3e-3,
-            weight_decay=1e-3,
-            lr_warmup_iters=50,
-            batch_size=16,
+            **_FROM_SCRATCH,
             max_iters=500,
-            freeze_norm=False,
             freeze_stages=0,
             feature_dim=128,
             checkpoint_every=200,
-            loader_workers=0,
-            augment=_SCENES,
         ),
         cpm=CpmConfig(warmup_iters=200, temperature=0.15, scales=(1.0,)),
         segments=SegmentsConfig(points_per_side=16),
         label=LabelConfig(scales=(1.0, 1.5)),
         segmenter=SegmenterConfig(
-            backbone="resnet_small",
-            pretrained=False,
-            output_stride=8,
-            optimiser="adamw",
-            lr=3e-3,
-            weight_decay=1e-3,
-            lr_warmup_iters=50,
-            batch_size=16,
+            **_FROM_SCRATCH,
             max_iters=300,
-            freeze_norm=False,
             checkpoint_every=150,
-            loader_workers=0,
             aspp_dim=48,
             atrous_rates=(2, 4, 6),
-            augment=_SCENES,
         ),
     ),
 }

@@ -10,13 +10,12 @@ from ray_wsss.config import Recipe, SamConfig, SamName
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.scene_coco import write_scene_coco
 from ray_wsss.overrides import override
-from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
+from ray_wsss.stages.ingest import ROWS_PER_SHARD, IngestShard, begin_ingest, finish_ingest
 from ray_wsss.stages.manifest import Output
 from ray_wsss.stages.session import LocalSession, export_model
 from ray_wsss.stages.train_classifier import train_classifier
 
 _FIRST_SEED = 20_000_000
-_ROWS_PER_SHARD = 256
 
 
 def make_dataset(out: Path, images: int) -> Path:
@@ -26,7 +25,7 @@ def make_dataset(out: Path, images: int) -> Path:
         class_names, rows = read_coco(*write_scene_coco(out.with_name("scenes"), "scenes", seeds))
         begin_ingest(out)
         ingest = IngestShard(out, len(class_names))
-        shards = [rows[at : at + _ROWS_PER_SHARD] for at in range(0, len(rows), _ROWS_PER_SHARD)]
+        shards = [rows[at : at + ROWS_PER_SHARD] for at in range(0, len(rows), ROWS_PER_SHARD)]
         finish_ingest(out, class_names, "coco", [ingest(shard, k) for k, shard in enumerate(shards)])
     return out
 

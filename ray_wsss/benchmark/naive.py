@@ -22,7 +22,7 @@ from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.images import decode_image, encode_mask
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.store import load_classifier
-from ray_wsss.stages.chunks import Chunk, read_chunk
+from ray_wsss.stages.chunks import IMAGE_COLUMNS, Chunk, read_chunk
 from ray_wsss.stages.label import LABEL_SCHEMA
 from ray_wsss.stages.tally import Tally
 
@@ -46,8 +46,7 @@ class NaiveLabeller:
     def __call__(self, chunk: Chunk) -> tuple[pa.Table, Tally]:
         """The rows of a chunk to rows of `LABEL_SCHEMA`, and what it took."""
         tally = Tally()
-        columns = ("image_id", "image", "orientation", "image_labels")
-        rows = [self._label(row, tally) for row in read_chunk(chunk, columns).to_pylist()]
+        rows = [self._label(row, tally) for row in read_chunk(chunk, IMAGE_COLUMNS).to_pylist()]
         with tally.phase("write"):
             return pa.Table.from_pylist(rows, schema=LABEL_SCHEMA), tally
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +39,15 @@ class Stage:
     stage_class: type
     arguments: dict[str, Any]
     prepare: PrepareImages
+
+
+class RunOptions(TypedDict):
+    """Where and how `run_chunks` runs, as every stage passes it on."""
+
+    resources: Resources
+    cluster: Cluster
+    overwrite: NotRequired[bool]
+    """Replace what the output folder holds."""
 
 
 @dataclass(kw_only=True)
@@ -91,7 +100,13 @@ def _prepare(rows: pa.Table, prepare: PrepareImages) -> pa.Table:
 
 
 def run_chunks(
-    output: Output, stage: Stage, *, dataset: Path, resources: Resources, cluster: Cluster, overwrite: bool
+    output: Output,
+    stage: Stage,
+    *,
+    dataset: Path,
+    resources: Resources,
+    cluster: Cluster,
+    overwrite: bool = False,
 ) -> RunReport:
     """Bring ``output`` to its end: every image of ``dataset`` in it once.
 

@@ -11,6 +11,7 @@ from ray_wsss.config import Recipe
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata, replace_atomically
 from ray_wsss.errors import UserError
+from ray_wsss.stages.chunks import IMAGE_COLUMNS
 from ray_wsss.stages.evaluate import CamEvaluator, Evaluator, LabelEvaluator, SegmenterEvaluator, add_up
 from ray_wsss.stages.manifest import require_finished
 from ray_wsss.stages.provenance import check_classes
@@ -60,7 +61,7 @@ def run_evaluate(
     with ray_session(cluster.address, verbose=cluster.verbose):
         counted = map_stage(
             dataset,
-            ["image_id", "image", "orientation", "image_labels", "mask"],
+            [*IMAGE_COLUMNS, "mask"],
             Evaluator,
             arguments={"measures": measures},
             resources=resources,

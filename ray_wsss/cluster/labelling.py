@@ -1,10 +1,9 @@
 """Labelling, embedding and segmenting everything on Ray; what the command line and the jobs call."""
 
 from pathlib import Path
+from typing import Unpack
 
-from ray_wsss.cluster.chunks import RunReport, Stage, run_chunks
-from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.session import Cluster
+from ray_wsss.cluster.chunks import RunOptions, RunReport, Stage, run_chunks
 from ray_wsss.config import Recipe
 from ray_wsss.models.sam.build import sam_side_px
 from ray_wsss.stages.chunks import PrepareImages
@@ -29,9 +28,7 @@ def run_label(
     classifier: Path,
     out: Path,
     embeddings: Path | None = None,
-    resources: Resources,
-    cluster: Cluster,
-    overwrite: bool = False,
+    **run: Unpack[RunOptions],
 ) -> RunReport:
     """Make pseudo labels for all of ``dataset`` with a trained classifier and SAM.
 
@@ -53,22 +50,15 @@ def run_label(
             "config": recipe.label,
             "sam": recipe.sam,
             "classifier": classifier.absolute(),
-            "device": resources.device,
+            "device": run["resources"].device,
         },
         prepare=PrepareImages(
             max_side_px=recipe.label.max_side_px,
             sam_side_px=sam_side_px(recipe.sam),
-            embeddings=embeddings.absolute() if embeddings is not None else None,
+            embeddings=embeddings,
         ),
     )
-    return run_chunks(
-        Output(out, "label", depends_on),
-        stage,
-        dataset=dataset,
-        resources=resources,
-        cluster=cluster,
-        overwrite=overwrite,
-    )
+    return run_chunks(Output(out, "label", depends_on), stage, dataset=dataset, **run)
 
 
 def run_embed(
@@ -76,9 +66,7 @@ def run_embed(
     *,
     dataset: Path,
     out: Path,
-    resources: Resources,
-    cluster: Cluster,
-    overwrite: bool = False,
+    **run: Unpack[RunOptions],
 ) -> RunReport:
     """Run SAM's image encoder once over ``dataset`` and keep what it gives.
 
@@ -89,17 +77,10 @@ def run_embed(
     depends_on = settings_of(recipe, "embed") | sam_settings(recipe) | dataset_settings(dataset)
     stage = Stage(
         stage_class=SamEmbedder,
-        arguments={"config": recipe.embed, "sam": recipe.sam, "device": resources.device},
+        arguments={"config": recipe.embed, "sam": recipe.sam, "device": run["resources"].device},
         prepare=PrepareImages(sam_side_px=sam_side_px(recipe.sam)),
     )
-    return run_chunks(
-        Output(out, "embed", depends_on),
-        stage,
-        dataset=dataset,
-        resources=resources,
-        cluster=cluster,
-        overwrite=overwrite,
-    )
+    return run_chunks(Output(out, "embed", depends_on), stage, dataset=dataset, **run)
 
 
 def run_segment_everything(
@@ -108,9 +89,7 @@ def run_segment_everything(
     dataset: Path,
     out: Path,
     embeddings: Path | None = None,
-    resources: Resources,
-    cluster: Cluster,
-    overwrite: bool = False,
+    **run: Unpack[RunOptions],
 ) -> RunReport:
     """Prompt SAM with a grid of points on every image of ``dataset``: one segment map per image.
 
@@ -122,17 +101,10 @@ def run_segment_everything(
     depends_on |= cache_settings(embeddings, recipe, dataset)
     stage = Stage(
         stage_class=SegmentEverything,
-        arguments={"config": recipe.segments, "sam": recipe.sam, "device": resources.device},
+        arguments={"config": recipe.segments, "sam": recipe.sam, "device": run["resources"].device},
         prepare=PrepareImages(
             sam_side_px=sam_side_px(recipe.sam),
-            embeddings=embeddings.absolute() if embeddings is not None else None,
+            embeddings=embeddings,
         ),
     )
-    return run_chunks(
-        Output(out, "segment-everything", depends_on),
-        stage,
-        dataset=dataset,
-        resources=resources,
-        cluster=cluster,
-        overwrite=overwrite,
-    )
+    return run_chunks(Output(out, "segment-everything", depends_on), stage, dataset=dataset, **run)

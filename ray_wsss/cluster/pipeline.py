@@ -14,7 +14,7 @@ from ray_wsss.cluster.train import Workers, fit
 from ray_wsss.config import Recipe
 from ray_wsss.data.schema import DatasetMetadata, SourceKind, SourceRow
 from ray_wsss.errors import UserError
-from ray_wsss.stages.ingest import IngestShard, ShardSummary, begin_ingest, finish_ingest
+from ray_wsss.stages.ingest import ROWS_PER_SHARD, IngestShard, ShardSummary, begin_ingest, finish_ingest
 from ray_wsss.stages.manifest import Output, file_hash, require_finished
 from ray_wsss.stages.provenance import (
     cache_settings,
@@ -27,8 +27,6 @@ from ray_wsss.stages.provenance import (
 from ray_wsss.stages.train_classifier import check_trainable, train_classifier
 from ray_wsss.stages.train_segmenter import labelled_rows, train_segmenter
 from ray_wsss.stages.training import Session, share_of_batch
-
-ROWS_PER_SHARD = 256
 
 
 def run_ingest(
@@ -119,8 +117,9 @@ def run_train_classifier(
     if _already_done(output, overwrite):
         return
 
-    source, maps, cache = (path.absolute() if path else None for path in (dataset, segments, embeddings))
-    assert source is not None
+    source = dataset.absolute()
+    maps = segments.absolute() if segments is not None else None
+    cache = embeddings.absolute() if embeddings is not None else None
 
     def loop(session: Session) -> None:
         train_classifier(recipe, source, session, segments=maps, embeddings=cache)

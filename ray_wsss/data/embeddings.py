@@ -13,7 +13,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ray_wsss.data.reader import ShardReader
-from ray_wsss.errors import UserError
 
 EmbeddingDtype = Literal["fp16", "int8"]
 
@@ -97,13 +96,7 @@ class EmbeddingCache:
 
     def require(self, image_ids: list[str], dataset: Path) -> None:
         """Raise UserError unless the cache knows all these images."""
-        known = set(self.image_ids)
-        missing = [image_id for image_id in image_ids if image_id not in known]
-        if missing:
-            raise UserError(
-                f"{self.folder} lacks {len(missing)} of the {len(image_ids)} images of {dataset}, the first "
-                f"is {missing[0]}; run 'ray-wsss embed' on this data set"
-            )
+        self._shards.require(image_ids, dataset, "embed")
 
 
 def open_embeddings(folder: Path) -> EmbeddingCache:

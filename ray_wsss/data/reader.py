@@ -59,6 +59,16 @@ class ShardReader:
             self._index = {name: row for row, name in enumerate(self.image_ids)}
         return self._index[image_id]
 
+    def require(self, image_ids: list[str], dataset: Path, stage: str) -> None:
+        """Raise UserError unless all these images of ``dataset`` are here; ``stage`` is what adds them."""
+        known = set(self.image_ids)
+        missing = [image_id for image_id in image_ids if image_id not in known]
+        if missing:
+            raise UserError(
+                f"{self.dataset} lacks {len(missing)} of the {len(image_ids)} images of {dataset}, the first "
+                f"is {missing[0]}; run 'ray-wsss {stage}' on this data set"
+            )
+
     def read(self, i: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
         """Row ``i`` as Python values (bytes, str, int, list); all columns or those named.
 

@@ -25,7 +25,8 @@ from ray_wsss.errors import UserError
 
 ROWS_PER_CHUNK = ROWS_PER_GROUP
 """At most. A row group of ingest's shards, so that a chunk is read without its neighbours."""
-_COLUMNS = ("image_id", "image", "orientation", "image_labels")
+IMAGE_COLUMNS = ("image_id", "image", "orientation", "image_labels")
+"""What a stage that looks at images reads of a data set."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def plan_chunks(dataset: Path, rows: int = ROWS_PER_CHUNK) -> list[Chunk]:
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:
-    missing = [name for name in _COLUMNS if name not in schema.names]
+    missing = [name for name in IMAGE_COLUMNS if name not in schema.names]
     if missing:
         raise UserError(f"{path} has no column '{missing[0]}'; expected a shard written by 'ray-wsss ingest'")
 
@@ -118,12 +119,13 @@ class PrepareImages:
     def __init__(
         self, *, max_side_px: int | None = None, sam_side_px: int, embeddings: Path | None = None
     ) -> None:
-        self.max_side_px, self.embeddings = max_side_px, embeddings
+        self.max_side_px = max_side_px
+        self.embeddings = embeddings.absolute() if embeddings is not None else None  # for other processes
         self.resize = ResizeLongestSide(sam_side_px)
 
     def __call__(self, chunk: Chunk) -> list[PreparedImage]:
         """One entry per row, in order; a row that fails has its reason in ``error``."""
-        return [self._prepare(row) for row in read_chunk(chunk, _COLUMNS).to_pylist()]
+        return [self._prepare(row) for row in read_chunk(chunk, IMAGE_COLUMNS).to_pylist()]
 
     def _prepare(self, row: dict[str, Any]) -> PreparedImage:
         image_id = str(row["image_id"])

@@ -15,7 +15,9 @@ from ray_wsss.models.sam.decoder import upscale_logits
 from ray_wsss.models.sam.encoder import sam_input_hw
 from ray_wsss.ops.geometry import Geometry
 from ray_wsss.ops.prompts import points_to_sam_frame
+from ray_wsss.stages.embed import restore_embedding
 from ray_wsss.stages.prompting import (
+    NO_MASK,
     PairCams,
     aggregate,
     compete,
@@ -24,9 +26,6 @@ from ray_wsss.stages.prompting import (
     find_cams,
     find_prompts,
 )
-
-_NO_MASK = -1e4
-"""Logit where the crop shows no image."""
 
 
 class Cpm:
@@ -66,12 +65,10 @@ class Cpm:
         points_xy = [
             crop_to_frame(points, geometries[b], frames[b]) for points, b in zip(points_yx, image_of)
         ]
-        embeddings = batch["embedding"].float()
-        if "embedding_scale" in batch:
-            embeddings = embeddings * batch["embedding_scale"][:, :, None, None]
+        embeddings = restore_embedding(batch["embedding"], batch.get("embedding_scale"))
         output, size = self.config.mask_output, self.decode_batch_size
         logits, iou = decode_sets(self.sam, embeddings, cams.image_index, points_xy, output, size)
-        on_crops = cams.cam.new_full(cams.cam.shape, _NO_MASK)
+        on_crops = cams.cam.new_full(cams.cam.shape, NO_MASK)
         for b in sorted(set(image_of)):
             pairs = [n for n, image in enumerate(image_of) if image == b]
             on_crops[pairs] = masks_to_crop(self.sam, logits[pairs], geometries[b], frames[b])
@@ -92,4 +89,4 @@ def masks_to_crop(
 ) -> Float[Tensor, "N P P"]:
     """Low-resolution logits of masks of the whole image, on the crop; padding belongs to no mask."""
     scaled = upscale_logits(sam, logits[:, None], frame_hw, geometry.scaled_hw)[:, 0]
-    return geometry.place(scaled, fill=_NO_MASK)
+    return geometry.place(scaled, fill=NO_MASK)

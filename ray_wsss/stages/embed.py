@@ -26,14 +26,17 @@ def embeddings_of(sam: Sam, images: Sequence[PreparedImage], batch_size: int) ->
     resized = [image.sam_pixels for image in images if image.sam_pixels is not None]
     if len(resized) == len(images):
         return encode_resized(sam, resized, batch_size)
-    return torch.stack([_restore(image, sam.device) for image in images])
+    restored = []
+    for image in images:
+        scale = image.embedding_scale
+        on_device = torch.tensor(scale, device=sam.device) if scale is not None else None
+        restored.append(restore_embedding(torch.tensor(image.embedding, device=sam.device), on_device))
+    return torch.stack(restored)
 
 
-def _restore(image: PreparedImage, device: torch.device) -> Tensor:
-    values = torch.tensor(image.embedding, device=device).float()
-    if image.embedding_scale is None:
-        return values
-    return values * torch.tensor(image.embedding_scale, device=device)[:, None, None]
+def restore_embedding(values: Tensor, scale: Tensor | None) -> Tensor:
+    """Float32 of stored values (..., D, h, w), fp16, or int8 with a scale (..., D)."""
+    return values.float() if scale is None else values.float() * scale[..., None, None]
 
 
 class SamEmbedder:

@@ -28,6 +28,9 @@ from ray_wsss.data.schema import (
 )
 from ray_wsss.errors import UserError
 
+ROWS_PER_SHARD = 256
+"""Images per shard."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardSummary:

@@ -18,10 +18,9 @@ import pyarrow.parquet as pq
 
 from ray_wsss.data.schema import ROWS_PER_GROUP, write_table_atomically
 from ray_wsss.stages.chunks import Chunk
-from ray_wsss.stages.tally import Tally
+from ray_wsss.stages.tally import COUNTS, Tally
 
 _KEY = b"ray_wsss"
-_COUNTS = ("images", "prompts", "masks", "errors")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Parts:
         """Write the part of a chunk with its counts; seconds would make equal parts differ."""
         note = {
             "fingerprint": self.fingerprint,
-            **{name: getattr(tally, name) for name in _COUNTS},
+            **{name: getattr(tally, name) for name in COUNTS},
         }
         metadata = {**(table.schema.metadata or {}), _KEY: json.dumps(note)}
         write_table_atomically(
@@ -59,7 +58,7 @@ class Parts:
             note = json.loads((footer.metadata or {})[_KEY])
             if note["fingerprint"] != self.fingerprint or footer.num_rows != chunk.rows:
                 return None
-            counts: dict[str, Any] = {name: int(note[name]) for name in _COUNTS}
+            counts: dict[str, Any] = {name: int(note[name]) for name in COUNTS}
             return Tally(**counts)
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
             return None

@@ -25,6 +25,9 @@ from ray_wsss.ops.pseudo_label import assign_labels, confidence_map, mask_scores
 WHOLE = 3
 """Decoder output of the whole object: multimask output 2, after the single-mask output."""
 
+NO_MASK = -1e4
+"""Logit where there is certainly no mask: finite, for what is multiplied with it."""
+
 
 @dataclass(frozen=True, eq=False)
 class PairCams:
@@ -203,7 +206,7 @@ def compete(
 ) -> tuple[UInt8[Tensor, "B H W"], Tensor]:
     """As `aggregate`, from logits that have the CAMs' size already."""
     # Interpolating between -inf gives NaN: a pair without prompts has no mask.
-    logits = logits.nan_to_num(nan=-1e4, neginf=-1e4)
+    logits = logits.nan_to_num(nan=NO_MASK, neginf=NO_MASK)
     binary = logits > 0
     scores = mask_scores(binary, confidence_map(config.confidence, logits, predicted_iou), cams.cam)
     return assign_labels(scores, cams.image_index, cams.class_index, num_images), binary

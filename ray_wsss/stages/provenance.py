@@ -59,13 +59,7 @@ def segments_settings(segments: Path, dataset: Path) -> dict[str, str]:
         UserError: they are unfinished, or lack images of ``dataset``.
     """
     require_finished(segments, "segment-everything")
-    known = set(ShardReader(segments).image_ids)
-    missing = [image_id for image_id in ShardReader(dataset).image_ids if image_id not in known]
-    if missing:
-        raise UserError(
-            f"{segments} lacks {len(missing)} images of {dataset}, the first is {missing[0]}; "
-            f"run 'ray-wsss segment-everything' on this data set"
-        )
+    ShardReader(segments).require(ShardReader(dataset).image_ids, dataset, "segment-everything")
     return {"segments": file_hash(segments / "manifest.json")}
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+COUNTS = ("images", "prompts", "masks", "errors")
+"""The counts of a tally."""
+
 
 @dataclass
 class Tally:
@@ -27,7 +30,7 @@ class Tally:
 
     def add(self, other: "Tally") -> None:
         """Add ``other`` to this one."""
-        for name in ("images", "prompts", "masks", "errors"):
+        for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for phase, seconds in other.seconds.items():
             self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds

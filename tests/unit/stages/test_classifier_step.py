@@ -8,19 +8,13 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.data import default_collate
 
-from ray_wsss.config import AugmentConfig, EmbedConfig, Recipe, SamConfig, SegmentsConfig
+from ray_wsss.config import AugmentConfig, Recipe
 from ray_wsss.data.loader import TrainingCrops
-from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.overrides import override
 from ray_wsss.presets import PRESETS
-from ray_wsss.stages.chunks import PrepareImages, plan_chunks
 from ray_wsss.stages.cpm import Cpm
-from ray_wsss.stages.embed import SamEmbedder
-from ray_wsss.stages.parts import Parts
-from ray_wsss.stages.segment import SegmentEverything
 from ray_wsss.stages.train_classifier import ClassifierStep
 
-SAM = SamConfig(name="tiny")
 AUGMENT = AugmentConfig(long_side_px=(40, 80), crop_px=64, jitter_probability=0, grey_probability=0)
 CHANGES = {
     "cpm.warmup_iters": 3,
@@ -33,17 +27,8 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def made(scene_dataset, tmp_path_factory) -> dict[str, Path]:
-    stages = {
-        "embeddings": SamEmbedder(EmbedConfig(dtype="int8"), SAM),
-        "segments": SegmentEverything(SegmentsConfig(points_per_side=4, stability_score_thresh=0.8), SAM),
-    }
-    folders = {name: tmp_path_factory.mktemp(name) for name in stages}
-    for name, stage in stages.items():
-        for chunk in plan_chunks(scene_dataset):
-            table, tally = stage(PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunk))
-            Parts(folders[name], "").write(chunk, table, tally)
-    return folders
+def made(make_views) -> dict[str, Path]:
+    return make_views("int8")
 
 
 @pytest.fixture(scope="module")

@@ -11,20 +11,14 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.data import default_collate
 
-from ray_wsss.config import AugmentConfig, CpmConfig, EmbedConfig, SamConfig, SegmentsConfig
+from ray_wsss.config import AugmentConfig, CpmConfig
 from ray_wsss.data.images import decode_image, decode_segments
 from ray_wsss.data.loader import TrainingCrops, pack_geometry, unpack_geometry
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.models.sam.encoder import encode_images, sam_input_hw
-from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.ops.geometry import Geometry
-from ray_wsss.stages.chunks import PrepareImages, plan_chunks
 from ray_wsss.stages.cpm import Cpm, crop_to_frame, masks_to_crop
-from ray_wsss.stages.embed import SamEmbedder
-from ray_wsss.stages.parts import Parts
-from ray_wsss.stages.segment import SegmentEverything
 
-SAM = SamConfig(name="tiny")
 CONFIG = CpmConfig(tau=0.3, min_distance_px=4, scales=(1.0,))
 # Every crop of the scenes, which are 64 x 64, is the whole image as it is.
 PLAIN = AugmentConfig(long_side_px=(64, 64), crop_px=64, flip=False, jitter_probability=0, grey_probability=0)
@@ -32,18 +26,8 @@ RANDOM = AugmentConfig(long_side_px=(50, 90), crop_px=64, jitter_probability=0, 
 
 
 @pytest.fixture(scope="module")
-def made(scene_dataset, tmp_path_factory) -> dict[str, Path]:
-    """Embeddings and segment maps of the scenes."""
-    stages = {
-        "embeddings": SamEmbedder(EmbedConfig(), SAM),
-        "segments": SegmentEverything(SegmentsConfig(points_per_side=4, stability_score_thresh=0.8), SAM),
-    }
-    folders = {name: tmp_path_factory.mktemp(name) for name in stages}
-    for name, stage in stages.items():
-        for chunk in plan_chunks(scene_dataset):
-            table, tally = stage(PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunk))
-            Parts(folders[name], "").write(chunk, table, tally)
-    return folders
+def made(make_views) -> dict[str, Path]:
+    return make_views("fp16")
 
 
 def make_batch(dataset: Path, made: dict[str, Path], augment: AugmentConfig, start: int = 0) -> dict:
