@@ -16,7 +16,8 @@ from ray_wsss.stages.manifest import dataset_hash, file_hash, require_finished
 
 # What does not change a result beyond rounding: it may differ when a run is resumed.
 _INCIDENTAL = (
-    *("loader_workers", "log_every", "checkpoint_every"),
+    *("loader_workers", "log_every", "checkpoint_every", "keep_checkpoints", "compile"),
+    *("validate_every", "validate_images"),
     *("batch_size", "cam_batch_size", "encode_batch_size", "decode_batch_size"),
 )
 
