@@ -126,6 +126,8 @@ class TrainClassifier:
     """Output of segment-everything: adds SAM-Segment Contrasting (SSC) to the loss."""
     embeddings: Path | None = None
     """Output of embed, for cpm.view=image."""
+    validation: Path | None = None
+    """Data set with masks: mIoU of the CAMs on some of its images meanwhile; the best network is kept too."""
     preset: PresetName = "voc"
     """Where the defaults below come from."""
     overwrite: bool = False
@@ -146,6 +148,7 @@ class TrainClassifier:
             cluster=self.cluster,
             segments=self.segments,
             embeddings=self.embeddings,
+            validation=self.validation,
             overwrite=self.overwrite,
         )
         print(f"classifier in {self.out}")
@@ -240,6 +243,8 @@ class TrainSegmenter:
     """Output of label."""
     out: Path
     """Folder for the segmenter; an interrupted run in it is resumed."""
+    validation: Path | None = None
+    """Data set with masks: mIoU on some of its images meanwhile; the best network is kept too."""
     preset: PresetName = "voc"
     """Where the defaults below come from."""
     overwrite: bool = False
@@ -256,6 +261,7 @@ class TrainSegmenter:
             out=self.out,
             workers=self.workers,
             cluster=self.cluster,
+            validation=self.validation,
             overwrite=self.overwrite,
         )
         print(f"segmenter in {self.out}")

@@ -172,7 +172,7 @@ def _overview_rows(out: Path, recipe: Recipe, count: int = 6) -> list[OverviewRo
         title: load_classifier(out / f"classifier_{n}")[0]
         for title, n in (("CAM", "plain"), ("CAM with CPM", "cpm"))
     }
-    segmenter = SegmenterEvaluator(out / "segmenter", recipe.label.max_side_px)
+    segmenter = SegmenterEvaluator.load(out / "segmenter", recipe.label.max_side_px)
     by_objects = sorted(
         range(len(dataset)), key=lambda i: -len(dataset.read(i, ["image_labels"])["image_labels"])
     )
@@ -181,7 +181,7 @@ def _overview_rows(out: Path, recipe: Recipe, count: int = 6) -> list[OverviewRo
         record = dataset.read(i)
         label = labels.read(labels.index_of(record["image_id"]))
         pixels = decode_image(record["image"], record["orientation"])
-        image_labels = torch.zeros(1, len(segmenter.spec.class_names))
+        image_labels = torch.zeros(1, segmenter.num_classes)
         image_labels[0, record["image_labels"]] = 1
         batch = to_tensor([pixels], torch.device("cpu"))
         cams = {

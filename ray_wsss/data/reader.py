@@ -144,6 +144,12 @@ def shard_paths(dataset: Path) -> list[Path]:
     return paths
 
 
+def failed_images(folder: Path) -> set[str]:
+    """Ids of the images that a stage failed on, from its ``errors.parquet``."""
+    path = folder / "errors.parquet"
+    return set(pq.read_table(path, columns=["image_id"])["image_id"].to_pylist()) if path.exists() else set()
+
+
 def open_shard(path: Path) -> pq.ParquetFile:
     """Open a Parquet file. Raises UserError where it is damaged or missing."""
     try:

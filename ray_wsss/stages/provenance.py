@@ -95,6 +95,19 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     )
 
 
+def check_validation(validation: Path | None, dataset: Path) -> None:
+    """Raise UserError where ``validation`` has no ground truth, or other classes than ``dataset``."""
+    if validation is None:
+        return
+    theirs, ours = DatasetMetadata.load(validation), DatasetMetadata.load(dataset)
+    if not theirs.has_masks:
+        raise UserError(f"--validation {validation} has no ground-truth masks; expected a data set with them")
+    if theirs.class_names != ours.class_names:
+        raise UserError(
+            f"--validation {validation} has other classes than {dataset}; expected the same in the same order"
+        )
+
+
 def check_classes(dataset: Path, model: Path, kind: str) -> None:
     """Raise UserError where a trained network and a data set have different classes."""
     require_finished(model, f"train-{kind}")
