@@ -61,7 +61,7 @@ def run_demo(
     output.begin()
     with ray_session(cluster.address, verbose=cluster.verbose):
         _say("1/6", f"{TRAIN_SCENES} training scenes, {HELD_OUT_SCENES} held-out scenes")
-        _make_data(out, seed, cluster)
+        make_scenes(out, seed, cluster)
         for step, name, enabled in (("2/6", "plain", False), ("3/6", "cpm", True)):
             _say(step, f"classifier {'with' if enabled else 'without'} CPM")
             run_train_classifier(
@@ -114,11 +114,14 @@ def _say(step: str, what: str) -> None:
     print(f"[{step}] {what}", flush=True)
 
 
-def _make_data(out: Path, seed: int, cluster: Cluster) -> None:
+def make_scenes(
+    out: Path, seed: int, cluster: Cluster, train: int = TRAIN_SCENES, held_out: int = HELD_OUT_SCENES
+) -> None:
+    """Make the data sets ``out/train`` and ``out/held_out`` of so many scenes, which no other seed has."""
     first = FIRST_SEED + seed * 10_000
     splits = {
-        "train": range(first, first + TRAIN_SCENES),
-        "held_out": range(first + TRAIN_SCENES, first + TRAIN_SCENES + HELD_OUT_SCENES),
+        "train": range(first, first + train),
+        "held_out": range(first + train, first + train + held_out),
     }
     for name, seeds in splits.items():
         if (out / name / "metadata.json").exists():

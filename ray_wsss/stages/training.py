@@ -109,7 +109,7 @@ class TrainingRun:
         self.images_per_pass = share_of_batch(config, session.world_size, name)
         self.model, self.spec, self.config = model, spec, config
         self.crops, self.session, self.name = crops, session, name
-        self.optimiser = _build_optimiser(model, config)
+        self.optimiser = build_optimiser(model, config)
         self.progress = restore_checkpoint(session.latest_checkpoint(), model, self.optimiser, session.device)
         if config.compile:
             model.backbone.network.compile()
@@ -259,7 +259,8 @@ def share_of_batch(config: OptimConfig, world_size: int, field_name: str) -> int
     return config.batch_size // passes
 
 
-def _build_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser of the parameters that aren't frozen."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.optimiser == "adamw":
         return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
