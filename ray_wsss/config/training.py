@@ -55,7 +55,8 @@ class OptimConfig:
     section: ClassVar[str] = "training"
 
     backbone: str = "tf_efficientnet_lite0"
-    """A timm name, or resnet_small (ours, for small images and training from scratch)."""
+    """A timm name, resnet_small (ours, for small images and training from scratch), or wide_resnet38 (the
+    paper's; it needs backbone_checkpoint)."""
     pretrained: bool = True
     """Start from ImageNet weights. tf_efficientnet_lite0's come with a package, others through timm."""
     backbone_checkpoint: str | None = None
