@@ -1,5 +1,6 @@
 """Backbones: timm's feature extractors and the paper's, with ImageNet weights that work without a network."""
 
+import re
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,9 @@ def _leading_stages(network: nn.Module, stages: int) -> list[nn.Module]:
     if "blocks" in children:  # EfficientNet: conv_stem, bn1, blocks[0], ...
         stem = [module for name, module in children.items() if name != "blocks"]
         return [*stem, *list(children["blocks"].children())[:stages]]
-    starts = [name for name in children if name.startswith(("layer", "stages_"))]
+    starts = [name for name in children if re.fullmatch(r"(layer|stages_|s)\d", name)]
+    if not starts:
+        raise UserError("freeze_stages is not known for this backbone's kind of stages; expected 0 with it")
     stop = starts[stages] if stages < len(starts) else None
     leading = []
     for name, module in children.items():

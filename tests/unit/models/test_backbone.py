@@ -163,3 +163,17 @@ def test_settings_that_cannot_be_are_user_errors():
         build_backbone("resnet_small", output_stride=8, pretrained=True)
     with pytest.raises(UserError, match="timm can't build vgg11 at output stride 8"):
         build_backbone("vgg11", output_stride=8, pretrained=False)
+
+
+def test_stages_that_are_not_known_are_not_frozen_in_silence():
+    vgg = build_backbone("vgg11", output_stride=32, pretrained=False)
+    vgg.freeze(0, norm=True)
+    with pytest.raises(UserError, match="freeze_stages is not known for this backbone"):
+        vgg.freeze(1, norm=True)
+
+
+def test_regnets_stem_and_first_stage():
+    regnet = build_backbone("regnety_002", output_stride=32, pretrained=False)
+    regnet.freeze(1, norm=False)
+    frozen = {name.split(".")[1] for name, p in regnet.named_parameters() if not p.requires_grad}
+    assert frozen == {"stem", "s1"}
