@@ -10,14 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ray_wsss.config import LabelConfig
+from ray_wsss.config import LabelConfig, PredictConfig
 from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
-from ray_wsss.models.store import load_classifier, load_segmenter
+from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.cam import resize_maps
 from ray_wsss.ops.metrics import ConfusionMatrix
 from ray_wsss.stages.chunks import shrink
 from ray_wsss.stages.label import to_tensor
+from ray_wsss.stages.predict import Predictor
 from ray_wsss.stages.prompting import find_cams
 
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
@@ -64,26 +65,18 @@ class CamEvaluator:
 class SegmenterEvaluator:
     """The segmenter's labels; it sees the image alone, not its image labels."""
 
-    def __init__(self, segmenter: Path, max_side_px: int, device: str = "cpu") -> None:
-        model, self.spec = load_segmenter(segmenter)
-        self.device = torch.device(device)
-        self.model, self.max_side_px = model.to(self.device), max_side_px
+    def __init__(self, segmenter: Path, config: PredictConfig, device: str = "cpu") -> None:
+        self.predictor = Predictor(segmenter, config, device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of a data set to one row of counts."""
-        num_labels = 1 + len(self.spec.class_names)
+        num_labels = 1 + len(self.predictor.spec.class_names)
         total, images = ConfusionMatrix.zeros(num_labels), 0
         for _, pixels, truth in _with_truth(table):
-            prediction = self.predict(pixels)
+            prediction = torch.from_numpy(self.predictor(pixels))
             total = total + ConfusionMatrix.from_labels(prediction, torch.from_numpy(truth), num_labels)
             images += 1
         return _counts_table([("segmenter", total, images)])
-
-    @torch.no_grad()
-    def predict(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Label map (H, W) uint8 of an image (H, W, 3) uint8 RGB."""
-        logits = self.model(to_tensor([shrink(pixels, self.max_side_px)], self.device))
-        return resize_maps(logits, (pixels.shape[0], pixels.shape[1]))[0].argmax(0).to(torch.uint8).cpu()
 
 
 class LabelEvaluator:
