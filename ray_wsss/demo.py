@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -29,9 +28,9 @@ from ray_wsss.models.store import load_classifier
 from ray_wsss.overrides import override
 from ray_wsss.presets import PRESETS
 from ray_wsss.report.overview import OverviewRow, save_overview
-from ray_wsss.stages.evaluate import SegmenterEvaluator
 from ray_wsss.stages.label import to_tensor
 from ray_wsss.stages.manifest import Output
+from ray_wsss.stages.predict import Predictor
 from ray_wsss.stages.prompting import find_cams
 
 TRAIN_SCENES = 400
@@ -175,7 +174,7 @@ def _overview_rows(out: Path, recipe: Recipe, count: int = 6) -> list[OverviewRo
         title: load_classifier(out / f"classifier_{n}")[0]
         for title, n in (("CAM", "plain"), ("CAM with CPM", "cpm"))
     }
-    segmenter = SegmenterEvaluator.load(out / "segmenter", recipe.label.max_side_px)
+    segmenter = Predictor.load(out / "segmenter", recipe.predict)
     by_objects = sorted(
         range(len(dataset)), key=lambda i: -len(dataset.read(i, ["image_labels"])["image_labels"])
     )
@@ -184,7 +183,7 @@ def _overview_rows(out: Path, recipe: Recipe, count: int = 6) -> list[OverviewRo
         record = dataset.read(i)
         label = labels.read(labels.index_of(record["image_id"]))
         pixels = decode_image(record["image"], record["orientation"])
-        image_labels = torch.zeros(1, segmenter.num_classes)
+        image_labels = torch.zeros(1, len(segmenter.spec.class_names))
         image_labels[0, record["image_labels"]] = 1
         batch = to_tensor([pixels], torch.device("cpu"))
         cams = {
@@ -200,7 +199,7 @@ def _overview_rows(out: Path, recipe: Recipe, count: int = 6) -> list[OverviewRo
                 points=[(s["class_index"], *xy) for s in label["segments"] for xy in s["points_xy"]],
                 label_maps={
                     "pseudo label": decode_mask(label["pseudo_label"]),
-                    "segmenter": np.asarray(segmenter.predict(pixels)),
+                    "segmenter": segmenter(pixels),
                     "ground truth": decode_mask(record["mask"]),
                 },
             )

@@ -54,7 +54,7 @@ def run_evaluate(
         )
     if segmenter is not None:
         check_classes(dataset, segmenter, "segmenter")
-        arguments = {"segmenter": segmenter.absolute(), "max_side_px": recipe.label.max_side_px}
+        arguments = {"segmenter": segmenter.absolute(), "config": recipe.predict}
         measures.append((SegmenterEvaluator.load, arguments | {"device": device}))
     if not measures:
         raise UserError("nothing to evaluate: give --classifier, --labels or --segmenter")

@@ -92,12 +92,19 @@ def class_colour(class_index: int) -> NDArray[np.uint8]:
     return COLOURS[1 + class_index % (len(COLOURS) - 1)]
 
 
-def paint_labels(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image (H, W, 3) faded, with its classes in colour; ignored pixels white."""
+def paint_labels(
+    image: NDArray[np.uint8], label_map: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """The image (H, W, 3) faded, with its classes in colour; ignored pixels white.
+
+    Args:
+        palette: (256, 3) RGB of the labels; by default the classes have the overview's colours.
+    """
     painted = _fade(image)
     for label in np.unique(label_map):
         if label:
-            colour = np.array([255, 255, 255]) if label == 255 else class_colour(int(label) - 1)
+            of_class = palette[label] if palette is not None else class_colour(int(label) - 1)
+            colour = np.array([255, 255, 255]) if label == 255 else of_class
             painted[label_map == label] = 0.35 * painted[label_map == label] + 0.65 * colour
     return painted
 

@@ -10,16 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ray_wsss.config import LabelConfig
+from ray_wsss.config import LabelConfig, PredictConfig
 from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.models.classifier import Classifier
-from ray_wsss.models.segmenter import Segmenter
-from ray_wsss.models.store import load_classifier, load_segmenter
+from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.cam import resize_maps
 from ray_wsss.ops.metrics import ConfusionMatrix
 from ray_wsss.stages.chunks import shrink
 from ray_wsss.stages.label import to_tensor
+from ray_wsss.stages.predict import Predictor
 from ray_wsss.stages.prompting import find_cams
 
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
@@ -75,31 +75,23 @@ class CamEvaluator:
 class SegmenterEvaluator:
     """The segmenter's labels; it sees the image alone, not its image labels."""
 
-    def __init__(self, model: Segmenter, num_classes: int, max_side_px: int, device: torch.device) -> None:
-        self.model, self.num_classes, self.max_side_px, self.device = model, num_classes, max_side_px, device
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
 
     @classmethod
-    def load(cls, segmenter: Path, max_side_px: int, device: str = "cpu") -> "SegmenterEvaluator":
+    def load(cls, segmenter: Path, config: PredictConfig, device: str = "cpu") -> "SegmenterEvaluator":
         """With the network in a folder."""
-        model, spec = load_segmenter(segmenter)
-        on = torch.device(device)
-        return cls(model.to(on), len(spec.class_names), max_side_px, on)
+        return cls(Predictor.load(segmenter, config, device))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of a data set to one row of counts."""
-        num_labels = 1 + self.num_classes
+        num_labels = 1 + len(self.predictor.spec.class_names)
         total, images = ConfusionMatrix.zeros(num_labels), 0
         for _, pixels, truth in _with_truth(table):
-            prediction = self.predict(pixels)
+            prediction = torch.from_numpy(self.predictor(pixels))
             total = total + ConfusionMatrix.from_labels(prediction, torch.from_numpy(truth), num_labels)
             images += 1
         return _counts_table([("segmenter", total, images)])
-
-    @torch.no_grad()
-    def predict(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Label map (H, W) uint8 of an image (H, W, 3) uint8 RGB."""
-        logits = self.model(to_tensor([shrink(pixels, self.max_side_px)], self.device))
-        return resize_maps(logits, (pixels.shape[0], pixels.shape[1]))[0].argmax(0).to(torch.uint8).cpu()
 
 
 class LabelEvaluator:

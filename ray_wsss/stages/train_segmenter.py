@@ -72,7 +72,7 @@ def train_segmenter(
     model.backbone.freeze(config.freeze_stages, config.freeze_norm)
     run = TrainingRun(model=model, spec=spec, config=config, crops=crops, session=session, name="segmenter")
     step = SegmenterStep(config.precision == "bf16")
-    run.train(step, SegmenterValidation(recipe, validation, dataset, session.device))
+    run.train(step, SegmenterValidation(recipe, spec, validation, dataset, session.device))
 
 
 def labelled_rows(dataset: Path, labels: Path, batch_size: int) -> list[int]:

@@ -18,12 +18,13 @@ from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.sam.encoder import encode_images
-from ray_wsss.models.segmenter import Segmenter
+from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
 from ray_wsss.ops.metrics import ConfusionMatrix
 from ray_wsss.report.overview import OverviewRow, render_overview
 from ray_wsss.stages.chunks import IMAGE_COLUMNS, resize_map, shrink
 from ray_wsss.stages.evaluate import CamEvaluator, SegmenterEvaluator, add_up
 from ray_wsss.stages.label import to_tensor
+from ray_wsss.stages.predict import Predictor
 from ray_wsss.stages.prompting import aggregate, decode_pairs, find_cams, find_prompts
 from ray_wsss.stages.training import Session
 
@@ -102,8 +103,15 @@ class SegmenterValidation:
         dataset: the training images, which are pictured where there is no ``validation``.
     """
 
-    def __init__(self, recipe: Recipe, validation: Path | None, dataset: Path, device: torch.device) -> None:
-        self.max_side_px, self.device = recipe.label.max_side_px, device
+    def __init__(
+        self,
+        recipe: Recipe,
+        spec: SegmenterSpec,
+        validation: Path | None,
+        dataset: Path,
+        device: torch.device,
+    ) -> None:
+        self.config, self.spec, self.device = recipe.predict, spec, device
         self.sample = Sample(validation, recipe.segmenter.validate_images) if validation else None
         self.pictured = self.sample or Sample(dataset, PICTURES)
 
@@ -111,20 +119,20 @@ class SegmenterValidation:
         """mIoU in [0, 1]."""
         if self.sample is None:
             return {}
-        mious = _mious(self._evaluator(model), self.sample, session)
+        mious = _mious(SegmenterEvaluator(self._predictor(model)), self.sample, session)
         return {"val_miou": mious["segmenter"]} if mious else {}
 
     def picture(self, model: Segmenter) -> NDArray[np.uint8]:
         """Image, prediction and ground truth of a few images."""
-        evaluator, rows = self._evaluator(model), []
+        predictor, rows = self._predictor(model), []
         for record in self.pictured.first(PICTURES):
-            pixels = shrink(decode_image(record["image"], record["orientation"]), self.max_side_px)
-            maps = {"segmenter": np.asarray(evaluator.predict(pixels))} | _truth(record, pixels)
+            pixels = shrink(decode_image(record["image"], record["orientation"]), self.config.max_side_px)
+            maps = {"segmenter": predictor(pixels)} | _truth(record, pixels)
             rows.append(OverviewRow(image=pixels, cams={}, points=[], label_maps=maps))
         return render_overview(rows, self.pictured.class_names)
 
-    def _evaluator(self, model: Segmenter) -> SegmenterEvaluator:
-        return SegmenterEvaluator(model, len(self.pictured.class_names), self.max_side_px, self.device)
+    def _predictor(self, model: Segmenter) -> Predictor:
+        return Predictor(model, self.spec, self.config, str(self.device))
 
 
 class _Pictured:

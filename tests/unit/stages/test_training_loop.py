@@ -5,6 +5,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -220,12 +221,13 @@ def test_validation_is_reported_and_the_best_network_kept(train_on, scene_datase
 
 def board_tags(folder: Path) -> list[str]:
     """Tags of all values in TensorBoard's files: length, checksum, event, checksum, and again."""
+    event_type: Any = vars(event_pb2)["Event"]
     tags = []
     for path in folder.iterdir():
         content, at = path.read_bytes(), 0
         while at < len(content):
             (length,) = struct.unpack_from("<Q", content, at)
-            event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
+            event = event_type.FromString(content[at + 12 : at + 12 + length])
             tags += [value.tag for value in event.summary.value]
             at += 16 + length
     return tags
