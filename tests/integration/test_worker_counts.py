@@ -34,9 +34,8 @@ CHANGES = {
         "log_every": 1,
         "optimiser": "sgd",
         "lr": 2e-4,
-        "augment.crop_px": 64,
     }.items()
-} | {"cpm.warmup_iters": 0}
+} | {"cpm.warmup_iters": 0, "segmenter.augment.crop_px": 64}
 
 
 class GlooSession(LocalSession):
