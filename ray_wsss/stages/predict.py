@@ -38,7 +38,7 @@ class Predictor:
         image_hw = (pixels.shape[0], pixels.shape[1])
         return self.predict([shrink(pixels, self.config.max_side_px)], [image_hw])[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def predict(
         self, images: Sequence[NDArray[np.uint8]], image_hws: Sequence[tuple[int, int]]
     ) -> list[NDArray[np.uint8]]:
