@@ -53,8 +53,8 @@ class ClassifierStep:
         return self.cpm is not None and iteration >= self.warmup_iters
 
     def _ssc_loss(self, batch: Batch, features: Tensor) -> Tensor:
-        segments = batch["segments"]
-        return self._share(segments > 0) * ssc_loss(features, segments, self.ssc_temperature)
+        segments, bounds = batch["segments"], batch["plan"].segment_bounds if "plan" in batch else None
+        return self._share(segments > 0) * ssc_loss(features, segments, self.ssc_temperature, bounds)
 
     def _cpm_loss(self, model: nn.Module, batch: Batch, class_maps: Tensor) -> Tensor:
         assert self.cpm is not None
