@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from ray_wsss.config import AugmentConfig
 from ray_wsss.data.embeddings import EmbeddingCache
 from ray_wsss.data.images import decode_image, decode_mask, decode_segments
+from ray_wsss.data.plan import collate, pack_geometry
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.ops.geometry import Geometry
 from ray_wsss.ops.losses import IGNORE_LABEL
@@ -193,18 +194,6 @@ class TrainingCrops(Dataset):
             return self.grey(self.jitter(crop))
 
 
-def pack_geometry(geometry: Geometry) -> Tensor:
-    """A geometry as a tensor of integers, for batches."""
-    fields = (*geometry.scaled_hw, geometry.top, geometry.left, geometry.crop_px, geometry.flip)
-    return torch.tensor([int(value) for value in fields])
-
-
-def unpack_geometry(packed: Tensor) -> Geometry:
-    """What `pack_geometry` packed."""
-    height, width, top, left, crop_px, flip = packed.tolist()
-    return Geometry(scaled_hw=(height, width), top=top, left=left, crop_px=crop_px, flip=bool(flip))
-
-
 def _read(reader: ShardReader, image_id: str, column: str) -> bytes:
     return reader.read(reader.index_of(image_id), [column])[column]
 
@@ -212,10 +201,14 @@ def _read(reader: ShardReader, image_id: str, column: str) -> bytes:
 def make_loader(
     crops: TrainingCrops, batches: IterationBatches, workers: int, pin_memory: bool
 ) -> DataLoader:
-    """A loader over ``batches`` with ``workers`` decoding processes (0: in this process)."""
+    """A loader over ``batches`` with ``workers`` decoding processes (0: in this process).
+
+    Its batches are items side by side, and ``plan``: what the host is to know of them (`data.plan.HostPlan`).
+    """
     return DataLoader(
         crops,
         batch_sampler=batches,
+        collate_fn=collate,
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=False,

@@ -84,12 +84,12 @@ class Geometry:
         crop[:, inside[0], inside[1]] = scaled[:, top:bottom, left:right]
         return crop.flip(-1) if self.flip else crop
 
-    def to_scaled(self, points_yx: Integer[Tensor, "N 2"]) -> Integer[Tensor, "N 2"]:
+    def to_scaled(self, points_yx: Integer[Tensor, "*N 2"]) -> Integer[Tensor, "*N 2"]:
         """Pixels of the crop as pixels of the resized image; those of the padding lie outside of it."""
-        y, x = points_yx.unbind(1)
+        y, x = points_yx.unbind(-1)
         if self.flip:
             x = self.crop_px - 1 - x
-        return torch.stack([y + self.top, x + self.left], dim=1)
+        return torch.stack([y + self.top, x + self.left], dim=-1)
 
     def inside(self) -> Shaped[Tensor, "1 P P"]:
         """Where the crop shows the image (True) and where it is padding, as bool."""

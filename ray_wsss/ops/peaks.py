@@ -10,31 +10,35 @@ KeepGlobalMaximum = Literal["always", "if_empty", "never"]
 
 
 def find_peaks(
-    cam: Float[Tensor, "*batch H W"], *, tau: float, min_distance_px: int
+    cam: Float[Tensor, "*batch H W"], *, tau: float, min_distance_px: int, max_peaks: int | None = None
 ) -> Bool[Tensor, "*batch H W"]:
     """Mark the local maxima of each map.
 
     Per map the same pixels as `skimage.feature.peak_local_max(cam, min_distance=d, threshold_abs=tau,
-    exclude_border=d)` with d = `min_distance_px`:
+    exclude_border=d, num_peaks=max_peaks)` with d = `min_distance_px`:
 
     - a peak is the maximum of its (2d+1) x (2d+1) window, strictly above `tau`, at least d from the border;
     - a constant map has none, nor has a map with a side of at most 2d;
-    - of equal maxima closer than d (Chebyshev) the first in row-major order stays; exactly d apart, both do.
+    - of equal maxima closer than d (Chebyshev) the first in row-major order stays; exactly d apart, both do;
+    - at most `max_peaks` stay, the highest; of equal ones the first in row-major order.
 
     Args:
         cam: maps without NaN; any number of leading axes.
         tau: the least value, exclusive (paper: 0.5).
         min_distance_px: d, in pixels of `cam`, at least 1 (paper: 10).
+        max_peaks: the most peaks of a map, at least 1; None: no limit.
 
     Returns:
-        True at peaks. On a GPU the host waits once, to see whether any maxima tie; only maps with ties that
-        are too close are then resolved one by one.
+        True at peaks. Without `max_peaks` the host waits for a GPU once, to see whether any maxima tie; only
+        maps with ties that are too close are then resolved one by one. With it the host never waits: that
+        takes `max_peaks` passes over the maps, whatever is in them.
 
     Raises:
-        ValueError: `min_distance_px` is below 1.
+        ValueError: `min_distance_px` or `max_peaks` is below 1.
     """
-    if min_distance_px < 1:
-        raise ValueError(f"min_distance_px is {min_distance_px}; expected at least 1")
+    for name, value in (("min_distance_px", min_distance_px), ("max_peaks", max_peaks)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1")
     d = min_distance_px
     height, width = cam.shape[-2:]
     peaks = torch.zeros(cam.shape, dtype=torch.bool, device=cam.device)
@@ -48,7 +52,16 @@ def find_peaks(
     # Nothing is above infinity: that is how a constant map loses its peaks without a third pass.
     bound = torch.full_like(lowest, tau).masked_fill_(lowest == highest, torch.inf)
     candidates = (maps[:, d:-d, d:-d] == window_max) & (window_max > bound)
-    peaks.view(-1, height, width)[:, d:-d, d:-d] = _space_out(candidates, d)
+    inner = peaks.view(-1, height, width)[:, d:-d, d:-d]
+    if max_peaks is None:
+        inner.copy_(_space_out(candidates, d))
+        return peaks
+    if not maps.is_cuda:  # a CPU's host has nothing to wait for, and all those passes cost it more
+        candidates = _space_out(candidates, d)
+        if candidates.flatten(1).sum(1).amax() <= max_peaks:
+            inner.copy_(candidates)
+            return peaks
+    inner.copy_(_take_highest(window_max.masked_fill(~candidates, -torch.inf), d, max_peaks))
     return peaks
 
 
@@ -142,3 +155,31 @@ def _space_out_one(candidates: Bool[Tensor, "H W"], spacing: int) -> Bool[Tensor
         y, x = divmod(start, width)
         kept[y, x] = True
         left[y : y + spacing, max(x - spacing + 1, 0) : x + spacing] = False
+
+
+def _take_highest(values: Float[Tensor, "M H W"], spacing: int, most: int) -> Bool[Tensor, "M H W"]:
+    """Take the highest value of each map, drop those closer than `spacing` to it, and so on, `most` times.
+
+    skimage's own order, but of all maps at once and without a look at any value: the number of passes is
+    known beforehand, and one that finds a map empty takes nothing from it.
+
+    Args:
+        values: -inf where nothing is to be taken; not changed.
+    """
+    count, height, width = values.shape
+    near_y, near_x = _nearer_than(spacing, height, values), _nearer_than(spacing, width, values)
+    left = values.clone()
+    taken = []
+    for _ in range(most):
+        highest, at = left.flatten(1).max(dim=1)  # of equal ones the first
+        taken.append(torch.where(highest > -torch.inf, at, height * width))
+        near = near_y[at // width, :, None] & near_x[at % width, None, :]
+        left.masked_fill_(near, -torch.inf)
+    # Where nothing was left goes to a place of its own at the end, which is cut off.
+    kept = torch.zeros(count, height * width + 1, dtype=torch.bool, device=values.device)
+    return kept.scatter_(1, torch.stack(taken, dim=1), True)[:, :-1].view(values.shape)
+
+
+def _nearer_than(spacing: int, side: int, like: Tensor) -> Bool[Tensor, "S S"]:
+    at = torch.arange(side, device=like.device)
+    return (at[:, None] - at).abs() < spacing

@@ -12,7 +12,7 @@ class PromptSets:
     """N prompt sets of P positive points each: one set is one class of one image and gives one mask.
 
     Sets are batched by their number of points, since filling up with SAM's padding label (-1) changes the
-    mask.
+    mask. Where the host must not learn that number, `pad_points` fills up with points to be masked.
     """
 
     image_index: Int[Tensor, " N"]
@@ -48,6 +48,29 @@ def bucket_by_count(peak_mask: Bool[Tensor, "B C H W"]) -> list[PromptSets]:
     return buckets
 
 
+def pad_points(
+    peak_mask: Bool[Tensor, "N H W"], width: int
+) -> tuple[Int[Tensor, "N K 2"], Bool[Tensor, "N K"]]:
+    """Gather the peaks of each map, row-major, and fill up to `width` = K points; the host never waits.
+
+    Args:
+        peak_mask: at most `width` peaks per map; what is beyond, in row-major order, is dropped.
+
+    Returns:
+        points_yx: pixels, y before x; (0, 0) where there is no point.
+        valid: where there is one. Valid points come first.
+    """
+    flat = peak_mask.flatten(1)
+    place = flat.cumsum(1, dtype=torch.int32) - 1
+    # What is no point, or one too many, goes to a place of its own at the end, which is cut off.
+    place = place.masked_fill_(~flat, width).clamp_(max=width)
+    pixels = torch.arange(flat.shape[1], device=flat.device).expand_as(flat)
+    at = pixels.new_zeros(len(flat), width + 1).scatter_(1, place.long(), pixels)[:, :width]
+    valid = torch.arange(width, device=flat.device) < flat.sum(1, keepdim=True)
+    at = at.masked_fill(~valid, 0)
+    return torch.stack([at // peak_mask.shape[2], at % peak_mask.shape[2]], dim=2), valid
+
+
 def points_to_sam_frame(
     points_yx: Int[Tensor, "N P 2"], cam_hw: tuple[int, int], sam_input_hw: tuple[int, int]
 ) -> Float[Tensor, "N P 2"]:
@@ -64,5 +87,6 @@ def points_to_sam_frame(
     Returns:
         float32 points, x before y, in pixels of SAM's input.
     """
-    scale_xy = [sam_input_hw[1] / cam_hw[1], sam_input_hw[0] / cam_hw[0]]
-    return points_yx.flip(-1).float() * torch.tensor(scale_xy, device=points_yx.device)
+    y, x = points_yx.float().unbind(-1)
+    # Times numbers, not a tensor of them: the host would wait for its copy to the device.
+    return torch.stack([x * (sam_input_hw[1] / cam_hw[1]), y * (sam_input_hw[0] / cam_hw[0])], dim=-1)

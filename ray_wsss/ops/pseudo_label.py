@@ -71,7 +71,8 @@ def assign_labels(
 ) -> UInt8[Tensor, "B H W"]:
     """Give each pixel the class of the highest score in its image.
 
-    Needs memory for the masks at hand only, whatever the number of classes.
+    Needs memory for the masks at hand only, whatever the number of classes. The host reads the indices; where
+    they are on the CPU, it need not wait for the scores' device.
 
     Args:
         scores: from `mask_scores`. A class may have several masks: its best one counts.

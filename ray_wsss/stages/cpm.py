@@ -1,31 +1,50 @@
-"""CAM-based Prompting Module (CPM): SAM's masks of a training batch, as pseudo labels of its crops."""
+"""CAM-based Prompting Module (CPM): SAM's masks of a training batch, as pseudo labels of its crops.
 
+On a GPU the host never waits in here: what decides a shape is in the batch's plan, or is a bound. So prompt
+sets are filled up to `MAX_PEAKS` points, where labelling batches those of equal length (`stages.prompting`).
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
 from ray_wsss.config import CpmConfig
-from ray_wsss.data.loader import unpack_geometry
+from ray_wsss.data.plan import HostPlan, make_plan
 from ray_wsss.models.classifier import Classifier
-from ray_wsss.models.sam.decoder import upscale_logits
-from ray_wsss.models.sam.encoder import sam_input_hw
+from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
+from ray_wsss.models.sam.encoder import encode_inputs, sam_input_hw
 from ray_wsss.ops.geometry import Geometry
-from ray_wsss.ops.prompts import points_to_sam_frame
+from ray_wsss.ops.prompts import pad_points, points_to_sam_frame
 from ray_wsss.stages.embed import restore_embedding
+from ray_wsss.stages.precision import mixed_precision
 from ray_wsss.stages.prompting import (
     NO_MASK,
     PairCams,
-    aggregate,
+    choose_masks,
     compete,
-    decode_pairs,
-    decode_sets,
     find_cams,
-    find_prompts,
+    find_peak_mask,
+    upload,
 )
+
+MAX_PEAKS = 64
+"""Of a CAM with more peaks only the highest prompt SAM: on a GPU each costs a pass over the CAMs, and a token
+in every prompt set, whether it is there or not."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What SAM sees of some neighbouring pairs, and how their crop lies in it."""
+
+    pairs: slice
+    geometry: Geometry
+    frame_hw: tuple[int, int]
+    """Size of the view inside SAM's square input."""
 
 
 class Cpm:
@@ -33,23 +52,51 @@ class Cpm:
 
     With ``view=crop`` SAM encodes every crop, as published. With ``view=image`` it has seen the whole image
     once, for the cache: peaks are taken to the image, and masks back, by the crop's own geometry.
+
+    Args:
+        bf16: classifier and encoder compute in mixed precision. The decoder does not: a point's place in
+            SAM's input has more digits than bfloat16.
     """
 
-    def __init__(self, sam: Sam, config: CpmConfig, decode_batch_size: int) -> None:
+    def __init__(self, sam: Sam, config: CpmConfig, decode_batch_size: int, bf16: bool = False) -> None:
         self.sam, self.config, self.decode_batch_size = sam, config, decode_batch_size
+        self.bf16 = bf16
 
     @torch.no_grad()
     def __call__(self, model: Classifier, batch: dict[str, Any]) -> UInt8[Tensor, "B P P"]:
-        """Pseudo labels of a batch of `data.loader.TrainingCrops`."""
+        """Pseudo labels of a batch of `data.loader.TrainingCrops`.
+
+        Its ``plan`` (`data.plan`) is made here where it has none: for that the host waits for a GPU.
+        """
+        plan = batch["plan"] if "plan" in batch else make_plan(batch)
         images = batch["image"]
-        cams = find_cams(model, images, batch["image_labels"], scales=self.config.scales, flip=False)
-        points_yx = find_prompts(cams, self.config, guess=False)
+        with mixed_precision(images.device, self.bf16):
+            cams = find_cams(model, images, plan.image_labels, scales=self.config.scales, flip=False)
+        points_yx, valid = find_points(cams, self.config)
         if self.config.view == "image":
-            return self._on_images(batch, cams, points_yx)
-        embeddings = self.sam.image_encoder(self._prepare(images))
-        output, size = self.config.mask_output, self.decode_batch_size
-        (masks,) = decode_pairs(self.sam, embeddings, [cams], [points_yx], output, size)
-        return aggregate(self.sam, cams, masks, len(images), self.config)[0]
+            embeddings = restore_embedding(batch["embedding"], batch.get("embedding_scale"))
+            views = self._images_of(plan, cams)
+        else:
+            with mixed_precision(images.device, self.bf16):
+                embeddings = encode_inputs(self.sam, self._prepare(images)).float()
+            views = [self._crops_of(cams)]
+        points_xy = torch.zeros_like(points_yx, dtype=torch.float)
+        for view in views:
+            at = view.pairs
+            points_xy[at], valid[at] = crop_to_frame(points_yx[at], valid[at], view.geometry, view.frame_hw)
+        logits, iou = decode_padded(
+            self.sam,
+            embeddings,
+            cams.image_index,
+            points_xy,
+            valid,
+            self.config.mask_output,
+            self.decode_batch_size,
+        )
+        on_crops = torch.empty_like(cams.cam)
+        for view in views:
+            on_crops[view.pairs] = masks_to_crop(self.sam, logits[view.pairs], view.geometry, view.frame_hw)
+        return compete(on_crops, iou, cams, len(images), self.config)[0]
 
     def _prepare(self, images: Float[Tensor, "B 3 P P"]) -> Tensor:
         """Square crops to SAM's input: resized on the device (antialiased), normalised as SAM's."""
@@ -57,31 +104,79 @@ class Cpm:
         resized = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
         return self.sam.preprocess(resized * 255)
 
-    def _on_images(self, batch: dict[str, Any], cams: PairCams, points_yx: list[Tensor]) -> Tensor:
-        geometries = [unpack_geometry(packed) for packed in batch["geometry"]]
-        sizes = [(height, width) for height, width in batch["image_hw"].tolist()]
-        frames = [sam_input_hw(self.sam, image_hw) for image_hw in sizes]
-        image_of = cams.image_index.tolist()
-        points_xy = [
-            crop_to_frame(points, geometries[b], frames[b]) for points, b in zip(points_yx, image_of)
-        ]
-        embeddings = restore_embedding(batch["embedding"], batch.get("embedding_scale"))
-        output, size = self.config.mask_output, self.decode_batch_size
-        logits, iou = decode_sets(self.sam, embeddings, cams.image_index, points_xy, output, size)
-        on_crops = cams.cam.new_full(cams.cam.shape, NO_MASK)
-        for b in sorted(set(image_of)):
-            pairs = [n for n, image in enumerate(image_of) if image == b]
-            on_crops[pairs] = masks_to_crop(self.sam, logits[pairs], geometries[b], frames[b])
-        return compete(on_crops, iou, cams, len(batch["image"]), self.config)[0]
+    def _crops_of(self, cams: PairCams) -> View:
+        """The crops themselves, of all pairs at once."""
+        side, size = cams.cam.shape[-1], self.sam.image_encoder.img_size
+        whole = Geometry(scaled_hw=(side, side), top=0, left=0, crop_px=side, flip=False)
+        return View(slice(None), whole, (size, size))
+
+    def _images_of(self, plan: HostPlan, cams: PairCams) -> list[View]:
+        """The whole images, for the pairs of each."""
+        views, start = [], 0
+        counts = cams.image_index.bincount(minlength=len(plan.geometries)).tolist()
+        for geometry, image_hw, count in zip(plan.geometries, plan.image_hw, counts, strict=True):
+            pairs = slice(start, start + count)
+            start += count
+            if count:
+                views.append(View(pairs, geometry, sam_input_hw(self.sam, image_hw)))
+        return views
 
 
-def crop_to_frame(points_yx: Tensor, geometry: Geometry, frame_hw: tuple[int, int]) -> Float[Tensor, "N 2"]:
-    """Pixels of a crop (y, x) in SAM's input of the whole image (x, y); those of the padding are dropped."""
+def find_points(cams: PairCams, config: CpmConfig) -> tuple[Int[Tensor, "N K 2"], Bool[Tensor, "N K"]]:
+    """Point prompts of each pair, pixels of the CAM, y before x, and which of the K there are.
+
+    On a GPU K is the most that there can be; on a CPU, which nobody waits for, the most that there are.
+    """
+    peaks = find_peak_mask(cams, config, guess=False, max_peaks=MAX_PEAKS)
+    if peaks.is_cuda:
+        return pad_points(peaks, MAX_PEAKS + (config.keep_global_max == "always"))
+    counts = peaks.flatten(1).sum(1).tolist()
+    return pad_points(peaks, max([1, *counts]))
+
+
+def decode_padded(
+    sam: Sam,
+    embeddings: Float[Tensor, "B D h w"],
+    image_index: Tensor,
+    points_xy: Float[Tensor, "N K 2"],
+    valid: Bool[Tensor, "N K"],
+    mask_output: str,
+    batch_size: int,
+) -> tuple[Float[Tensor, "N a b"], Float[Tensor, " N"]]:
+    """SAM's mask of each prompt set, as low-resolution logits, and its predicted IoU.
+
+    Args:
+        image_index: (N,) the set's image, on the CPU.
+        points_xy: pixels of SAM's input, x before y.
+        valid: which points there are. A set without any gets logits of NO_MASK and IoU 0.
+        mask_output: which of the multimask outputs (`config.PromptingConfig`).
+        batch_size: sets per decoder call.
+    """
+    low = 4 * embeddings.shape[-1]
+    logits = embeddings.new_empty(len(points_xy), low, low)
+    predicted_iou = embeddings.new_empty(len(points_xy))
+    image_of = upload(image_index, embeddings.device)
+    ones = torch.ones_like(valid, dtype=torch.float)
+    for start in range(0, len(points_xy), batch_size):
+        at = slice(start, start + batch_size)
+        masks, iou = decode_prompts(sam, embeddings[image_of[at]], points_xy[at], ones[at], valid=valid[at])
+        logits[at], predicted_iou[at] = choose_masks(masks, iou, mask_output)
+    without = ~valid.any(1)
+    return logits.masked_fill_(without[:, None, None], NO_MASK), predicted_iou.masked_fill_(without, 0)
+
+
+def crop_to_frame(
+    points_yx: Int[Tensor, "N K 2"],
+    valid: Bool[Tensor, "N K"],
+    geometry: Geometry,
+    frame_hw: tuple[int, int],
+) -> tuple[Float[Tensor, "N K 2"], Bool[Tensor, "N K"]]:
+    """Pixels of a crop (y, x) in SAM's input of what it is a crop of (x, y); none in padding is valid."""
     scaled = geometry.to_scaled(points_yx)
     height, width = geometry.scaled_hw
-    y, x = scaled.unbind(1)
-    scaled = scaled[(y >= 0) & (y < height) & (x >= 0) & (x < width)]
-    return points_to_sam_frame(scaled[None], geometry.scaled_hw, frame_hw)[0]
+    y, x = scaled.unbind(-1)
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    return points_to_sam_frame(scaled, geometry.scaled_hw, frame_hw), valid & inside
 
 
 def masks_to_crop(

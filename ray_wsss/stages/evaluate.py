@@ -58,7 +58,7 @@ class CamEvaluator:
         totals = {t: ConfusionMatrix.zeros(num_labels) for t in self.thresholds}
         images = 0
         for row, pixels, truth in _with_truth(table):
-            labels = torch.zeros(1, num_labels - 1, device=self.device)
+            labels = torch.zeros(1, num_labels - 1)
             labels[0, row["image_labels"]] = 1
             batch = to_tensor([shrink(pixels, self.config.max_side_px)], self.device)
             cams = find_cams(self.model, batch, labels, scales=self.config.scales, flip=self.config.flip)
@@ -160,7 +160,7 @@ def _best_class(cam: Tensor, class_index: Tensor, image_hw: tuple[int, ...]) -> 
         zeros = torch.zeros(image_hw, device=cam.device)
         return zeros, zeros.to(torch.uint8)
     best, which = resize_maps(cam[None], (image_hw[0], image_hw[1]))[0].max(0)
-    return best, (class_index[which] + 1).to(torch.uint8)
+    return best, (class_index.to(which.device)[which] + 1).to(torch.uint8)
 
 
 def _counts_table(rows: Iterable[tuple[str, ConfusionMatrix, int]]) -> pa.Table:

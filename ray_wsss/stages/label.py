@@ -120,7 +120,7 @@ class SamLabeller:
         with tally.phase("prompt", self.device):
             points_yx = [find_prompts(group, self.config, guess=True) for group in cams]
             over_all = [
-                replace(group, image_index=torch.tensor(members, device=self.device)[group.image_index])
+                replace(group, image_index=torch.tensor(members)[group.image_index])
                 for group, members in zip(cams, groups)
             ]
             output, size = self.config.mask_output, self.sam_config.decode_batch_size
@@ -138,7 +138,7 @@ class SamLabeller:
             image_labels[k, list(batch[member].image_labels)] = 1
         pixels = to_tensor([_pixels(batch[member]) for member in members], self.device)
         scales, flip = self.config.scales, self.config.flip
-        return find_cams(self.model, pixels, image_labels.to(self.device), scales=scales, flip=flip)
+        return find_cams(self.model, pixels, image_labels, scales=scales, flip=flip)
 
     def _aggregate(self, cams: PairCams, masks: PairMasks, count: int) -> list[_Labelled]:
         """Labels and masks of a group of ``count`` images of one size."""
@@ -151,7 +151,7 @@ class SamLabeller:
             "points_xy": [points.flip(-1).tolist() for points in masks.points_yx],
         }
         segments = [dict(zip(columns, values)) for values in zip(*columns.values())]
-        image_of = cams.image_index.cpu().numpy()
+        image_of = cams.image_index.numpy()
         label_maps, mask_maps = labels.cpu().numpy(), binary.cpu().numpy()
         pairs = [np.flatnonzero(image_of == k) for k in range(count)]
         return [_Labelled(label_maps[k], mask_maps[p], [segments[n] for n in p]) for k, p in enumerate(pairs)]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from segment_anything.modeling import Sam
 from torch import Tensor
 
@@ -35,11 +35,11 @@ class PairCams:
     cam: Float[Tensor, "N H W"]
     """In [0, 1]."""
     image_index: Tensor
-    """(N,) which image of the batch."""
+    """(N,) which image of the batch, ascending; on the CPU, as the number of pairs decides shapes."""
     class_index: Tensor
-    """(N,) which class, from 0."""
-    ranking: Float[Tensor, "N H W"]
-    """What the global maximum is taken of: the CAM; where that is zero, the class map before ReLU."""
+    """(N,) which class, from 0; likewise."""
+    class_maps: Sequence[Float[Tensor, "N 1 _h _w"]]
+    """The class maps, before ReLU, that the CAM is the sum of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,46 +65,75 @@ def find_cams(
 
     Args:
         images: RGB in [0, 1], of one size.
+        image_labels: which classes an image has. Where these are on the CPU, the host waits for no GPU.
         scales: image scales whose activations are summed.
         flip: add the mirrored image at every scale.
     """
     was_training = model.training
     model.eval()
-    image_index, class_index = image_labels.nonzero().unbind(1)
+    pairs = image_labels.cpu().nonzero()
+    at = upload(pairs, images.device).unbind(1)
     size_hw = (images.shape[-2], images.shape[-1])
     maps = []
     for scale in scales:
         scaled = scale_images(images, scale)
-        maps.append(model(scaled).class_maps[image_index, class_index, None])
+        maps.append(model(scaled).class_maps.float()[*at, None])
         if flip:
-            maps.append(model(scaled.flip(-1)).class_maps[image_index, class_index, None].flip(-1))
+            maps.append(model(scaled.flip(-1)).class_maps.float()[*at, None].flip(-1))
     model.train(was_training)
-    present = image_labels.new_ones(len(image_index), 1)
-    cam = merge_scales(maps, present, size_hw)[:, 0]
-    ranking = cam
-    # A classifier that has not learned a class yet activates nowhere: the maximum of zeros is a corner of
-    # the image, that of the class map is at least its best guess.
-    dead = cam.flatten(1).amax(1) == 0 if len(cam) else cam.new_zeros(0, dtype=torch.bool)
-    if dead.any():
-        ranking = cam.clone()
-        ranking[dead] = sum(resize_maps(m[dead], size_hw)[:, 0] for m in maps)
-    return PairCams(cam, image_index, class_index, ranking)
+    cam = merge_scales(maps, images.new_ones(len(pairs), 1), size_hw)[:, 0]
+    return PairCams(cam, pairs[:, 0], pairs[:, 1], maps)
 
 
-def find_prompts(cams: PairCams, config: PromptingConfig, *, guess: bool) -> list[Tensor]:
-    """Point prompts of each pair, (P, 2) pixels of the CAM, y before x; empty where a pair has none.
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """Values from the CPU to the device; the host does not wait for the copy."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def find_peak_mask(
+    cams: PairCams, config: PromptingConfig, *, guess: bool, max_peaks: int | None = None
+) -> Bool[Tensor, "N H W"]:
+    """Pixels that prompt SAM for each pair, False everywhere where a pair has no prompt.
 
     Args:
         guess: prompt a class that activates nowhere at the maximum of its class map; else it has no prompt.
             For labels a guess is better than nothing. As supervision it is worse: the CAM that it should
             teach is zero and passes no gradient, while the classes around it are pushed away.
+        max_peaks: only the highest peaks; a global maximum that ``keep_global_max="always"`` adds comes on
+            top. With it, and without ``guess``, the host does not wait for a GPU (`find_peaks`).
     """
     maps = cams.cam[:, None]
-    peaks = find_peaks(maps, tau=config.tau, min_distance_px=config.min_distance_px)
+    peaks = find_peaks(maps, tau=config.tau, min_distance_px=config.min_distance_px, max_peaks=max_peaks)
     prompted = maps.new_ones(len(maps), 1) if guess else (maps.amax((2, 3)) > 0).to(maps.dtype)
-    peaks = keep_global_maximum(peaks, cams.ranking[:, None], prompted, config.keep_global_max)
-    points = [maps.new_zeros(0, 2, dtype=torch.long)] * len(maps)
-    for bucket in bucket_by_count(peaks):
+    ranking = _rank_by_class_map(cams)[:, None] if guess else maps
+    return keep_global_maximum(peaks, ranking, prompted, config.keep_global_max)[:, 0]
+
+
+def _rank_by_class_map(cams: PairCams) -> Float[Tensor, "N H W"]:
+    """The CAMs; where one is zero, its class map before ReLU.
+
+    A classifier that has not learned a class yet activates nowhere: the maximum of zeros is a corner of the
+    image, that of the class map is at least its best guess.
+    """
+    dead = cams.cam.flatten(1).amax(1) == 0 if len(cams.cam) else cams.cam.new_zeros(0, dtype=torch.bool)
+    if not dead.any():
+        return cams.cam
+    size_hw = (cams.cam.shape[1], cams.cam.shape[2])
+    ranking = cams.cam.clone()
+    ranking[dead] = sum(resize_maps(maps[dead], size_hw)[:, 0] for maps in cams.class_maps)
+    return ranking
+
+
+def find_prompts(cams: PairCams, config: PromptingConfig, *, guess: bool) -> list[Tensor]:
+    """Point prompts of each pair, (P, 2) pixels of the CAM, y before x; empty where a pair has none.
+
+    ``guess`` as for `find_peak_mask`.
+    """
+    peaks = find_peak_mask(cams, config, guess=guess)
+    points = [cams.cam.new_zeros(0, 2, dtype=torch.long)] * len(peaks)
+    for bucket in bucket_by_count(peaks[:, None]):
         for pair, points_yx in zip(bucket.image_index.tolist(), bucket.points_yx):
             points[pair] = points_yx
     return points
@@ -121,7 +150,7 @@ def decode_pairs(
     """SAM's mask of every pair of several groups of images, those with equally many points together.
 
     Args:
-        cams: groups of pairs; the images of a group have one size, ``image_index`` counts over all.
+        cams: groups of pairs; the images of a group have one size, ``image_index`` counts over all groups.
         points_yx: per group and pair (P, 2). A pair without points gets logits of -inf and IoU 0.
         batch_size: pairs per decoder call.
     """
@@ -161,14 +190,23 @@ def decode_sets(
     predicted_iou = embeddings.new_zeros(len(points_xy))
     for chosen in _buckets([len(points) for points in points_xy], batch_size):
         points = torch.stack([points_xy[k] for k in chosen])
-        at = torch.tensor(chosen, device=embeddings.device)
-        masks, iou = decode_prompts(
-            sam, embeddings[image_index[at]], points, points.new_ones(points.shape[:2])
-        )
-        which = torch.full_like(at, WHOLE) if mask_output == "whole" else 1 + iou[:, 1:].argmax(1)
-        rows = torch.arange(len(at), device=at.device)
-        logits[at], predicted_iou[at] = masks[rows, which], iou[rows, which]
+        at = torch.tensor(chosen)
+        image_of = image_index[at].to(embeddings.device)
+        masks, iou = decode_prompts(sam, embeddings[image_of], points, points.new_ones(points.shape[:2]))
+        at = at.to(embeddings.device)
+        logits[at], predicted_iou[at] = choose_masks(masks, iou, mask_output)
     return logits, predicted_iou
+
+
+def choose_masks(
+    masks: Float[Tensor, "N 4 a b"], iou: Float[Tensor, "N 4"], mask_output: str
+) -> tuple[Float[Tensor, "N a b"], Float[Tensor, " N"]]:
+    """Of the decoder's outputs the one that ``mask_output`` names (`config.PromptingConfig`), and its IoU."""
+    if mask_output == "whole":
+        return masks[:, WHOLE], iou[:, WHOLE]
+    rows = torch.arange(len(iou), device=iou.device)
+    which = 1 + iou[:, 1:].argmax(1)
+    return masks[rows, which], iou[rows, which]
 
 
 def _buckets(counts: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -19,7 +19,8 @@ from ray_wsss.ops.cam import make_cam
 from ray_wsss.ops.contrast import ssc_loss
 from ray_wsss.ops.losses import IGNORE_LABEL, StepLosses, classification_loss, cpm_loss
 from ray_wsss.stages.cpm import Cpm
-from ray_wsss.stages.training import Batch, Counts, Session, TrainingRun, mixed_precision, share_of
+from ray_wsss.stages.precision import mixed_precision
+from ray_wsss.stages.training import Batch, Counts, Session, TrainingRun, share_of
 from ray_wsss.stages.validation import CamValidation
 
 
@@ -56,8 +57,8 @@ class ClassifierStep:
         return self.cpm is not None and iteration >= self.warmup_iters
 
     def _ssc_loss(self, batch: Batch, features: Tensor, counts: Counts) -> Tensor:
-        segments = batch["segments"]
-        loss = ssc_loss(features, segments, self.ssc_temperature)
+        segments, bounds = batch["segments"], batch["plan"].segment_bounds if "plan" in batch else None
+        loss = ssc_loss(features, segments, self.ssc_temperature, bounds)
         return loss * share_of(segments > 0, counts["segments"])
 
     def _cpm_loss(self, model: nn.Module, batch: Batch, class_maps: Tensor, counts: Counts) -> Tensor:
@@ -111,7 +112,8 @@ def train_classifier(
     model = build_classifier(spec, pretrained=config.pretrained, checkpoint=config.backbone_checkpoint)
     model.backbone.freeze(config.freeze_stages, config.freeze_norm)
     sam = build_sam(recipe.sam).to(session.device) if with_cpm else None
-    cpm = Cpm(sam, recipe.cpm, recipe.sam.decode_batch_size) if sam is not None else None
+    bf16 = config.precision == "bf16"
+    cpm = Cpm(sam, recipe.cpm, recipe.sam.decode_batch_size, bf16) if sam is not None else None
     run = TrainingRun(model=model, spec=spec, config=config, crops=crops, session=session, name="classifier")
     run.train(ClassifierStep(recipe, cpm), CamValidation(recipe, validation, dataset, sam, session.device))
 

@@ -13,7 +13,8 @@ from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.models.segmenter import SegmenterSpec, build_segmenter
 from ray_wsss.ops.losses import IGNORE_LABEL
-from ray_wsss.stages.training import Batch, Counts, Session, TrainingRun, mixed_precision, share_of
+from ray_wsss.stages.precision import mixed_precision
+from ray_wsss.stages.training import Batch, Counts, Session, TrainingRun, share_of
 from ray_wsss.stages.validation import SegmenterValidation
 
 

@@ -236,11 +236,6 @@ def share_of(counted: Tensor, mean_count: Tensor) -> Tensor:
     return counted.sum().float() / mean_count.clamp(min=1)
 
 
-def mixed_precision(device: torch.device, bf16: bool) -> torch.autocast:
-    """Where the networks compute in bfloat16, if they shall; what comes out needs ``float()``."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-
-
 def learning_rate(config: OptimConfig, iteration: int) -> float:
     """Poly schedule with an optional linear ramp."""
     ramp = min(1.0, (iteration + 1) / config.lr_warmup_iters) if config.lr_warmup_iters else 1.0

@@ -5,21 +5,41 @@ Here each prompt set brings its own embedding, so one call serves a whole batch.
 that of segment_anything's sub-modules, and the result equals ``SamPredictor.predict_torch``.
 """
 
+from typing import cast
+
 import torch
-from segment_anything.modeling import Sam
+from segment_anything.modeling import PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor
 from torch.nn import functional as F
+
+from ray_wsss.models.sam.two_way import run_two_way
 
 
 def encode_prompts(
     sam: Sam, points_xy: Tensor | None, point_labels: Tensor | None, boxes_xyxy: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sparse (N, T, D) and dense (N, D, h, w) prompt embeddings of N prompt sets.
+    """Sparse (N, T, D) and dense (N or 1, D, h, w) prompt embeddings of N prompt sets.
 
-    Arguments as for `decode_prompts`.
+    Arguments as for `decode_prompts`. The points come first, and equal those of SAM's ``prompt_encoder``.
     """
-    points = None if points_xy is None or point_labels is None else (points_xy, point_labels)
-    return sam.prompt_encoder(points=points, boxes=boxes_xyxy, masks=None)
+    encoder = sam.prompt_encoder
+    sparse, dense = encoder(points=None, boxes=boxes_xyxy, masks=None)
+    if points_xy is None or point_labels is None:
+        return sparse, dense
+    if boxes_xyxy is not None:
+        return torch.cat([_embed_points(encoder, points_xy, point_labels), sparse], dim=1), dense
+    # Without a box SAM adds a point that is none.
+    padded = F.pad(points_xy, (0, 0, 0, 1)), F.pad(point_labels, (0, 1), value=-1)
+    return _embed_points(encoder, *padded), dense
+
+
+def _embed_points(encoder: PromptEncoder, points_xy: Tensor, labels: Tensor) -> Tensor:
+    """`PromptEncoder._embed_points`, without picking by label: the host would wait to learn how many."""
+    negative, positive = (encoder.get_parameter(f"point_embeddings.{k}.weight") for k in (0, 1))
+    kind = labels[..., None]
+    position = encoder.pe_layer.forward_with_coords(points_xy + 0.5, encoder.input_image_size)
+    embedding = position + torch.where(kind == 1, positive, negative)
+    return torch.where(kind == -1, encoder.not_a_point_embed.weight, embedding)
 
 
 def decode_prompts(
@@ -28,17 +48,20 @@ def decode_prompts(
     points_xy: Tensor | None,
     point_labels: Tensor | None,
     boxes_xyxy: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Masks of N prompt sets, each on its own image embedding.
 
-    All sets of a call have the same number of points: padding with label -1 would change the
-    result, so callers bucket by that number (`ops.prompts.bucket_by_count`).
+    Padding sets of different lengths with label -1 would change the result. So callers bucket them by
+    their number of points (`ops.prompts.bucket_by_count`), or say with ``valid`` which points there are.
 
     Args:
         embeddings: (N, D, h, w) image embeddings, one per prompt set.
         points_xy: (N, P, 2) pixels of SAM's input frame, x before y; None without points.
         point_labels: (N, P), 1 foreground, 0 background; None without points.
         boxes_xyxy: (N, 4) boxes in SAM's input frame; None without boxes.
+        valid: (N, P) bool, False for a point that fills up its set: the masks are those of the set without
+            it, up to rounding. None: all are valid, and the result is SAM's to the bit.
 
     Returns:
         logits: (N, 4, 4h, 4w) low-resolution mask logits. Output 0 is the single-mask output,
@@ -51,7 +74,13 @@ def decode_prompts(
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output_tokens.expand(count, -1, -1), sparse], dim=1)
     position = sam.prompt_encoder.get_dense_pe().expand(count, -1, -1, -1)
-    hidden, source = decoder.transformer(embeddings + dense, position, tokens)
+    if valid is None:
+        hidden, source = decoder.transformer(embeddings + dense, position, tokens)
+    else:
+        others = (len(output_tokens), sparse.shape[1] - valid.shape[1])
+        there = F.pad(valid, others, value=True)
+        transformer = cast(TwoWayTransformer, decoder.transformer)
+        hidden, source = run_two_way(transformer, embeddings + dense, position, tokens, there)
 
     masks_at = slice(1, 1 + decoder.num_mask_tokens)
     upscaled = decoder.output_upscaling(source.transpose(1, 2).reshape(embeddings.shape))

@@ -1,6 +1,7 @@
 """Images to SAM embeddings."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from numpy.typing import NDArray
@@ -26,14 +27,21 @@ def prepare_images(sam: Sam, images: Sequence[NDArray]) -> Tensor:
 def encode_images(sam: Sam, images: Sequence[NDArray]) -> Tensor:
     """Embeddings (N, D, h, w) of N images, (H, W, 3) uint8 RGB of any sizes."""
     with torch.no_grad():
-        return sam.image_encoder(prepare_images(sam, images))
+        return encode_inputs(sam, prepare_images(sam, images))
+
+
+def encode_inputs(sam: Sam, inputs: Tensor) -> Tensor:
+    """Embeddings (N, D, h, w) of SAM's inputs (N, 3, S, S); the host never waits for a GPU."""
+    # segment_anything makes the relative positions of every block on the default device, and copies them.
+    with inputs.device if inputs.is_cuda else nullcontext():
+        return sam.image_encoder(inputs)
 
 
 @torch.no_grad()
 def encode_resized(sam: Sam, resized: Sequence[NDArray], batch_size: int) -> Tensor:
     """Embeddings (N, D, h, w) of N images whose long side is S already, ``batch_size`` at a time."""
     batches = [resized[at : at + batch_size] for at in range(0, len(resized), batch_size)]
-    return torch.cat([sam.image_encoder(_stack(sam, batch)) for batch in batches])
+    return torch.cat([encode_inputs(sam, _stack(sam, batch)) for batch in batches])
 
 
 def _stack(sam: Sam, resized: Sequence[NDArray]) -> Tensor:

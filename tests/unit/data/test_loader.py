@@ -171,4 +171,5 @@ def test_loader_collates_in_order_and_crops_can_be_sent_to_workers(folders):
         assert batch["pseudo_label"].dtype == torch.uint8
         assert batch["image_id"] == [f"image {row}" for _, row in keys]
         assert torch.equal(batch["image"][1], crops[keys[1]]["image"])
+        assert torch.equal(batch["plan"].image_labels, batch["image_labels"])
     assert len(loaded) == 3

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from ray_wsss.ops import contrast
-from ray_wsss.ops.contrast import ssc_loss
+from ray_wsss.ops.contrast import segment_bounds, ssc_loss
 
 
 def slow_ssc(features: torch.Tensor, segments: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -56,6 +56,23 @@ def test_loss_and_gradient_equal_the_slow_ones(features, segments, temperature, 
     assert_close(gradient, expected_gradient)
     assert gradient[:2].abs().sum() > 0
     assert not gradient[2].any()
+
+
+def test_bounds_are_the_largest_id_and_number(segments):
+    expected = max(len(ids[ids > 0].unique()) for ids in segments)
+    assert segment_bounds(segments) == (40, expected)
+    assert segment_bounds(torch.zeros(2, 3, 3, dtype=torch.int32)) == (0, 0)
+    assert segment_bounds(torch.zeros(0, 3, 3, dtype=torch.int32)) == (0, 0)
+
+
+@pytest.mark.parametrize("more", [0, 1, 30])
+def test_bounds_given_or_found_or_too_wide(features, segments, more):
+    largest, most = segment_bounds(segments)
+    expected = ssc_loss(features, segments)
+    loss = ssc_loss(features, segments, bounds=(largest + more, most + more))
+    assert_close(loss, expected, rtol=0, atol=0 if more == 0 else 1e-6)
+    gradients = [torch.autograd.grad(value, features)[0] for value in (loss, expected)]
+    assert_close(*gradients)
 
 
 def test_names_of_segments_do_not_matter(features, segments):

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from ray_wsss.ops.peaks import _find_crowded, find_peaks, keep_global_maximum
 
 
-def skimage_peaks(cam: torch.Tensor, tau: float, min_distance_px: int) -> torch.Tensor:
+def skimage_peaks(
+    cam: torch.Tensor, tau: float, min_distance_px: int, max_peaks: float = np.inf
+) -> torch.Tensor:
     """The oracle, map by map."""
     mask = np.zeros(cam.shape, dtype=bool)
     for index in np.ndindex(*cam.shape[:-2]):
@@ -21,18 +23,29 @@ def skimage_peaks(cam: torch.Tensor, tau: float, min_distance_px: int) -> torch.
             min_distance=min_distance_px,
             threshold_abs=tau,
             exclude_border=min_distance_px,  # pyright: ignore[reportArgumentType] (inferred as bool)
+            num_peaks=max_peaks,
         )
         mask[index][tuple(peaks_yx.T)] = True
     return torch.from_numpy(mask)
 
 
-def assert_same_peaks(cam: torch.Tensor, tau: float, min_distance_px: int) -> int:
+def assert_same_peaks(
+    cam: torch.Tensor, tau: float, min_distance_px: int, max_peaks: int | None = None
+) -> int:
     """Compare, and return the number of peaks, so that a caller can see that there were any."""
-    found = find_peaks(cam, tau=tau, min_distance_px=min_distance_px)
-    expected = skimage_peaks(cam, tau, min_distance_px)
+    found = find_peaks(cam, tau=tau, min_distance_px=min_distance_px, max_peaks=max_peaks)
+    expected = skimage_peaks(cam, tau, min_distance_px, np.inf if max_peaks is None else max_peaks)
     wrong = (found != expected).nonzero()
     assert not len(wrong), f"{len(wrong)} of {expected.sum()} peaks differ, the first at {wrong[0].tolist()}"
     return int(expected.sum())
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def path(request, monkeypatch) -> str:
+    """Both ways to limit the number of peaks, here on the CPU."""
+    if request.param == "gpu":
+        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    return request.param
 
 
 def smooth_maps(count: int, size_hw: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
@@ -85,6 +98,39 @@ def test_equal_to_skimage_on_plateaus(min_distance_px: int):
 )
 def test_equal_to_skimage_on_anything(cam: np.ndarray, tau: float, min_distance_px: int):
     assert_same_peaks(torch.from_numpy(cam), tau, min_distance_px)
+
+
+@pytest.mark.parametrize("max_peaks", [1, 2, 5, 64])
+@pytest.mark.parametrize("min_distance_px", [1, 2, 3, 7])
+def test_the_highest_peaks_are_skimages_highest(path, max_peaks: int, min_distance_px: int):
+    """On noise, smooth maps and plateaus, with more and with fewer peaks than that."""
+    generator = torch.Generator().manual_seed(min_distance_px)
+    counts = []
+    for levels in (None, 3, 8):
+        noise = torch.rand(4, 24, 31, generator=generator)
+        maps = torch.cat([noise, smooth_maps(4, (24, 31), generator), torch.zeros(1, 24, 31)])
+        if levels is not None:
+            maps = (maps * levels).round() / levels
+        counts.append(assert_same_peaks(maps, 0.4, min_distance_px, max_peaks))
+    assert min(counts) > 0
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    cam=arrays(
+        np.float32,
+        st.tuples(st.integers(1, 3), st.integers(1, 14), st.integers(1, 14)),
+        elements=st.sampled_from([0.0, 0.25, 0.5, 0.7, 0.75, 1.0]),
+    ),
+    tau=st.sampled_from([0.0, 0.5, 0.7]),
+    min_distance_px=st.integers(1, 8),
+    max_peaks=st.sampled_from([1, 2, 3, 40]),
+)
+def test_the_highest_peaks_of_anything(cam: np.ndarray, tau: float, min_distance_px: int, max_peaks: int):
+    assert_same_peaks(torch.from_numpy(cam), tau, min_distance_px, max_peaks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "is_cuda", True)
+        assert_same_peaks(torch.from_numpy(cam), tau, min_distance_px, max_peaks)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
@@ -166,6 +212,11 @@ def test_no_maps_have_no_peaks():
 def test_a_distance_below_one_is_refused():
     with pytest.raises(ValueError, match="min_distance_px is 0"):
         find_peaks(torch.zeros(9, 9), tau=0.5, min_distance_px=0)
+
+
+def test_a_limit_below_one_is_refused():
+    with pytest.raises(ValueError, match="max_peaks is 0"):
+        find_peaks(torch.zeros(9, 9), tau=0.5, min_distance_px=1, max_peaks=0)
 
 
 @pytest.fixture

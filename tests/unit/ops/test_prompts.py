@@ -4,7 +4,7 @@ import pytest
 import torch
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from ray_wsss.ops.prompts import bucket_by_count, points_to_sam_frame
+from ray_wsss.ops.prompts import bucket_by_count, pad_points, points_to_sam_frame
 
 
 def slow_prompt_sets(peak_mask: torch.Tensor) -> dict[int, list[tuple[int, int, list[list[int]]]]]:
@@ -43,6 +43,24 @@ def test_every_peak_is_in_one_bucket_once():
 
 def test_no_peaks_no_buckets():
     assert bucket_by_count(torch.zeros(2, 3, 4, 4, dtype=torch.bool)) == []
+
+
+@pytest.mark.parametrize("width", [1, 3, 7, 50])
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.1, 1.0])
+def test_padded_points_are_the_first_of_each_map(width: int, density: float):
+    peak_mask = torch.rand(9, 6, 7, generator=torch.Generator().manual_seed(2)) < density
+    points_yx, valid = pad_points(peak_mask, width)
+    assert points_yx.shape == (9, width, 2)
+    for plane, points, there in zip(peak_mask, points_yx, valid):
+        expected = plane.nonzero()[:width]
+        assert torch.equal(points[: len(expected)], expected)
+        assert not points[len(expected) :].any()
+        assert there.tolist() == [True] * len(expected) + [False] * (width - len(expected))
+
+
+def test_no_maps_have_no_points_to_pad():
+    points_yx, valid = pad_points(torch.zeros(0, 4, 5, dtype=torch.bool), 3)
+    assert (points_yx.shape, valid.shape) == ((0, 3, 2), (0, 3))
 
 
 @pytest.mark.parametrize("image_hw", [(256, 256), (375, 500), (333, 217)])

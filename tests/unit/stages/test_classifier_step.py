@@ -115,8 +115,11 @@ def test_the_mean_over_passes_and_workers_is_the_gradient_of_the_whole_batch(
 
 def test_mixed_precision_is_close_and_leaves_losses_in_full_precision(recipe, model, batch, tiny_sam):
     mixed = override(recipe, {"classifier.precision": "bf16"})
-    exact, rounded = (run_step(r, None, model, batch, iteration=0)[1] for r in (recipe, mixed))
+    exact, rounded = (
+        run_step(r, Cpm(tiny_sam, r.cpm, 32, r is mixed), model, batch, iteration=3)[1]
+        for r in (recipe, mixed)
+    )
     for name, value in exact.items():
         assert rounded[name].dtype == torch.float32
-        assert_close(rounded[name], value, atol=0.02, rtol=0.02)
+        assert_close(rounded[name], value, atol=0.02, rtol=0.05)
         assert rounded[name] != value

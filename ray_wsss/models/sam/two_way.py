@@ -1,0 +1,80 @@
+"""SAM's two-way transformer for prompt sets of different lengths in one batch.
+
+segment_anything's `TwoWayTransformer.forward` knows no padding. This is the same arithmetic on the same
+weights, with a mask over the tokens that others may attend to, and attention without its matrix in memory.
+"""
+
+from typing import cast
+
+from jaxtyping import Bool, Float
+from segment_anything.modeling import TwoWayTransformer
+from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def run_two_way(
+    transformer: TwoWayTransformer,
+    image_embedding: Float[Tensor, "N D h w"],
+    image_position: Float[Tensor, "N D h w"],
+    tokens: Float[Tensor, "N T D"],
+    valid: Bool[Tensor, "N T"],
+) -> tuple[Float[Tensor, "N T D"], Float[Tensor, "N P D"]]:
+    """Tokens and image pixels (P = h w) after the transformer.
+
+    Args:
+        image_position: positional encoding, added wherever the image is attended to.
+        valid: tokens that there are, at least one per set. What comes out of the others means nothing, and
+            nothing of them goes into what comes out of these or of the image.
+    """
+    keys = image_embedding.flatten(2).transpose(1, 2)
+    key_position = image_position.flatten(2).transpose(1, 2)
+    queries = tokens
+    for layer in transformer.layers:
+        block = cast(TwoWayAttentionBlock, layer)
+        queries, keys = _run_block(block, queries, keys, tokens, key_position, valid)
+    attended = _attend(
+        transformer.final_attn_token_to_image, queries + tokens, keys + key_position, keys, None
+    )
+    return transformer.norm_final_attn(queries + attended), keys
+
+
+def _run_block(
+    block: TwoWayAttentionBlock,
+    queries: Float[Tensor, "N T D"],
+    keys: Float[Tensor, "N P D"],
+    query_position: Float[Tensor, "N T D"],
+    key_position: Float[Tensor, "N P D"],
+    valid: Bool[Tensor, "N T"],
+) -> tuple[Float[Tensor, "N T D"], Float[Tensor, "N P D"]]:
+    if block.skip_first_layer_pe:
+        queries = _attend(block.self_attn, queries, queries, queries, valid)
+    else:
+        placed = queries + query_position
+        queries = queries + _attend(block.self_attn, placed, placed, queries, valid)
+    queries = block.norm1(queries)
+
+    # Of the image SAM itself masks nothing.
+    placed_keys = keys + key_position
+    to_image = block.cross_attn_token_to_image
+    queries = block.norm2(queries + _attend(to_image, queries + query_position, placed_keys, keys, None))
+    queries = block.norm3(queries + block.mlp(queries))
+
+    to_tokens = block.cross_attn_image_to_token
+    attended = _attend(to_tokens, placed_keys, queries + query_position, queries, valid)
+    return queries, block.norm4(keys + attended)
+
+
+def _attend(
+    attention: Attention,
+    q: Float[Tensor, "N Q D"],
+    k: Float[Tensor, "N K D"],
+    v: Float[Tensor, "N K D"],
+    valid: Bool[Tensor, "N K"] | None,
+) -> Float[Tensor, "N Q D"]:
+    """`Attention.forward`; keys that are not valid get no attention."""
+    projected = (attention.q_proj(q), attention.k_proj(k), attention.v_proj(v))
+    heads = [x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for x in projected]
+    mask = None if valid is None else valid[:, None, None, :]
+    out = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+    return attention.out_proj(out.transpose(1, 2).flatten(2))
