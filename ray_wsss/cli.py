@@ -15,6 +15,7 @@ from ray_wsss.commands import (
     IngestFolder,
     IngestVoc,
     Label,
+    Predict,
     SegmentEverything,
     TrainClassifier,
     TrainSegmenter,
@@ -49,7 +50,14 @@ def _commands(preset: str) -> Any:
         "train-segmenter": TrainSegmenter(
             dataset=missing, labels=missing, out=missing, segmenter=recipe.segmenter, **common
         ),
-        "evaluate": Evaluate(dataset=missing, label=recipe.label, evaluate=recipe.evaluate, **common),
+        "evaluate": Evaluate(
+            dataset=missing,
+            label=recipe.label,
+            predict=recipe.predict,
+            evaluate=recipe.evaluate,
+            **common,
+        ),
+        "predict": Predict(segmenter=missing, images=missing, out=missing, predict=recipe.predict, **common),
         "demo": Demo(),
     }
     sources = [Annotated[cls, tyro.conf.subcommand(name)] for name, cls in INGEST.items()]

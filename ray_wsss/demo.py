@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -29,9 +28,9 @@ from ray_wsss.models.store import load_classifier
 from ray_wsss.overrides import override
 from ray_wsss.presets import PRESETS
 from ray_wsss.report.overview import OverviewRow, save_overview
-from ray_wsss.stages.evaluate import SegmenterEvaluator
 from ray_wsss.stages.label import to_tensor
 from ray_wsss.stages.manifest import Output
+from ray_wsss.stages.predict import Predictor
 from ray_wsss.stages.prompting import find_cams
 
 TRAIN_SCENES = 400
@@ -61,7 +60,7 @@ def run_demo(
     output.begin()
     with ray_session(cluster.address, verbose=cluster.verbose):
         _say("1/6", f"{TRAIN_SCENES} training scenes, {HELD_OUT_SCENES} held-out scenes")
-        _make_data(out, seed, cluster)
+        make_scenes(out, seed, cluster)
         for step, name, enabled in (("2/6", "plain", False), ("3/6", "cpm", True)):
             _say(step, f"classifier {'with' if enabled else 'without'} CPM")
             run_train_classifier(
@@ -114,11 +113,14 @@ def _say(step: str, what: str) -> None:
     print(f"[{step}] {what}", flush=True)
 
 
-def _make_data(out: Path, seed: int, cluster: Cluster) -> None:
+def make_scenes(
+    out: Path, seed: int, cluster: Cluster, train: int = TRAIN_SCENES, held_out: int = HELD_OUT_SCENES
+) -> None:
+    """Make the data sets ``out/train`` and ``out/held_out`` of so many scenes, which no other seed has."""
     first = FIRST_SEED + seed * 10_000
     splits = {
-        "train": range(first, first + TRAIN_SCENES),
-        "held_out": range(first + TRAIN_SCENES, first + TRAIN_SCENES + HELD_OUT_SCENES),
+        "train": range(first, first + train),
+        "held_out": range(first + train, first + train + held_out),
     }
     for name, seeds in splits.items():
         if (out / name / "metadata.json").exists():
@@ -172,7 +174,7 @@ def _overview_rows(out: Path, recipe: Recipe, count: int = 6) -> list[OverviewRo
         title: load_classifier(out / f"classifier_{n}")[0]
         for title, n in (("CAM", "plain"), ("CAM with CPM", "cpm"))
     }
-    segmenter = SegmenterEvaluator(out / "segmenter", recipe.label.max_side_px)
+    segmenter = Predictor.load(out / "segmenter", recipe.predict)
     by_objects = sorted(
         range(len(dataset)), key=lambda i: -len(dataset.read(i, ["image_labels"])["image_labels"])
     )
@@ -197,7 +199,7 @@ def _overview_rows(out: Path, recipe: Recipe, count: int = 6) -> list[OverviewRo
                 points=[(s["class_index"], *xy) for s in label["segments"] for xy in s["points_xy"]],
                 label_maps={
                     "pseudo label": decode_mask(label["pseudo_label"]),
-                    "segmenter": np.asarray(segmenter.predict(pixels)),
+                    "segmenter": segmenter(pixels),
                     "ground truth": decode_mask(record["mask"]),
                 },
             )

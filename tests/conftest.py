@@ -6,15 +6,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from ray_wsss.config import Recipe
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.scene_coco import write_scene_coco
+from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import DatasetMetadata
+from ray_wsss.models.segmenter import SegmenterSpec, build_segmenter
+from ray_wsss.models.store import save_model
 from ray_wsss.overrides import override
 from ray_wsss.presets import PRESETS
 from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
+from ray_wsss.stages.manifest import Output
 
 FIRST_SEED = 10_900_000
 """Scenes that neither the demo nor the tiny SAM's training draws."""
@@ -141,6 +147,34 @@ def labels(
         resources=Resources(),
         cluster=Cluster(),
     )
+    return out
+
+
+def _save_segmenter(spec: SegmenterSpec, folder: Path) -> None:
+    torch.manual_seed(1)
+    model = build_segmenter(spec).eval()
+    # Untrained, it gives one class everywhere: level the classes on some scenes.
+    scenes = np.stack([make_scene(seed, 64, 64).image for seed in range(4)])
+    with torch.no_grad():
+        mean = model(torch.from_numpy(scenes).permute(0, 3, 1, 2) / 255).mean(dim=(0, 2, 3))
+        model.get_parameter("head.4.bias").sub_(mean)
+    save_model(model, spec, folder)
+
+
+@pytest.fixture(scope="session")
+def save_segmenter() -> Callable[[SegmenterSpec, Path], None]:
+    """Saves an untrained segmenter that gives several classes: (spec, folder)."""
+    return _save_segmenter
+
+
+@pytest.fixture(scope="session")
+def segmenter(dataset: Path, small_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained segmenter in a folder as train-segmenter leaves it."""
+    out = tmp_path_factory.mktemp("trained") / "segmenter"
+    output = Output(out, "train-segmenter", {})
+    output.begin()
+    _save_segmenter(SegmenterSpec.of(small_recipe.segmenter, DatasetMetadata.load(dataset).class_names), out)
+    output.finish()
     return out
 
 

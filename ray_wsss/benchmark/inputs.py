@@ -40,7 +40,7 @@ def make_classifier(recipe: Recipe, dataset: Path, out: Path, iterations: int = 
     recipe = override(recipe, {"cpm.enabled": False, "classifier.max_iters": iterations})
     output = Output(out, "train-classifier", {"benchmark": iterations})
     if output.begin() != "finished":
-        session = LocalSession(out / "checkpoints")
+        session = LocalSession(out)
         train_classifier(recipe, dataset, session)
         checkpoint = session.latest_checkpoint()
         assert checkpoint is not None

@@ -6,7 +6,7 @@ Ray's retry, does them again and finds the others done.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,14 @@ from ray_wsss.cluster.progress import ImageProgress
 from ray_wsss.cluster.session import Cluster, ray_session
 from ray_wsss.data.schema import write_table_atomically
 from ray_wsss.errors import UserError
-from ray_wsss.stages.chunks import Chunk, PrepareImages, pack_images, plan_chunks, unpack_images
+from ray_wsss.stages.chunks import (
+    Chunk,
+    PreparedImage,
+    PrepareImages,
+    pack_images,
+    plan_chunks,
+    unpack_images,
+)
 from ray_wsss.stages.manifest import Output
 from ray_wsss.stages.parts import Parts
 from ray_wsss.stages.tally import Tally
@@ -30,6 +37,8 @@ from ray_wsss.stages.tally import Tally
 _DECODE_MEMORY = 2**30
 """Bytes that a process which decodes chunks is planned to take; half of it is what it imports."""
 _ERRORS = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
+Failures = list[tuple[str, str]]
+"""Images that failed, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,33 +78,69 @@ class RunReport:
         return (self.total.images + self.total.errors - self.done_before) / max(self.work_s, 1e-9)
 
 
-class _ChunkActor(StageActor):
-    """Hands prepared images to the stage and writes what comes back."""
+class ImagesActor(StageActor):
+    """Hands prepared images to the stage; subclasses say how, and keep what comes back.
 
-    def __init__(self, arguments: dict[str, Any], threads: int, parts: Parts, name: str) -> None:
+    Args:
+        name: of the stage, for Ray's metrics.
+    """
+
+    def __init__(self, arguments: dict[str, Any], threads: int, name: str) -> None:
         super().__init__(arguments, threads)
-        self.parts = parts
         self.metrics = StageMetrics(name)
         self.idle_since: float | None = None
 
     def run(self, rows: pa.Table) -> pa.Table:
         began = time.time()
-        images = unpack_images(rows["images"].combine_chunks())
-        table, tally = self.stage(images)
+        tally, failed = self.work(rows, unpack_images(rows["images"].combine_chunks()))
         tally.seconds["decode"] = rows["decode_seconds"][0].as_py()
-        with tally.phase("write"):
-            self.parts.write(chunk_of(rows), table, tally, self.stage.rows_per_group)
         tally.seconds["wait"] = began - self.idle_since if self.idle_since is not None else 0.0
         self.metrics.add(tally)
         self.idle_since = time.time()
-        summary = {"tally": [json.dumps(asdict(tally))], "began": [began], "ended": [self.idle_since]}
-        return pa.table(summary)
+        return pa.table(
+            {
+                "tally": [json.dumps(asdict(tally))],
+                "failed": [json.dumps(failed)],
+                "began": [began],
+                "ended": [self.idle_since],
+            }
+        )
+
+    def work(self, rows: pa.Table, images: list[PreparedImage]) -> tuple[Tally, Failures]:
+        """One block: what it took, and the images that failed unless they are on disk already."""
+        raise NotImplementedError
 
 
-def _prepare(rows: pa.Table, prepare: PrepareImages) -> pa.Table:
+class _ChunkActor(ImagesActor):
+    """Writes the part of a chunk."""
+
+    def __init__(self, arguments: dict[str, Any], threads: int, name: str, parts: Parts) -> None:
+        super().__init__(arguments, threads, name)
+        self.parts = parts
+
+    def work(self, rows: pa.Table, images: list[PreparedImage]) -> tuple[Tally, Failures]:
+        table, tally = self.stage(images)
+        with tally.phase("write"):
+            self.parts.write(chunk_of(rows), table, tally, self.stage.rows_per_group)
+        return tally, []
+
+
+def decode_ahead(blocks: Dataset, prepare: Callable[[pa.Table], list[PreparedImage]]) -> Dataset:
+    """Blocks of one row with their images, decoded by tasks beside the actors."""
+    return blocks.map_batches(
+        partial(_prepare, prepare=prepare),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=1,
+        # Ray Data puts operators that ask for the same resources into one process: it would decode inside the
+        # actors, while their GPU waits.
+        memory=_DECODE_MEMORY,
+    )
+
+
+def _prepare(rows: pa.Table, prepare: Callable[[pa.Table], list[PreparedImage]]) -> pa.Table:
     began = time.perf_counter()
-    images = pack_images(prepare(chunk_of(rows)))
-    rows = rows.append_column("images", images)
+    rows = rows.append_column("images", pack_images(prepare(rows)))
     return rows.append_column("decode_seconds", pa.array([time.perf_counter() - began]))
 
 
@@ -137,7 +182,7 @@ def run_chunks(
             ImageProgress(output.stage, images, report.done_before) as progress,
         ):
             DataContext.get_current().enable_progress_bars = cluster.verbose
-            _work(_pipeline(missing, parts, stage, output.stage, resources), report, progress)
+            count_done(_pipeline(missing, parts, stage, output.stage, resources), report, progress)
     if not report.total.images:
         raise UserError(
             f"all {report.total.errors} images failed; the column 'error' of {output.out / 'shards'} says why"
@@ -150,30 +195,27 @@ def run_chunks(
 def _pipeline(
     chunks: Sequence[Chunk], parts: Parts, stage: Stage, name: str, resources: Resources
 ) -> Dataset:
-    prepared = plan_rows(chunks).map_batches(
-        partial(_prepare, prepare=stage.prepare),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=1,
-        # Ray Data puts operators that ask for the same resources into one process: it would decode inside the
-        # actors, while their GPU waits.
-        memory=_DECODE_MEMORY,
-    )
+    prepare = stage.prepare
+    prepared = decode_ahead(plan_rows(chunks), lambda rows: prepare(chunk_of(rows)))
     extra = {"parts": parts, "name": name}
     return map_actors(
         prepared, _ChunkActor, stage.stage_class, stage.arguments, resources, len(chunks), extra
     )
 
 
-def _work(done: Dataset, report: RunReport, progress: ImageProgress) -> None:
+def count_done(done: Dataset, report: RunReport, progress: ImageProgress) -> Failures:
+    """Run a pipeline that ends in an `ImagesActor`; returns the images that failed, as the actors say."""
     started, began, ended = time.time(), float("inf"), 0.0
-    # Nothing but counts comes back: the parts are on disk.
+    failed: Failures = []
+    # Nothing but counts comes back: what the actors made is on disk.
     for row in iterate(done):
+        failed += [(name, reason) for name, reason in json.loads(row["failed"])]
         tally = Tally(**json.loads(row["tally"]))
         report.total.add(tally)
         progress.advance(tally.images + tally.errors, tally.errors)
         began, ended = min(began, row["began"]), max(ended, row["ended"])
     report.startup_s, report.work_s = began - started, ended - began
+    return failed
 
 
 def _list_errors(parts: Parts, chunks: Sequence[Chunk]) -> None:

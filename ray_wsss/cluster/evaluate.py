@@ -1,7 +1,7 @@
 """Evaluation on Ray: confusion counts from an actor pool, added up in the driver."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,11 @@ def run_evaluate(
         raise UserError(f"{dataset} has no ground-truth masks; expected a data set with them to evaluate on")
     device = resources.device
     threshold = recipe.evaluate.cam_threshold
-    measures: list[tuple[type, dict[str, Any]]] = []
+    measures: list[tuple[Callable[..., Any], dict[str, Any]]] = []
     if classifier is not None:
         check_classes(dataset, classifier, "classifier")
         arguments = {"classifier": classifier.absolute(), "config": recipe.label, "threshold": threshold}
-        measures.append((CamEvaluator, arguments | {"device": device}))
+        measures.append((CamEvaluator.load, arguments | {"device": device}))
     if labels is not None:
         _check_labels(dataset, labels)
         measures.append(
@@ -54,8 +54,8 @@ def run_evaluate(
         )
     if segmenter is not None:
         check_classes(dataset, segmenter, "segmenter")
-        arguments = {"segmenter": segmenter.absolute(), "max_side_px": recipe.label.max_side_px}
-        measures.append((SegmenterEvaluator, arguments | {"device": device}))
+        arguments = {"segmenter": segmenter.absolute(), "config": recipe.predict}
+        measures.append((SegmenterEvaluator.load, arguments | {"device": device}))
     if not measures:
         raise UserError("nothing to evaluate: give --classifier, --labels or --segmenter")
     with ray_session(cluster.address, verbose=cluster.verbose):

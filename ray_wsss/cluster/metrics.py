@@ -1,6 +1,8 @@
-"""Ray's metrics of a stage: counters that the dashboard and Prometheus show."""
+"""Ray's metrics of a stage: what the dashboard and Prometheus show."""
 
-from ray.util.metrics import Counter
+from collections.abc import Mapping
+
+from ray.util.metrics import Counter, Gauge
 
 from ray_wsss.stages.tally import Tally
 
@@ -38,3 +40,19 @@ class StageMetrics:
         for phase, seconds in tally.seconds.items():
             if seconds > 0:
                 self.seconds.inc(seconds, {"stage": self.stage, "phase": phase})
+
+
+class TrainingMetrics:
+    """Gauges of a run, tagged with its folder's name: ``ray_wsss_train_iteration``, ``_train_loss_cls``..."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.gauges: dict[str, Gauge] = {}
+
+    def set(self, metrics: Mapping[str, float]) -> None:
+        """Show the figures of a report."""
+        for name, value in metrics.items():
+            if name not in self.gauges:
+                what = f"{name} of a training run, as last reported"
+                self.gauges[name] = Gauge(f"wsss_train_{name}", description=what, tag_keys=("run",))
+            self.gauges[name].set(value, {"run": self.run})

@@ -18,6 +18,7 @@ from ray_wsss.stages.ingest import ROWS_PER_SHARD, IngestShard, ShardSummary, be
 from ray_wsss.stages.manifest import Output, file_hash, require_finished
 from ray_wsss.stages.provenance import (
     cache_settings,
+    check_validation,
     dataset_settings,
     sam_settings,
     segments_settings,
@@ -90,6 +91,7 @@ def run_train_classifier(
     cluster: Cluster,
     segments: Path | None = None,
     embeddings: Path | None = None,
+    validation: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     """Train a classifier on ``dataset``; ``out`` becomes a folder with the network and its checkpoints.
@@ -97,6 +99,8 @@ def run_train_classifier(
     Args:
         segments: output of `labelling.run_segment_everything`; SSC is on where it is given.
         embeddings: output of `labelling.run_embed`; ``cpm.view=image`` needs it.
+        validation: data set with ground truth to measure the CAMs on meanwhile; the result does not depend
+            on it, but for the best network, which is kept beside the last.
 
     Raises:
         UserError: inputs that don't fit together, or too few images.
@@ -114,17 +118,19 @@ def run_train_classifier(
     output = Output(out, "train-classifier", settings)
     share_of_batch(recipe.classifier, max(1, workers.workers), "classifier")
     check_trainable(dataset, recipe.classifier.batch_size)
+    check_validation(validation, dataset)
     if _already_done(output, overwrite):
         return
 
     source = dataset.absolute()
-    maps = segments.absolute() if segments is not None else None
-    cache = embeddings.absolute() if embeddings is not None else None
+    views = {"segments": segments, "embeddings": embeddings, "validation": validation}
+    absolute = {name: path.absolute() for name, path in views.items() if path is not None}
 
     def loop(session: Session) -> None:
-        train_classifier(recipe, source, session, segments=maps, embeddings=cache)
+        train_classifier(recipe, source, session, **absolute)
 
-    fit(loop, out=out, workers=workers, address=cluster.address, verbose=cluster.verbose)
+    keep = recipe.classifier.keep_checkpoints
+    fit(loop, out=out, workers=workers, cluster=cluster, keep_checkpoints=keep)
     output.finish()
 
 
@@ -136,24 +142,28 @@ def run_train_segmenter(
     out: Path,
     workers: Workers,
     cluster: Cluster,
+    validation: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Train a segmenter on the pseudo labels ``labels`` of ``dataset``."""
+    """Train a segmenter on the pseudo labels ``labels`` of ``dataset``; ``validation`` as for classifiers."""
     require_finished(labels, "label")
     recipe = with_absolute_paths(recipe)
     settings = settings_of(recipe, "segmenter") | dataset_settings(dataset)
     output = Output(out, "train-segmenter", settings | {"labels": file_hash(labels / "manifest.json")})
     share_of_batch(recipe.segmenter, max(1, workers.workers), "segmenter")
     labelled_rows(dataset, labels, recipe.segmenter.batch_size)
+    check_validation(validation, dataset)
     if _already_done(output, overwrite):
         return
 
     source, targets = dataset.absolute(), labels.absolute()
+    measured = validation.absolute() if validation is not None else None
 
     def loop(session: Session) -> None:
-        train_segmenter(recipe, source, targets, session)
+        train_segmenter(recipe, source, targets, session, validation=measured)
 
-    fit(loop, out=out, workers=workers, address=cluster.address, verbose=cluster.verbose)
+    keep = recipe.segmenter.keep_checkpoints
+    fit(loop, out=out, workers=workers, cluster=cluster, keep_checkpoints=keep)
     output.finish()
 
 

@@ -11,14 +11,16 @@ from threading import Event, Thread
 
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import nn
 
 from ray_wsss.cluster.map import unwrap
-from ray_wsss.cluster.session import check_resources, ray_session
+from ray_wsss.cluster.metrics import TrainingMetrics
+from ray_wsss.cluster.session import Cluster, check_resources, ray_session
 from ray_wsss.errors import UserError
-from ray_wsss.stages.session import LocalSession, export_model
+from ray_wsss.models.data_parallel import match_one_worker
+from ray_wsss.stages.session import LocalSession, export_model, keep_best
 from ray_wsss.stages.training import Session
 
 PROGRESS_LOG = "progress.log"
@@ -35,12 +37,16 @@ class Workers:
     """CPUs, and so torch threads, of a worker. In this process torch takes what it likes."""
     gpus_per_worker: float = 0
     """GPUs of a worker: 0 or 1."""
+    max_failures: int = 3
+    """How often training goes on by itself from its last checkpoint after a worker or its node has died."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise UserError(f"workers is {self.workers}; expected 0 or more")
         if self.cpus_per_worker <= 0:
             raise UserError(f"cpus_per_worker is {self.cpus_per_worker:g}; expected more than 0")
+        if self.max_failures < 0:
+            raise UserError(f"max_failures is {self.max_failures}; expected 0 or more")
         if self.gpus_per_worker not in (0, 1):
             raise UserError(f"gpus_per_worker is {self.gpus_per_worker:g}; expected 0 or 1")
 
@@ -48,7 +54,9 @@ class Workers:
 class RaySession:
     """One Ray Train worker's `Session`."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.metrics = TrainingMetrics(out.name)
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
@@ -57,12 +65,9 @@ class RaySession:
         self.device = device
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Move the model to the worker's device; where there are several, DDP and their common batch norm.
-
-        torch synchronises batch norm on GPUs only.
-        """
-        if self.world_size > 1 and self.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        """Move the model to the worker's device; several workers compute as one (DDP, norms, dropout)."""
+        if self.world_size > 1:
+            match_one_worker(model, self.rank, self.world_size, on_gpu=self.device.type == "cuda")
         return prepare_model(model)
 
     def latest_checkpoint(self) -> Path | None:
@@ -80,13 +85,17 @@ class RaySession:
             torch.distributed.all_reduce(value)
         return value / self.world_size
 
-    def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
+    def report(self, metrics: dict[str, float], checkpoint: Path | None, *, best: bool = False) -> None:
         """Report to Ray Train, a barrier over the workers; the checkpoint is stored before this returns."""
+        if self.rank == 0:
+            self.metrics.set(metrics)
+        if best and checkpoint is not None:
+            keep_best(checkpoint, self.out)
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(checkpoint) if checkpoint else None)
 
 
 def fit(
-    loop: Callable[[Session], None], *, out: Path, workers: Workers, address: str | None, verbose: bool
+    loop: Callable[[Session], None], *, out: Path, workers: Workers, cluster: Cluster, keep_checkpoints: int
 ) -> None:
     """Run a training loop to its end and export the network to ``out``.
 
@@ -95,22 +104,24 @@ def fit(
     Args:
         loop: takes the worker's session; sent to the workers, so what it closes over must pickle, and its
             paths must be absolute (a worker has a working directory of its own).
+        keep_checkpoints: how many of the last ones stay.
 
     Raises:
         UserError, FloatingPointError: as the loop raised them, wherever it ran.
     """
     if workers.workers == 0:
-        session = LocalSession(out / "checkpoints", "cuda" if workers.gpus_per_worker else "cpu")
+        device = "cuda" if workers.gpus_per_worker else "cpu"
+        session = LocalSession(out, device, keep_checkpoints)
         loop(session)
         last = session.latest_checkpoint()
     else:
-        with ray_session(address, verbose=verbose), _follow(out / PROGRESS_LOG):
-            last = _fit_on_ray(loop, out.absolute(), workers)
+        with ray_session(cluster.address, verbose=cluster.verbose), _follow(out / PROGRESS_LOG):
+            last = _fit_on_ray(loop, out.absolute(), workers, keep_checkpoints)
     assert last is not None, "a finished run has a checkpoint"
     export_model(last, out)
 
 
-def _fit_on_ray(loop: Callable[[Session], None], out: Path, workers: Workers) -> Path:
+def _fit_on_ray(loop: Callable[[Session], None], out: Path, workers: Workers, keep: int) -> Path:
     check_resources(
         count=workers.workers,
         cpus=workers.cpus_per_worker,
@@ -119,7 +130,7 @@ def _fit_on_ray(loop: Callable[[Session], None], out: Path, workers: Workers) ->
     )
     resources = {"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.gpus_per_worker else {})
     trainer = TorchTrainer(
-        lambda: _run_worker(loop, out / PROGRESS_LOG, max(1, int(workers.cpus_per_worker))),
+        lambda: _run_worker(loop, out, max(1, int(workers.cpus_per_worker))),
         scaling_config=ScalingConfig(
             num_workers=workers.workers,
             use_gpu=workers.gpus_per_worker > 0,
@@ -128,25 +139,44 @@ def _fit_on_ray(loop: Callable[[Session], None], out: Path, workers: Workers) ->
         run_config=RunConfig(
             name="ray_train",
             storage_path=str(out),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=keep),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
         ),
     )
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
+    if result.return_value is not None:
+        raise FloatingPointError(result.return_value)
     assert result.checkpoint is not None
     return Path(result.checkpoint.path)
 
 
-def _run_worker(loop: Callable[[Session], None], log: Path, threads: int) -> None:
+def _run_worker(loop: Callable[[Session], None], out: Path, threads: int) -> str | None:
+    """Run the loop in a worker of Ray Train.
+
+    Returns:
+        What was not finite, if anything. All workers stop for it together and none raises: it would come
+        again however often Ray tried.
+    """
     torch.set_num_threads(threads)
-    session = RaySession()
-    if session.rank > 0:
-        loop(session)
+    session = RaySession(out)
+    with _log_of(session.rank, out / PROGRESS_LOG):
+        try:
+            loop(session)
+        except FloatingPointError as error:
+            return str(error)
+    return None
+
+
+@contextmanager
+def _log_of(rank: int, log: Path) -> Iterator[None]:
+    if rank > 0:
+        yield
         return
     with log.open("a", encoding="utf-8", buffering=1) as file, redirect_stdout(file):
-        loop(session)
+        yield
 
 
 @contextmanager
@@ -181,5 +211,5 @@ def _cause(error: ray.train.TrainingFailedError) -> BaseException:
     """What the loop itself raised in a worker, else what a worker died of, else Ray's error."""
     failures = [unwrap(failure) for failure in getattr(error, "worker_failures", {}).values()]
     # One worker's error makes the others fail as well, in less telling ways.
-    told = [failure for failure in failures if isinstance(failure, UserError | FloatingPointError)]
+    told = [failure for failure in failures if isinstance(failure, UserError)]
     return [*told, *failures, error][0]

@@ -4,6 +4,7 @@ The defaults are the paper's VOC recipe. Values marked (code) are those of the r
 (supplement) those of the paper's supplement, where the two differ the comment says which is used.
 """
 
+from ray_wsss.config.predict import PredictConfig
 from ray_wsss.config.recipe import EvaluateConfig, Recipe
 from ray_wsss.config.sam import (
     CpmConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "LabelConfig",
     "LossWeights",
     "OptimConfig",
+    "PredictConfig",
     "PromptingConfig",
     "Recipe",
     "SamConfig",

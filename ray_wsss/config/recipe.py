@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ray_wsss.config.checks import check
+from ray_wsss.config.predict import PredictConfig
 from ray_wsss.config.sam import CpmConfig, EmbedConfig, LabelConfig, SamConfig, SegmentsConfig
 from ray_wsss.config.training import ClassifierConfig, SegmenterConfig
 
@@ -32,4 +33,5 @@ class Recipe:
     segments: SegmentsConfig = field(default_factory=SegmentsConfig)
     label: LabelConfig = field(default_factory=LabelConfig)
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

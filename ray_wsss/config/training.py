@@ -55,7 +55,8 @@ class OptimConfig:
     section: ClassVar[str] = "training"
 
     backbone: str = "tf_efficientnet_lite0"
-    """A timm name, or resnet_small (ours, for small images and training from scratch)."""
+    """A timm name, resnet_small (ours, for small images and training from scratch), or wide_resnet38 (the
+    paper's; it needs backbone_checkpoint)."""
     pretrained: bool = True
     """Start from ImageNet weights. tf_efficientnet_lite0's come with a package, others through timm."""
     backbone_checkpoint: str | None = None
@@ -84,10 +85,22 @@ class OptimConfig:
     """Leading stages of the backbone, after the stem, kept as they are; 0 trains stem and all (code: 1)."""
     seed: int = 0
     """Of weights, order and augmentation."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the networks compute in mixed precision; weights, CAMs, losses and SAM's decoder stay in fp32."""
+    compile: bool = False
+    """Compile the backbone (torch.compile): a minute or more at first, then faster steps."""
+    accumulate: int = 1
+    """Passes a worker takes for its share of the batch: less memory, the same gradient with frozen norms."""
     checkpoint_every: int = 1_000
     """Iterations between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the last checkpoints stay, besides the best of a run with validation."""
     log_every: int = 20
     """Iterations between reports."""
+    validate_every: int = 2_000
+    """Iterations between validations, and between pictures in TensorBoard."""
+    validate_images: int = 200
+    """How many images of the validation data set are looked at, evenly spread over it."""
     loader_workers: int = 2
     """Processes per worker that decode images ahead of the step; 0 decodes in the step."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -95,7 +108,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         check(self, lambda v: v > 0, "lr poly_power", "more than 0")
-        check(self, lambda v: v >= 1, "batch_size max_iters checkpoint_every log_every", "at least 1")
+        at_least_1 = "batch_size max_iters accumulate checkpoint_every keep_checkpoints log_every"
+        check(self, lambda v: v >= 1, f"{at_least_1} validate_every validate_images", "at least 1")
         at_least_0 = "momentum weight_decay lr_warmup_iters loader_workers freeze_stages seed"
         check(self, lambda v: v >= 0, at_least_0, "0 or more")
 

@@ -1,4 +1,4 @@
-"""A folder per class: the class of an image is the name of the top folder it lies in."""
+"""Images in folders; with a folder per class, an image's class is the name of the top folder it lies in."""
 
 import hashlib
 from collections import Counter
@@ -37,6 +37,23 @@ def read_folder(root: Path) -> tuple[list[str], list[SourceRow]]:
 
     class_of = {name: index for index, name in enumerate(class_names)}
     return class_names, [_row(root, group, *located[group[0]], class_of) for group in members.values()]
+
+
+def list_images(root: Path) -> list[str]:
+    """Sorted names, relative to ``root``, of all images in it and in the folders below.
+
+    Hidden files and folders, and files without an image's extension, are passed over. An image may be a
+    link to elsewhere; linked folders are not entered.
+
+    Raises:
+        UserError: no such folder, or no image in it.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; expected one with images")
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if _is_image(path, root))
+    if not names:
+        raise UserError(f"{root} has no images; expected files such as .jpg and .png in it, or further down")
+    return names
 
 
 def _row(root: Path, group: list[Path], path: str, error: str | None, class_of: dict[str, int]) -> SourceRow:

@@ -1,6 +1,7 @@
 """Training crops from Parquet shards, in an order and with an augmentation that the seed alone decides."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +24,45 @@ Key = tuple[int, int]
 """(iteration x batch + position, row of the data set): which draw of which image."""
 
 
-def global_order(num_images: int, seed: int, epoch: int) -> list[int]:
-    """The order of one epoch: a permutation that every worker computes alike."""
+WINDOW = 16
+"""At most so many row groups are shuffled together: 1,024 images of a data set that ingest wrote."""
+
+
+def global_order(groups: Sequence[int], seed: int, epoch: int, window: int = WINDOW) -> list[int]:
+    """The order of one epoch: a permutation that every worker computes alike.
+
+    A row group is read as a whole, so one image after the other from all over a large data set would read
+    each group as often as it has images. Instead the groups are shuffled, and the images of ``window`` groups
+    at a time; a data set of no more groups is shuffled as a whole.
+
+    Args:
+        groups: row group of each image, in the order of the data set.
+        window: as many groups as stay in a reader's cache while their images are drawn.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(num_images, generator=generator).tolist()
+    starts = [at for at, group in enumerate(groups) if at == 0 or group != groups[at - 1]]
+    if len(starts) <= window:
+        return torch.randperm(len(groups), generator=generator).tolist()
+    spans = [range(*span) for span in pairwise([*starts, len(groups)])]
+    shuffled = torch.randperm(len(spans), generator=generator).tolist()
+    order = []
+    for at in range(0, len(spans), window):
+        near = [image for k in shuffled[at : at + window] for image in spans[k]]
+        order += [near[k] for k in torch.randperm(len(near), generator=generator).tolist()]
+    return order
 
 
 class IterationBatches(Sampler[list[Key]]):
     """A rank's share of each iteration's global batch, from iteration ``start`` on.
 
     Position p of the endless sequence epoch 0, epoch 1, ... is the same for any number of workers, and
-    starting at iteration k equals having run the k iterations before.
+    starting at iteration k equals having run the k iterations before. ``groups`` and ``window`` as for
+    `global_order`.
     """
 
     def __init__(
         self,
-        num_images: int,
+        groups: Sequence[int],
         *,
         batch_size: int,
         seed: int,
@@ -46,10 +70,11 @@ class IterationBatches(Sampler[list[Key]]):
         stop: int,
         rank: int,
         world_size: int,
+        window: int = WINDOW,
     ) -> None:
         assert batch_size % world_size == 0
-        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.start, self.stop = start, stop
+        self.groups, self.batch_size, self.seed = groups, batch_size, seed
+        self.start, self.stop, self.window = start, stop, window
         share = batch_size // world_size
         self.mine = range(rank * share, (rank + 1) * share)
 
@@ -61,10 +86,10 @@ class IterationBatches(Sampler[list[Key]]):
         for iteration in range(self.start, self.stop):
             batch = []
             for p in (iteration * self.batch_size + offset for offset in self.mine):
-                if p // self.num_images != epoch:
-                    epoch = p // self.num_images
-                    order = global_order(self.num_images, self.seed, epoch)
-                batch.append((p, order[p % self.num_images]))
+                if p // len(self.groups) != epoch:
+                    epoch = p // len(self.groups)
+                    order = global_order(self.groups, self.seed, epoch, self.window)
+                batch.append((p, order[p % len(self.groups)]))
             yield batch
 
 
@@ -104,6 +129,20 @@ class TrainingCrops(Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def groups(self) -> list[int]:
+        """Row group of each image."""
+        return [self.reader.group_of(row) for row in self.rows]
+
+    @property
+    def window(self) -> int:
+        """Row groups to shuffle together: as many as the reader keeps."""
+        return max(1, min(WINDOW, self.reader.cache_bytes // self.reader.largest_group_bytes))
+
+    def image_ids(self, indices: Iterable[int]) -> list[str]:
+        """Ids of some of the images."""
+        return [self.reader.image_ids[self.rows[index]] for index in indices]
 
     def __getitem__(self, key: Key) -> dict[str, Tensor | str]:
         draw, row = key

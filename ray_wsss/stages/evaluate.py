@@ -1,6 +1,6 @@
 """Confusion counts of CAMs, pseudo labels and segmenter against ground truth, table by table."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ray_wsss.config import LabelConfig
+from ray_wsss.config import LabelConfig, PredictConfig
 from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
-from ray_wsss.models.store import load_classifier, load_segmenter
+from ray_wsss.models.classifier import Classifier
+from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.cam import resize_maps
 from ray_wsss.ops.metrics import ConfusionMatrix
 from ray_wsss.stages.chunks import shrink
 from ray_wsss.stages.label import to_tensor
+from ray_wsss.stages.predict import Predictor
 from ray_wsss.stages.prompting import find_cams
 
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
@@ -35,15 +37,24 @@ COUNTS_SCHEMA = pa.schema(
 class CamEvaluator:
     """CAMs of the image labels, at the fixed background threshold and at those of the sweep."""
 
-    def __init__(self, classifier: Path, config: LabelConfig, threshold: float, device: str = "cpu") -> None:
-        model, self.spec = load_classifier(classifier)
-        self.device = torch.device(device)
-        self.model, self.config = model.to(self.device), config
+    def __init__(
+        self, model: Classifier, num_classes: int, config: LabelConfig, threshold: float, device: torch.device
+    ) -> None:
+        self.model, self.num_classes, self.config, self.device = model, num_classes, config, device
         self.thresholds = sorted({*THRESHOLDS, threshold})
+
+    @classmethod
+    def load(
+        cls, classifier: Path, config: LabelConfig, threshold: float, device: str = "cpu"
+    ) -> "CamEvaluator":
+        """With the network in a folder."""
+        model, spec = load_classifier(classifier)
+        on = torch.device(device)
+        return cls(model.to(on), len(spec.class_names), config, threshold, on)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of a data set to one row per threshold; images without ground truth are left out."""
-        num_labels = 1 + len(self.spec.class_names)
+        num_labels = 1 + self.num_classes
         totals = {t: ConfusionMatrix.zeros(num_labels) for t in self.thresholds}
         images = 0
         for row, pixels, truth in _with_truth(table):
@@ -64,26 +75,23 @@ class CamEvaluator:
 class SegmenterEvaluator:
     """The segmenter's labels; it sees the image alone, not its image labels."""
 
-    def __init__(self, segmenter: Path, max_side_px: int, device: str = "cpu") -> None:
-        model, self.spec = load_segmenter(segmenter)
-        self.device = torch.device(device)
-        self.model, self.max_side_px = model.to(self.device), max_side_px
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    @classmethod
+    def load(cls, segmenter: Path, config: PredictConfig, device: str = "cpu") -> "SegmenterEvaluator":
+        """With the network in a folder."""
+        return cls(Predictor.load(segmenter, config, device))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of a data set to one row of counts."""
-        num_labels = 1 + len(self.spec.class_names)
+        num_labels = 1 + len(self.predictor.spec.class_names)
         total, images = ConfusionMatrix.zeros(num_labels), 0
         for _, pixels, truth in _with_truth(table):
-            prediction = self.predict(pixels)
+            prediction = torch.from_numpy(self.predictor(pixels))
             total = total + ConfusionMatrix.from_labels(prediction, torch.from_numpy(truth), num_labels)
             images += 1
         return _counts_table([("segmenter", total, images)])
-
-    @torch.no_grad()
-    def predict(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Label map (H, W) uint8 of an image (H, W, 3) uint8 RGB."""
-        logits = self.model(to_tensor([shrink(pixels, self.max_side_px)], self.device))
-        return resize_maps(logits, (pixels.shape[0], pixels.shape[1]))[0].argmax(0).to(torch.uint8).cpu()
 
 
 class LabelEvaluator:
@@ -117,10 +125,10 @@ class Evaluator:
     """Several measures in one pass over the data set.
 
     Args:
-        measures: classes as above with their arguments.
+        measures: what makes the ones above, with its arguments.
     """
 
-    def __init__(self, measures: Sequence[tuple[type, Mapping[str, Any]]]) -> None:
+    def __init__(self, measures: Sequence[tuple[Callable[..., Any], Mapping[str, Any]]]) -> None:
         self.measures = [measure(**arguments) for measure, arguments in measures]
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -71,10 +71,8 @@ class IngestShard:
         for row in rows:
             try:
                 good.append(self._read(row))
-            except FileNotFoundError as error:
-                errors.append(_error_row(row, f"no such file: {Path(error.filename or row.path).name}"))
             except OSError as error:
-                errors.append(_error_row(row, f"can't be read: {error.strerror or error}"))
+                errors.append(_error_row(row, why_unreadable(error, row.path)))
             except ValueError as error:
                 errors.append(_error_row(row, str(error)))
         if good:
@@ -104,7 +102,7 @@ class IngestShard:
         if row.annotations is not None and mask is None:
             mask = encode_mask(rasterise(row.annotations, height, width))
         return {
-            "image_id": _printable(row.image_id),
+            "image_id": printable(row.image_id),
             "image": data,
             "orientation": orientation,
             "height": height,
@@ -191,9 +189,16 @@ _OWN_NAMES = frozenset(("shards", "errors.parquet"))
 
 
 def _error_row(row: SourceRow, reason: str) -> tuple[str, str, str]:
-    return _printable(row.image_id), _printable(row.path), _printable(reason)
+    return printable(row.image_id), printable(row.path), printable(reason)
 
 
-def _printable(text: str) -> str:
+def why_unreadable(error: OSError, path: str) -> str:
+    """The reason to report for a file ``path`` that can't be read."""
+    if isinstance(error, FileNotFoundError):
+        return f"no such file: {Path(error.filename or path).name}"
+    return f"can't be read: {error.strerror or error}"
+
+
+def printable(text: str) -> str:
     """File names may hold bytes that are no UTF-8; Parquet's strings may not."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -113,7 +113,7 @@ class SamLabeller:
     @torch.no_grad()
     def _label(self, batch: Sequence[PreparedImage], tally: Tally) -> list[_Labelled]:
         with tally.phase("cam", self.device):
-            groups = _group_by_size([_pixels(image) for image in batch], self.config.cam_batch_size)
+            groups = group_by_size([_pixels(image) for image in batch], self.config.cam_batch_size)
             cams = [self._cams(batch, members) for members in groups]
         with tally.phase("encode", self.device):
             embeddings = embeddings_of(self.sam, batch, self.sam_config.encode_batch_size)
@@ -167,7 +167,7 @@ def _pixels(image: PreparedImage) -> NDArray[np.uint8]:
     return image.pixels
 
 
-def _group_by_size(images: Sequence[NDArray[np.uint8]], most: int) -> list[list[int]]:
+def group_by_size(images: Sequence[NDArray[np.uint8]], most: int) -> list[list[int]]:
     """Indices of images of one size, at most ``most`` together."""
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for at, image in enumerate(images):

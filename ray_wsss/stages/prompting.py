@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Float, UInt8
 from segment_anything.modeling import Sam
 from torch import Tensor
-from torch.nn import functional as F
 
 from ray_wsss.config import PromptingConfig
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
 from ray_wsss.models.sam.encoder import sam_input_hw
-from ray_wsss.ops.cam import merge_scales, resize_maps
+from ray_wsss.ops.cam import merge_scales, resize_maps, scale_images
 from ray_wsss.ops.peaks import find_peaks, keep_global_maximum
 from ray_wsss.ops.prompts import bucket_by_count, points_to_sam_frame
 from ray_wsss.ops.pseudo_label import assign_labels, confidence_map, mask_scores
@@ -75,12 +74,7 @@ def find_cams(
     size_hw = (images.shape[-2], images.shape[-1])
     maps = []
     for scale in scales:
-        scaled_hw = tuple(max(32, round(side * scale)) for side in size_hw)
-        scaled = images
-        if scaled_hw != size_hw:
-            scaled = F.interpolate(
-                images, scaled_hw, mode="bilinear", align_corners=False, antialias=scale < 1
-            )
+        scaled = scale_images(images, scale)
         maps.append(model(scaled).class_maps[image_index, class_index, None])
         if flip:
             maps.append(model(scaled.flip(-1)).class_maps[image_index, class_index, None].flip(-1))

@@ -16,7 +16,8 @@ from ray_wsss.stages.manifest import dataset_hash, file_hash, require_finished
 
 # What does not change a result beyond rounding: it may differ when a run is resumed.
 _INCIDENTAL = (
-    *("loader_workers", "log_every", "checkpoint_every"),
+    *("loader_workers", "log_every", "checkpoint_every", "keep_checkpoints", "compile"),
+    *("validate_every", "validate_images"),
     *("batch_size", "cam_batch_size", "encode_batch_size", "decode_batch_size"),
 )
 
@@ -92,6 +93,19 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         classifier=replace(classifier, backbone_checkpoint=absolute(classifier.backbone_checkpoint)),
         segmenter=replace(segmenter, backbone_checkpoint=absolute(segmenter.backbone_checkpoint)),
     )
+
+
+def check_validation(validation: Path | None, dataset: Path) -> None:
+    """Raise UserError where ``validation`` has no ground truth, or other classes than ``dataset``."""
+    if validation is None:
+        return
+    theirs, ours = DatasetMetadata.load(validation), DatasetMetadata.load(dataset)
+    if not theirs.has_masks:
+        raise UserError(f"--validation {validation} has no ground-truth masks; expected a data set with them")
+    if theirs.class_names != ours.class_names:
+        raise UserError(
+            f"--validation {validation} has other classes than {dataset}; expected the same in the same order"
+        )
 
 
 def check_classes(dataset: Path, model: Path, kind: str) -> None:

@@ -16,7 +16,8 @@ class Tally:
     """Counts, and seconds by phase; tallies add up.
 
     Phases: decode (image files to pixels), cam (classifier), encode (SAM's encoder), prompt (peaks, SAM's
-    decoder, aggregation), write (PNG, RLE, Parquet), and wait (an actor without an image to work on).
+    decoder, aggregation), predict (segmenter), write (PNG, RLE, Parquet), and wait (an actor without an image
+    to work on).
     """
 
     images: int = 0

@@ -1,6 +1,6 @@
 """Train the classifier: classification loss, and SAM's masks as supervision of the CAM (CPM)."""
 
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ray_wsss.config import Recipe
 from ray_wsss.data.loader import TrainingCrops
-from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.reader import ShardReader, failed_images
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
@@ -19,56 +19,56 @@ from ray_wsss.ops.cam import make_cam
 from ray_wsss.ops.contrast import ssc_loss
 from ray_wsss.ops.losses import IGNORE_LABEL, StepLosses, classification_loss, cpm_loss
 from ray_wsss.stages.cpm import Cpm
-from ray_wsss.stages.training import Batch, Session, run_training, share_of_batch
+from ray_wsss.stages.training import Batch, Counts, Session, TrainingRun, mixed_precision, share_of
+from ray_wsss.stages.validation import CamValidation
 
 
 class ClassifierStep:
-    """Losses of one iteration: cls, SSC where there are segment maps, CPM after its warm-up.
+    """Losses of one pass: cls, SSC where there are segment maps, CPM after its warm-up."""
 
-    SSC and CPM are means over pixels, and workers have different numbers of them: each weighs its own by its
-    share, so that the mean of the workers' gradients is the gradient of the whole batch's mean.
-    """
-
-    def __init__(
-        self, recipe: Recipe, cpm: Cpm | None, mean_over_workers: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, recipe: Recipe, cpm: Cpm | None) -> None:
         self.warmup_iters = recipe.cpm.warmup_iters
         self.temperature = recipe.cpm.temperature
         self.ssc_temperature = recipe.classifier.ssc_temperature
         self.weights = asdict(recipe.classifier.loss_weights)
-        self.cpm, self.mean_over_workers = cpm, mean_over_workers
+        self.bf16 = recipe.classifier.precision == "bf16"
+        self.cpm = cpm
 
-    def __call__(self, model: nn.Module, batch: Batch, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
-        images, image_labels = batch["image"], batch["image_labels"]
-        output = model(images)
+    def counts(self, batch: Batch) -> Counts:
+        """Pixels inside the images, for CPM, and covered by segments, for SSC."""
+        counts = {"inside": batch["inside"].sum()} if self.cpm is not None else {}
+        return counts | ({"segments": (batch["segments"] > 0).sum()} if "segments" in batch else {})
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, counts: Counts, iteration: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        with mixed_precision(batch["image"].device, self.bf16):
+            output = model(batch["image"])
+        features, class_maps = output.features.float(), output.class_maps.float()
         losses = StepLosses(
-            cls=classification_loss(output.logits, image_labels),
-            ssc=self._ssc_loss(batch, output.features) if "segments" in batch else None,
-            cpm=self._cpm_loss(model, batch, output.class_maps) if self._on(iteration) else None,
+            cls=classification_loss(output.logits.float(), batch["image_labels"]),
+            ssc=self._ssc_loss(batch, features, counts) if "segments" in batch else None,
+            cpm=self._cpm_loss(model, batch, class_maps, counts) if self._on(iteration) else None,
         )
-        losses.raise_if_not_finite(batch["image_id"])
         return losses.total(self.weights), losses.parts()
 
     def _on(self, iteration: int) -> bool:
         return self.cpm is not None and iteration >= self.warmup_iters
 
-    def _ssc_loss(self, batch: Batch, features: Tensor) -> Tensor:
+    def _ssc_loss(self, batch: Batch, features: Tensor, counts: Counts) -> Tensor:
         segments = batch["segments"]
-        return self._share(segments > 0) * ssc_loss(features, segments, self.ssc_temperature)
+        loss = ssc_loss(features, segments, self.ssc_temperature)
+        return loss * share_of(segments > 0, counts["segments"])
 
-    def _cpm_loss(self, model: nn.Module, batch: Batch, class_maps: Tensor) -> Tensor:
+    def _cpm_loss(self, model: nn.Module, batch: Batch, class_maps: Tensor, counts: Counts) -> Tensor:
         assert self.cpm is not None
         images, image_labels = batch["image"], batch["image_labels"]
         bare = cast(Classifier, getattr(model, "module", model))  # outside DDP: this pass has no gradient
         pseudo_label = self.cpm(bare, batch)
         pseudo_label = pseudo_label.masked_fill(~batch["inside"], IGNORE_LABEL)
         cam = make_cam(class_maps, image_labels, (images.shape[-2], images.shape[-1]))
-        return self._share(batch["inside"]) * cpm_loss(cam, pseudo_label, self.temperature)
-
-    def _share(self, counted: Tensor) -> Tensor:
-        """How many pixels count here, relative to the mean over the workers; 1 where there is one worker."""
-        count = counted.sum().float()
-        return count / self.mean_over_workers(count).clamp(min=1)
+        loss = cpm_loss(cam, pseudo_label, self.temperature)
+        return loss * share_of(batch["inside"], counts["inside"])
 
 
 def train_classifier(
@@ -78,6 +78,7 @@ def train_classifier(
     *,
     segments: Path | None = None,
     embeddings: Path | None = None,
+    validation: Path | None = None,
 ) -> None:
     """Train on the image labels of ``dataset``, one worker's part.
 
@@ -85,16 +86,17 @@ def train_classifier(
 
     Args:
         segments: output of segment-everything; SSC is on where it is given.
-        embeddings: output of embed, for ``cpm.view=image``.
+        embeddings: output of embed, for ``cpm.view=image``; images that it failed on are left out.
+        validation: a data set whose ground truth says how good the CAMs are meanwhile.
 
     Raises:
         UserError: too few images, or settings that don't fit together.
     """
     metadata = DatasetMetadata.load(dataset)
     config = recipe.classifier
-    rows = check_trainable(dataset, config.batch_size)
-    share_of_batch(config, session.world_size, "classifier")
     with_cpm = recipe.cpm.enabled and recipe.cpm.warmup_iters < config.max_iters
+    cache = embeddings if with_cpm and recipe.cpm.view == "image" else None
+    rows = check_trainable(dataset, config.batch_size, without=failed_images(cache) if cache else set())
     crops = TrainingCrops(
         dataset,
         rows,
@@ -102,30 +104,27 @@ def train_classifier(
         augment=config.augment,
         seed=config.seed,
         segments=segments,
-        embeddings=embeddings if with_cpm and recipe.cpm.view == "image" else None,
+        embeddings=cache,
     )
     spec = ClassifierSpec.of(config, metadata.class_names)
     torch.manual_seed(config.seed)
     model = build_classifier(spec, pretrained=config.pretrained, checkpoint=config.backbone_checkpoint)
     model.backbone.freeze(config.freeze_stages, config.freeze_norm)
-    cpm = None
-    if with_cpm:
-        cpm = Cpm(build_sam(recipe.sam).to(session.device), recipe.cpm, recipe.sam.decode_batch_size)
-    run_training(
-        model=model,
-        spec=spec,
-        config=config,
-        crops=crops,
-        step=ClassifierStep(recipe, cpm, session.mean_over_workers),
-        session=session,
-        name="classifier",
-    )
+    sam = build_sam(recipe.sam).to(session.device) if with_cpm else None
+    cpm = Cpm(sam, recipe.cpm, recipe.sam.decode_batch_size) if sam is not None else None
+    run = TrainingRun(model=model, spec=spec, config=config, crops=crops, session=session, name="classifier")
+    run.train(ClassifierStep(recipe, cpm), CamValidation(recipe, validation, dataset, sam, session.device))
 
 
-def check_trainable(dataset: Path, batch_size: int) -> list[int]:
-    """Rows with image labels. Raises UserError where they are fewer than a batch, or of no class."""
+def check_trainable(dataset: Path, batch_size: int, without: Collection[str] = ()) -> list[int]:
+    """Rows with image labels. Raises UserError where they are fewer than a batch, or of no class.
+
+    Args:
+        without: ids of images to leave out.
+    """
     reader = ShardReader(dataset)
-    rows = [row for row in range(len(reader)) if reader.read(row, ["image_labels"])["image_labels"]]
+    labelled = [row for row in range(len(reader)) if reader.read(row, ["image_labels"])["image_labels"]]
+    rows = [row for row in labelled if reader.image_ids[row] not in without]
     if len(rows) < batch_size:
         raise UserError(
             f"{dataset} has {len(rows)} images with labels; expected at least one batch of {batch_size} "

@@ -13,22 +13,39 @@ from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.models.segmenter import SegmenterSpec, build_segmenter
 from ray_wsss.ops.losses import IGNORE_LABEL
-from ray_wsss.stages.training import Batch, Session, run_training, share_of_batch
+from ray_wsss.stages.training import Batch, Counts, Session, TrainingRun, mixed_precision, share_of
+from ray_wsss.stages.validation import SegmenterValidation
 
 
-def segmenter_step(model: nn.Module, batch: Batch, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
+class SegmenterStep:
     """Per-pixel cross-entropy against the pseudo label; 255 is ignored."""
-    del iteration
-    target = batch["pseudo_label"].long()
-    total = F.cross_entropy(model(batch["image"]), target, ignore_index=IGNORE_LABEL, reduction="sum")
-    loss = total / (target != IGNORE_LABEL).sum().clamp(min=1)
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"segmenter loss is {loss.item()} for {', '.join(batch['image_id'])}")
-    return loss, {"seg": loss}
+
+    def __init__(self, bf16: bool = False) -> None:
+        self.bf16 = bf16
+
+    def counts(self, batch: Batch) -> Counts:
+        """Pixels that have a label."""
+        return {"labelled": (batch["pseudo_label"] != IGNORE_LABEL).sum()}
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, counts: Counts, iteration: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        target = batch["pseudo_label"].long()
+        with mixed_precision(target.device, self.bf16):
+            logits = model(batch["image"])
+        total = F.cross_entropy(logits.float(), target, ignore_index=IGNORE_LABEL, reduction="sum")
+        labelled = target != IGNORE_LABEL
+        loss = total / labelled.sum().clamp(min=1) * share_of(labelled, counts["labelled"])
+        return loss, {"seg": loss}
 
 
-def train_segmenter(recipe: Recipe, dataset: Path, labels: Path, session: Session) -> None:
+def train_segmenter(
+    recipe: Recipe, dataset: Path, labels: Path, session: Session, *, validation: Path | None = None
+) -> None:
     """Train on the pseudo labels ``labels`` of the images of ``dataset``, one worker's part.
+
+    Args:
+        validation: a data set whose ground truth says how good the segmenter is meanwhile.
 
     Raises:
         UserError: the two have too few images in common, or settings don't fit together.
@@ -36,10 +53,10 @@ def train_segmenter(recipe: Recipe, dataset: Path, labels: Path, session: Sessio
     metadata = DatasetMetadata.load(dataset)
     config = recipe.segmenter
     rows = labelled_rows(dataset, labels, config.batch_size)
-    if share_of_batch(config, session.world_size, "segmenter") < 2:
+    if config.batch_size // config.accumulate < 2:
         raise UserError(
-            f"segmenter.batch_size {config.batch_size} leaves one image per worker; expected at least 2, "
-            "since the head has batch norm"
+            f"segmenter.batch_size {config.batch_size} in {config.accumulate} passes leaves one image; "
+            "expected at least 2, since the head has batch norm"
         )
     crops = TrainingCrops(
         dataset,
@@ -53,15 +70,9 @@ def train_segmenter(recipe: Recipe, dataset: Path, labels: Path, session: Sessio
     torch.manual_seed(config.seed)
     model = build_segmenter(spec, pretrained=config.pretrained, checkpoint=config.backbone_checkpoint)
     model.backbone.freeze(config.freeze_stages, config.freeze_norm)
-    run_training(
-        model=model,
-        spec=spec,
-        config=config,
-        crops=crops,
-        step=segmenter_step,
-        session=session,
-        name="segmenter",
-    )
+    run = TrainingRun(model=model, spec=spec, config=config, crops=crops, session=session, name="segmenter")
+    step = SegmenterStep(config.precision == "bf16")
+    run.train(step, SegmenterValidation(recipe, spec, validation, dataset, session.device))
 
 
 def labelled_rows(dataset: Path, labels: Path, batch_size: int) -> list[int]:

@@ -3,29 +3,61 @@
 Where it runs, how a model becomes data-parallel and where a checkpoint goes is the `Session`'s affair.
 """
 
-import json
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ray_wsss.config import OptimConfig
 from ray_wsss.data.loader import IterationBatches, TrainingCrops, make_loader
 from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
-from ray_wsss.models.store import save_model
 from ray_wsss.ops.schedule import poly_lr
+from ray_wsss.stages.board import Board
+from ray_wsss.stages.checkpoints import restore_checkpoint, save_checkpoint
+from ray_wsss.stages.meter import Meter
 
 Batch = dict[str, Any]
-Step = Callable[[nn.Module, Batch, int], tuple[Tensor, dict[str, Tensor]]]
-"""(model, batch, iteration) -> total loss and its parts by name."""
+"""What the loader gives: tensors with the batch first, and lists, by name."""
+Counts = dict[str, Tensor]
+"""How many pixels a pass has of what its losses are means over, as a mean over all passes and workers."""
+
+
+class Step(Protocol):
+    """Losses of one pass."""
+
+    def counts(self, batch: Batch) -> Counts:
+        """How many pixels a batch has of what its losses are means over, by name."""
+        ...
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, counts: Counts, iteration: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss, and its parts by name.
+
+        A mean over pixels is weighed by its share of ``counts``: the mean over all passes and workers is
+        then the mean over the pixels of the whole batch.
+        """
+        ...
+
+
+class Validation(Protocol):
+    """How good the network is, while it trains."""
+
+    def measure(self, model: Any, session: "Session") -> dict[str, float]:
+        """Figures by name, ``val_miou`` among them where there is ground truth; every rank calls it."""
+        ...
+
+    def picture(self, model: Any) -> NDArray[np.uint8] | None:
+        """What it does on a few images, (H, W, 3) RGB; the first rank calls it."""
+        ...
 
 
 class Session(Protocol):
@@ -34,6 +66,8 @@ class Session(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    out: Path
+    """Folder of the run, the same for all workers."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Make the model data-parallel and move it to the device."""
@@ -47,70 +81,164 @@ class Session(Protocol):
         """Mean of a tensor over the workers, the same for each of them. Every rank calls it equally often."""
         ...
 
-    def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
-        """Publish metrics; keep a copy of the checkpoint folder. Every rank calls it equally often."""
+    def report(self, metrics: dict[str, float], checkpoint: Path | None, *, best: bool = False) -> None:
+        """Publish metrics; keep a copy of the checkpoint folder, and if it is the best one also as that.
+
+        Every rank calls it equally often.
+        """
         ...
 
 
-@dataclass
-class Progress:
-    """What a checkpoint says of the run, beside weights and optimiser."""
-
-    iteration: int = 0
-    """Iterations done."""
-    history: list[dict[str, float]] = field(default_factory=list)
-    """Every report so far."""
-
-
-def run_training(
-    *,
-    model: Classifier | Segmenter,
-    spec: ClassifierSpec | SegmenterSpec,
-    config: OptimConfig,
-    crops: TrainingCrops,
-    step: Step,
-    session: Session,
-    name: str,
-) -> None:
-    """Train ``model`` from the session's latest checkpoint, or from the start, to ``max_iters``.
-
-    The last report carries a checkpoint. Resuming gives the weights of an undisturbed run.
+class TrainingRun:
+    """One worker's part of a training run, from the session's latest checkpoint, or from the start.
 
     Raises:
-        FloatingPointError: a loss is not finite; the last good checkpoint stays.
+        UserError: a batch that can't be divided among workers and passes.
     """
-    optimiser = _build_optimiser(model, config)
-    progress = _restore(session.latest_checkpoint(), model, optimiser, session.device)
-    wrapped = session.prepare(model)
-    loader = _loader(crops, config, session, progress.iteration)
-    meter = _Meter()
-    for iteration, batch in zip(range(progress.iteration, config.max_iters), _timed(loader, meter)):
-        _set_train_mode(model, config)
-        # Dropout draws the same whatever came before: a resumed run repeats an undisturbed one.
-        torch.manual_seed((config.seed * 1_000_003 + iteration) * 1_009 + session.rank)
-        lr = learning_rate(config, iteration)
-        for group in optimiser.param_groups:
-            group["lr"] = lr
-        batch = {
-            k: v.to(session.device, non_blocking=True) if isinstance(v, Tensor) else v
-            for k, v in batch.items()
-        }
-        total, parts = step(wrapped, batch, iteration)
-        optimiser.zero_grad()
-        total.backward()
-        optimiser.step()
-        meter.add(parts)
 
-        progress.iteration = iteration + 1
-        last = progress.iteration == config.max_iters
-        due = last or progress.iteration % config.checkpoint_every == 0
-        if due or progress.iteration % config.log_every == 0:
-            metrics = {"iteration": float(progress.iteration), "lr": lr}
-            metrics |= meter.take(session.mean_over_workers)
-            progress.history.append(metrics)
-            if session.rank == 0:
-                print(_progress_line(name, metrics, config.max_iters), flush=True)
-            _report(session, metrics, due, model, spec, optimiser, progress)
+    def __init__(
+        self,
+        *,
+        model: Classifier | Segmenter,
+        spec: ClassifierSpec | SegmenterSpec,
+        config: OptimConfig,
+        crops: TrainingCrops,
+        session: Session,
+        name: str,
+    ) -> None:
+        self.images_per_pass = share_of_batch(config, session.world_size, name)
+        self.model, self.spec, self.config = model, spec, config
+        self.crops, self.session, self.name = crops, session, name
+        self.optimiser = build_optimiser(model, config)
+        self.progress = restore_checkpoint(session.latest_checkpoint(), model, self.optimiser, session.device)
+        if config.compile:
+            model.backbone.network.compile()
+        self.wrapped = session.prepare(model)
+        self.meter = Meter()
+
+    def train(self, step: Step, validation: Validation) -> None:
+        """Train to ``max_iters``; the last report carries a checkpoint.
+
+        Resuming gives the weights of an undisturbed run.
+
+        Raises:
+            FloatingPointError: a loss is not finite; the last good checkpoint stays.
+        """
+        config, session = self.config, self.session
+        board = Board(session.out, self.progress.iteration, active=session.rank == 0)
+        batches = self._batches(session.rank, self.progress.iteration)
+        loader = make_loader(
+            self.crops, batches, config.loader_workers, pin_memory=session.device.type == "cuda"
+        )
+        iterations = range(self.progress.iteration, config.max_iters)
+        for iteration, batch in zip(iterations, self.meter.timed(loader)):
+            self._iterate(step, batch, iteration)
+            self.progress.iteration = done = iteration + 1
+            last = done == config.max_iters
+            checkpoint = last or done % config.checkpoint_every == 0
+            validate = last or done % config.validate_every == 0
+            if checkpoint or validate or done % config.log_every == 0:
+                metrics = {"iteration": float(done), "lr": learning_rate(config, iteration)}
+                metrics |= self.meter.take(session, self._images_of)
+                if session.rank == 0:
+                    print(_progress_line(self.name, metrics, config.max_iters), flush=True)
+                if validate:
+                    metrics |= self._validate(validation, board)
+                board.add_scalars(metrics, done)
+                self._report(metrics, checkpoint)
+                self.meter.restart_clock()
+        board.close()
+
+    def _iterate(self, step: Step, batch: Batch, iteration: int) -> None:
+        config = self.config
+        _set_train_mode(self.model, config)
+        # Dropout draws the same whatever came before, on every worker: a resumed run repeats an undisturbed
+        # one, and workers draw what one of them would (`models.data_parallel`).
+        torch.manual_seed((config.seed * 1_000_003 + iteration) * 1_009)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(config, iteration)
+        batch = to_device(batch, self.session.device)
+        counts = self._mean_counts(step.counts(batch))
+        self.optimiser.zero_grad()
+        passes = []
+        for part in split_batch(batch, self.images_per_pass):
+            is_last = len(passes) + 1 == config.accumulate
+            # Gradients travel once, with the last pass.
+            with nullcontext() if is_last else getattr(self.wrapped, "no_sync", nullcontext)():
+                total, parts = step(self.wrapped, part, counts, iteration)
+                (total / config.accumulate).backward()
+            passes.append(parts)
+        self.optimiser.step()
+        means = {name: torch.stack([parts[name].detach() for parts in passes]).mean() for name in passes[0]}
+        self.meter.add(iteration, means)
+
+    def _mean_counts(self, counts: Counts) -> Counts:
+        if not counts:
+            return counts
+        mean = self.session.mean_over_workers(torch.stack(list(counts.values())).float())
+        return dict(zip(counts, mean / self.config.accumulate))
+
+    def _validate(self, validation: Validation, board: Board) -> dict[str, float]:
+        self.model.eval()
+        with torch.no_grad():
+            metrics = validation.measure(self.model, self.session)
+            if self.session.rank == 0:
+                board.add_picture(validation.picture(self.model), self.progress.iteration)
+        if metrics and self.session.rank == 0:
+            figures = ", ".join(f"{name.removeprefix('val_')} {100 * v:.1f}" for name, v in metrics.items())
+            print(f"{self.name} {self.progress.iteration}/{self.config.max_iters}  validation: {figures}")
+        return metrics
+
+    def _report(self, metrics: dict[str, float], checkpoint: bool) -> None:
+        progress = self.progress
+        progress.history.append(metrics)
+        score = metrics.get("val_miou")
+        best = score is not None and (progress.best is None or score > progress.best)
+        progress.best = score if best else progress.best
+        if self.session.rank > 0 or not (checkpoint or best):
+            self.session.report(metrics, None)
+            return
+        with TemporaryDirectory(prefix="ray_wsss_") as temporary:
+            save_checkpoint(Path(temporary), self.model, self.spec, self.optimiser, progress)
+            self.session.report(metrics, Path(temporary), best=best)
+
+    def _batches(self, rank: int, start: int) -> IterationBatches:
+        return IterationBatches(
+            self.crops.groups,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            start=start,
+            stop=self.config.max_iters,
+            rank=rank,
+            world_size=self.session.world_size,
+            window=self.crops.window,
+        )
+
+    def _images_of(self, iteration: int, rank: int) -> list[str]:
+        keys = next(iter(self._batches(rank, iteration)))
+        return self.crops.image_ids(row for _, row in keys)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on the device, copied while the device works on."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def split_batch(batch: Batch, images: int) -> Iterator[Batch]:
+    """Parts of a batch, of so many images each."""
+    size = len(batch["image"])
+    for at in range(0, size, images):
+        yield {name: value[at : at + images] for name, value in batch.items()}
+
+
+def share_of(counted: Tensor, mean_count: Tensor) -> Tensor:
+    """How many pixels count in a pass (True in ``counted``), relative to the mean over all passes."""
+    return counted.sum().float() / mean_count.clamp(min=1)
+
+
+def mixed_precision(device: torch.device, bf16: bool) -> torch.autocast:
+    """Where the networks compute in bfloat16, if they shall; what comes out needs ``float()``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def learning_rate(config: OptimConfig, iteration: int) -> float:
@@ -120,16 +248,19 @@ def learning_rate(config: OptimConfig, iteration: int) -> float:
 
 
 def share_of_batch(config: OptimConfig, world_size: int, field_name: str) -> int:
-    """Images per worker and iteration. Raises UserError where the global batch can't be divided."""
-    if config.batch_size % world_size:
+    """Images per worker and pass. Raises UserError where the global batch can't be divided."""
+    passes = world_size * config.accumulate
+    if config.batch_size % passes:
+        times = f", of {config.accumulate} passes each" if config.accumulate > 1 else ""
         raise UserError(
             f"{field_name}.batch_size is {config.batch_size}, over all workers; expected a multiple of the "
-            f"{world_size} workers"
+            f"{world_size} workers{times}"
         )
-    return config.batch_size // world_size
+    return config.batch_size // passes
 
 
-def _build_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser of the parameters that aren't frozen."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.optimiser == "adamw":
         return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
@@ -142,94 +273,6 @@ def _set_train_mode(model: Classifier | Segmenter, config: OptimConfig) -> None:
     model.train()
     if config.freeze_norm:
         model.backbone.set_norm_eval()
-
-
-def _loader(crops: TrainingCrops, config: OptimConfig, session: Session, start: int) -> DataLoader:
-    batches = IterationBatches(
-        len(crops),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start=start,
-        stop=config.max_iters,
-        rank=session.rank,
-        world_size=session.world_size,
-    )
-    return make_loader(crops, batches, config.loader_workers, pin_memory=session.device.type == "cuda")
-
-
-def _restore(
-    folder: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
-) -> Progress:
-    if folder is None:
-        return Progress()
-    state = torch.load(folder / "training.pt", map_location=device, weights_only=True)
-    model.load_state_dict(state["model"])
-    model.to(device)
-    optimiser.load_state_dict(state["optimiser"])
-    return Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
-
-
-def _report(
-    session: Session,
-    metrics: dict[str, float],
-    due: bool,
-    model: nn.Module,
-    spec: ClassifierSpec | SegmenterSpec,
-    optimiser: torch.optim.Optimizer,
-    progress: Progress,
-) -> None:
-    if not (due and session.rank == 0):
-        session.report(metrics, None)
-        return
-    with TemporaryDirectory(prefix="ray_wsss_") as temporary:
-        folder = Path(temporary)
-        save_model(model, spec, folder)
-        torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict()}, folder / "training.pt")
-        content = {"iteration": progress.iteration, "history": progress.history}
-        (folder / "progress.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
-        session.report(metrics, folder)
-
-
-class _Meter:
-    """Means since the last report, kept on the device so that a step never waits for the host."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.waited_s = 0.0
-        self.steps = 0
-        self.started = time.perf_counter()
-
-    def add(self, parts: dict[str, Tensor]) -> None:
-        self.steps += 1
-        for name, value in parts.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def take(self, over_workers: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means by name, over steps and workers, seconds per step and those of it that it waited for data.
-
-        Starts anew.
-        """
-        now = time.perf_counter()
-        steps = max(1, self.steps)
-        means = [value / self.counts[name] for name, value in self.sums.items()]
-        losses = over_workers(torch.stack(means)).tolist() if means else []
-        result = {f"loss_{name}": value for name, value in zip(self.sums, losses)}
-        result |= {"seconds_per_step": (now - self.started) / steps, "data_wait_s": self.waited_s / steps}
-        self.__init__()
-        return result
-
-
-def _timed(loader: DataLoader, meter: _Meter) -> Iterator[Batch]:
-    batches = iter(loader)
-    while True:
-        started = time.perf_counter()
-        batch = next(batches, None)
-        meter.waited_s += time.perf_counter() - started
-        if batch is None:
-            return
-        yield batch
 
 
 def _progress_line(name: str, metrics: dict[str, float], max_iters: int) -> str:

@@ -1,16 +1,32 @@
-"""Training whose driver is killed goes on from its last checkpoint when the command is run again."""
+"""Training that is killed goes on from its last checkpoint, to the weights of an undisturbed run."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ray_wsss.cluster.pipeline import run_train_classifier
+from ray_wsss.cluster.session import Cluster
+from ray_wsss.cluster.train import Workers
+from ray_wsss.config import Recipe
+from ray_wsss.overrides import override
+
+CHANGES = {
+    "classifier.max_iters": 12,
+    "classifier.checkpoint_every": 4,
+    "classifier.log_every": 1,
+    "cpm.warmup_iters": 10,
+}
 FLAGS = [
     *("--preset", "demo", "--classifier.batch-size", "8", "--classifier.max-iters", "12"),
     *("--classifier.checkpoint-every", "4", "--classifier.log-every", "1", "--cpm.warmup-iters", "10"),
@@ -59,7 +75,67 @@ def test_killed_run_resumes(workers: int, dataset: Path, tmp_path: Path) -> None
     assert "/12" not in finished.stdout
 
     undisturbed = tmp_path / "undisturbed"
-    subprocess.run(_command(dataset, undisturbed, 0), capture_output=True, check=True, timeout=300)
-    expected = load_file(undisturbed / "model.safetensors")
+    subprocess.run(_command(dataset, undisturbed, workers), capture_output=True, check=True, timeout=300)
+    _assert_identical(out, undisturbed)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_worker_is_replaced_and_nothing_changes(
+    dataset: Path, small_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a hand: Ray starts another worker, which goes on from the last checkpoint."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as Ray's worker has; the order of sums depends on it
+    recipe = override(small_recipe, CHANGES)
+    _train(recipe, dataset, tmp_path / "undisturbed", 0)
+    torch.set_num_threads(threads)
+
+    out = tmp_path / "out"
+    victims: list[int] = []
+    killer = Thread(target=lambda: victims.append(_kill_worker(out)))
+    killer.start()
+    _train(recipe, dataset, out, 1)
+    killer.join()
+    lines = [line.split()[1] for line in (out / "progress.log").read_text().splitlines()]
+    repeated = [line for line in set(lines) if lines.count(line) > 1]
+    assert len(victims) == 1
+    assert not Path(f"/proc/{victims[0]}").exists()
+    assert len(repeated) < 4, "no more than what came after a checkpoint is done again"
+    assert lines.index("12/12") == len(lines) - 1
+    _assert_identical(out, tmp_path / "undisturbed")
+
+
+def _train(recipe: Recipe, dataset: Path, out: Path, workers: int) -> None:
+    run_train_classifier(
+        recipe, dataset=dataset, out=out, workers=Workers(workers=workers), cluster=Cluster()
+    )
+
+
+def _kill_worker(out: Path) -> int:
+    """Kill the training worker once the run has a checkpoint and has gone on."""
+    deadline = time.monotonic() + 240
+    while not _checkpoints(out) or "5/12" not in (out / "progress.log").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    (pid,) = _workers()
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def _workers() -> Iterator[int]:
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            title = (process / "cmdline").read_bytes()
+            if title.startswith(b"ray::") and b"TrainWorker" in title:
+                yield int(process.name)
+
+
+def _assert_identical(out: Path, other: Path) -> None:
+    """Weights bit for bit, and every loss that was reported."""
+    expected = load_file(other / "model.safetensors")
     for name, value in load_file(out / "model.safetensors").items():
-        torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=1e-4, msg=name)
+        assert torch.equal(value, expected[name]), name
+    ours, theirs = (json.loads((o / "progress.json").read_text())["history"] for o in (out, other))
+    assert [{k: v for k, v in entry.items() if "loss" in k} for entry in ours] == [
+        {k: v for k, v in entry.items() if "loss" in k} for entry in theirs
+    ]

@@ -49,6 +49,7 @@ def source(write_source: Callable[[Path, int], tuple[Path, Path]], tmp_path: Pat
         ["train-classifier", "--dataset", "nowhere", *SMALL],
         ["label", "--dataset", "nowhere", "--classifier", "nowhere", "--preset", "demo"],
         ["train-segmenter", "--dataset", "nowhere", "--labels", "nowhere", *SMALL],
+        ["predict", "--segmenter", "nowhere", "--images", "nowhere"],
     ],
     ids=lambda argv: " ".join(argv[:2]),
 )
@@ -118,6 +119,21 @@ def test_no_classifier(refuse: Refuse, dataset: Path, tmp_path: Path) -> None:
     for folder in (tmp_path, dataset):
         command = ["label", "--dataset", dataset, "--classifier", folder, "--preset", "demo"]
         refuse([*command, "--out", tmp_path / "out"], str(folder), "train-classifier")
+
+
+def test_predict_inputs(refuse: Refuse, segmenter: Path, classifier: Path, tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    (images / "notes.txt").write_text("no picture")
+    predict = ["predict", "--preset", "demo", "--images", images, "--segmenter"]
+    refuse([*predict, classifier, "--out", out], str(classifier), "expected that of train-segmenter")
+    refuse([*predict, segmenter, "--out", out], str(images), "has no images")
+    refuse([*predict, segmenter, "--out", images / "masks"], "taken for images")
+    refuse([*predict, segmenter, "--out", segmenter, "--overwrite"], f"--segmenter {segmenter} lies in")
+    refuse([*predict, segmenter, "--out", out, "--predict.scales", "0"], "predict.scales is (0.0,)")
+    refuse(["predict", "--segmenter", segmenter, "--images", images / "notes.txt", "--out", out], "notes.txt")
+    assert not out.exists()
+    assert (segmenter / "model.safetensors").exists()
 
 
 def test_no_class_in_common(refuse: Refuse, foreign_dataset: Path, classifier: Path, tmp_path: Path) -> None:

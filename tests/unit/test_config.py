@@ -65,6 +65,8 @@ def test_unknown_keys(key, message):
         ("segmenter.augment.long_side_px", 9, r"^segmenter.augment.long_side_px is 9"),
         ("classifier.loss_weights.cpm", -1, r"^classifier.loss_weights.cpm is -1"),
         ("label.max_side_px", 8, r"^label.max_side_px is 8"),
+        ("predict.scales", (1.0, 0.0), r"^predict.scales is \(1.0, 0.0\); expected one or more scales"),
+        ("predict.batch_size", 0, r"^predict.batch_size is 0"),
         ("evaluate.cam_threshold", 1.1, r"^evaluate.cam_threshold is 1.1"),
     ],
 )
@@ -88,6 +90,8 @@ def test_presets():
     assert PRESETS["coco"].cpm.warmup_iters == 30_000
     assert PRESETS["demo"].sam.name == "tiny"
     assert not PRESETS["demo"].classifier.pretrained
+    for recipe in PRESETS.values():  # README's figures are of a single view
+        assert (recipe.predict.scales, recipe.predict.flip) == ((1.0,), False)
 
 
 def test_every_setting_is_documented():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ray_wsss.config import AugmentConfig
 from ray_wsss.data.images import encode_mask
-from ray_wsss.data.loader import PADDING, IterationBatches, TrainingCrops, make_loader
+from ray_wsss.data.loader import PADDING, IterationBatches, TrainingCrops, global_order, make_loader
 from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
 from ray_wsss.ops.losses import IGNORE_LABEL
 
@@ -22,7 +22,7 @@ PLAIN = AugmentConfig(long_side_px=(40, 80), crop_px=48, jitter_probability=0.0,
 
 def order(rank: int = 0, world_size: int = 1, start: int = 0, seed: int = 0) -> list[list[tuple[int, int]]]:
     batches = IterationBatches(
-        10, batch_size=4, seed=seed, start=start, stop=10, rank=rank, world_size=world_size
+        [0] * 10, batch_size=4, seed=seed, start=start, stop=10, rank=rank, world_size=world_size
     )
     assert len(list(batches)) == len(batches)
     return list(batches)
@@ -47,6 +47,27 @@ def test_every_image_once_per_epoch_in_another_order():
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len(set(epochs)) == 4
     assert order(seed=1) != order()
+
+
+def test_large_data_sets_are_shuffled_by_row_groups():
+    groups = [image // 8 for image in range(400)]
+    order = global_order(groups, seed=3, epoch=1, window=4)
+    assert sorted(order) == list(range(400))
+    windows = [{groups[image] for image in order[at : at + 32]} for at in range(0, 400, 32)]
+    assert [len(near) for near in windows] == [4] * 12 + [2]  # each group is read once
+    assert len(set.union(*windows)) == 50
+    first = [groups[image] for image in order[:32]]
+    assert first != sorted(first)
+    assert max(windows[0]) - min(windows[0]) > 4  # from all over the data set
+    assert order != global_order(groups, seed=3, epoch=2, window=4)
+    assert order == global_order(groups, seed=3, epoch=1, window=4)
+
+
+def test_a_small_data_set_is_shuffled_as_a_whole():
+    groups = [image // 100 for image in range(400)]
+    order = global_order(groups, seed=0, epoch=0, window=4)
+    assert len({groups[image] for image in order[:40]}) == 4
+    assert order == global_order([0] * 400, seed=0, epoch=0)
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -143,7 +164,7 @@ def test_colour_changes_and_geometry_stays(folders):
 
 def test_loader_collates_in_order_and_crops_can_be_sent_to_workers(folders):
     crops = pickle.loads(pickle.dumps(crops_of(folders)))
-    batches = IterationBatches(4, batch_size=2, seed=0, start=0, stop=3, rank=0, world_size=1)
+    batches = IterationBatches([0] * 4, batch_size=2, seed=0, start=0, stop=3, rank=0, world_size=1)
     loaded = list(make_loader(crops, batches, workers=0, pin_memory=False))
     for batch, keys in zip(loaded, batches):
         assert batch["image"].shape == (2, 3, 48, 48)

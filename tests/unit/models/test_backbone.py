@@ -63,6 +63,22 @@ def test_output_stride(name, stride):
     assert features.shape == (2, backbone.out_channels, 96 // stride, 64 // stride)
 
 
+@pytest.mark.parametrize("name", ["resnet50", "resnet101", "convnext_tiny", "regnety_002"])
+@pytest.mark.parametrize("stride", [8, 16])
+def test_output_stride_of_other_timm_families(name, stride):
+    with torch.device("meta"):  # shapes only
+        backbone = build_backbone(name, output_stride=stride, pretrained=False).eval()
+        features = backbone(torch.rand(2, 3, 96, 64))
+    assert features.shape == (2, backbone.out_channels, 96 // stride, 64 // stride)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "densenet121", "vit_tiny_patch16_224"])
+def test_a_stride_the_network_cannot_have_is_a_user_error(name):
+    expected = rf"can't build {name} at output stride 8 \(.+\); expected a network that can have it: resnet50"
+    with torch.device("meta"), pytest.raises(UserError, match=expected):
+        build_backbone(name, output_stride=8, pretrained=False)
+
+
 @pytest.mark.parametrize("name", [LITE0, "resnet_small"])
 @pytest.mark.parametrize("stages", [0, 1, 2])
 @pytest.mark.parametrize("norm", [True, False])
@@ -141,9 +157,23 @@ def test_unusable_checkpoints_are_user_errors(tmp_path):
 
 
 def test_settings_that_cannot_be_are_user_errors():
-    with pytest.raises(UserError, match=r"resnet999 is neither resnet_small nor a timm model"):
+    with pytest.raises(UserError, match=r"resnet999 is neither resnet_small, wide_resnet38 nor a timm model"):
         build_backbone("resnet999", output_stride=8, pretrained=False)
     with pytest.raises(UserError, match="resnet_small has no ImageNet weights"):
         build_backbone("resnet_small", output_stride=8, pretrained=True)
     with pytest.raises(UserError, match="timm can't build vgg11 at output stride 8"):
         build_backbone("vgg11", output_stride=8, pretrained=False)
+
+
+def test_stages_that_are_not_known_are_not_frozen_in_silence():
+    vgg = build_backbone("vgg11", output_stride=32, pretrained=False)
+    vgg.freeze(0, norm=True)
+    with pytest.raises(UserError, match="freeze_stages is not known for this backbone"):
+        vgg.freeze(1, norm=True)
+
+
+def test_regnets_stem_and_first_stage():
+    regnet = build_backbone("regnety_002", output_stride=32, pretrained=False)
+    regnet.freeze(1, norm=False)
+    frozen = {name.split(".")[1] for name, p in regnet.named_parameters() if not p.requires_grad}
+    assert frozen == {"stem", "s1"}

@@ -117,22 +117,3 @@ def test_step_losses_keep_the_graph():
     assert cls.grad is not None
     assert cpm.grad is not None
     assert (cls.grad.item(), cpm.grad.item()) == (2, 3)
-
-
-def test_finite_losses_pass():
-    StepLosses(cls=scalar(1.0), ssc=None, cpm=scalar(4.0)).raise_if_not_finite(["2007_000032"])
-
-
-@pytest.mark.parametrize(
-    ("cls", "cpm", "message"),
-    [
-        (1.0, math.nan, "cpm is nan for 2007_000032, 2007_000039"),
-        (math.inf, 1.0, "cls is inf for 2007_000032, 2007_000039"),
-        (-math.inf, math.nan, "cls is -inf, cpm is nan for 2007_000032, 2007_000039"),
-    ],
-)
-def test_a_part_that_is_not_finite_stops_the_run(cls: float, cpm: float, message: str):
-    losses = StepLosses(cls=scalar(cls), ssc=None, cpm=scalar(cpm))
-    with pytest.raises(FloatingPointError) as caught:
-        losses.raise_if_not_finite(["2007_000032", "2007_000039"])
-    assert str(caught.value) == message

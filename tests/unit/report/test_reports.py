@@ -64,6 +64,14 @@ def test_painted_labels():
         np.testing.assert_allclose(painted[y, x], 0.35 * 75 + 0.65 * class_colour(class_index), atol=1)
 
 
+def test_labels_painted_with_a_palette():
+    image, label_map = np.full((1, 3, 3), 100, np.uint8), np.array([[0, 2, 255]], np.uint8)
+    painted = paint_labels(image, label_map, np.arange(768, dtype=np.uint32).reshape(256, 3).astype(np.uint8))
+    expected = [0.35 * 75 + 0.65 * value for value in (6, 7, 8)]
+    np.testing.assert_allclose(painted[0, 1], expected, atol=1)
+    assert (painted[0, 2] == int(0.35 * 75 + 0.65 * 255)).all()
+
+
 def test_class_colours_repeat_after_ten():
     assert len({tuple(class_colour(c)) for c in range(10)}) == 10
     assert (class_colour(13) == class_colour(3)).all()

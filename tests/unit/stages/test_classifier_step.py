@@ -14,6 +14,7 @@ from ray_wsss.overrides import override
 from ray_wsss.presets import PRESETS
 from ray_wsss.stages.cpm import Cpm
 from ray_wsss.stages.train_classifier import ClassifierStep
+from ray_wsss.stages.training import split_batch
 
 AUGMENT = AugmentConfig(long_side_px=(40, 80), crop_px=64, jitter_probability=0, grey_probability=0)
 CHANGES = {
@@ -51,13 +52,15 @@ def model(make_classifier):
     return make_classifier(tuple("abcdef"))
 
 
-def alone(value: torch.Tensor) -> torch.Tensor:
-    return value
+def run_step(recipe, cpm, model, batch: dict, iteration: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A step of one worker in one pass."""
+    step = ClassifierStep(recipe, cpm)
+    return step(model, batch, step.counts(batch), iteration)
 
 
 def test_the_parts_and_their_sum(recipe, model, batch, tiny_sam):
     cpm = Cpm(tiny_sam, recipe.cpm, 32)
-    total, parts = ClassifierStep(recipe, cpm, alone)(model, batch, iteration=3)
+    total, parts = run_step(recipe, cpm, model, batch, iteration=3)
     assert list(parts) == ["cls", "ssc", "cpm"]
     assert_close(total, parts["cls"] + 0.3 * parts["ssc"] + 2 * parts["cpm"])
 
@@ -82,38 +85,38 @@ def test_the_parts_and_their_sum(recipe, model, batch, tiny_sam):
 
 
 def test_what_is_off_is_no_part(recipe, model, batch, tiny_sam):
-    step = ClassifierStep(recipe, Cpm(tiny_sam, recipe.cpm, 32), alone)
-    assert list(step(model, batch, iteration=2)[1]) == ["cls", "ssc"]
+    cpm = Cpm(tiny_sam, recipe.cpm, 32)
+    assert list(run_step(recipe, cpm, model, batch, iteration=2)[1]) == ["cls", "ssc"]
     plain = {name: value for name, value in batch.items() if name != "segments"}
-    assert list(step(model, plain, iteration=2)[1]) == ["cls"]
-    assert list(ClassifierStep(recipe, None, alone)(model, plain, iteration=99)[1]) == ["cls"]
+    assert list(run_step(recipe, cpm, model, plain, iteration=2)[1]) == ["cls"]
+    assert list(run_step(recipe, None, model, plain, iteration=99)[1]) == ["cls"]
 
 
-def test_the_mean_over_workers_is_the_gradient_of_the_whole_batch(recipe, model, batch, tiny_sam):
-    def gradient_of(share: slice, mean_over_workers) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        part = {name: value[share] for name, value in batch.items()}
-        step = ClassifierStep(recipe, Cpm(tiny_sam, recipe.cpm, 32), mean_over_workers)
-        total, parts = step(model, part, iteration=5)
+@pytest.mark.parametrize("images", [2, 4])
+def test_the_mean_over_passes_and_workers_is_the_gradient_of_the_whole_batch(
+    recipe, model, batch, tiny_sam, images
+):
+    step = ClassifierStep(recipe, Cpm(tiny_sam, recipe.cpm, 32))
+
+    def gradient_of(part: dict, counts: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        total, parts = step(model, part, counts, iteration=5)
         (gradient,) = torch.autograd.grad(total, model.to_features.weight)
         return gradient, {name: value.detach() for name, value in parts.items()}
 
-    whole, whole_parts = gradient_of(slice(None), alone)
-    shares = [slice(k, k + 2) for k in range(0, 8, 2)]
-    counts: dict[int, list[torch.Tensor]] = {}
-
-    def remember(value: torch.Tensor) -> torch.Tensor:
-        counts.setdefault(len(counts), []).append(value)
-        return value
-
-    # First what each worker would send, then the answers that it would get.
-    for share in shares:
-        gradient_of(share, remember)
-    sent = [counts[k][0] for k in sorted(counts)]
-    per_call = [torch.stack(sent[k :: len(sent) // len(shares)]).mean() for k in range(2)]
-    results = []
-    for share in shares:
-        answers = iter(per_call)
-        results.append(gradient_of(share, lambda value, answers=answers: next(answers)))
+    whole, whole_parts = gradient_of(batch, step.counts(batch))
+    parts = list(split_batch(batch, images))
+    assert len(parts) == 8 // images
+    mean_counts = {name: count / len(parts) for name, count in step.counts(batch).items()}
+    results = [gradient_of(part, mean_counts) for part in parts]
     assert_close(torch.stack([gradient for gradient, _ in results]).mean(0), whole, atol=1e-5, rtol=1e-4)
     for name, value in whole_parts.items():
-        assert_close(torch.stack([parts[name] for _, parts in results]).mean(), value)
+        assert_close(torch.stack([losses[name] for _, losses in results]).mean(), value)
+
+
+def test_mixed_precision_is_close_and_leaves_losses_in_full_precision(recipe, model, batch, tiny_sam):
+    mixed = override(recipe, {"classifier.precision": "bf16"})
+    exact, rounded = (run_step(r, None, model, batch, iteration=0)[1] for r in (recipe, mixed))
+    for name, value in exact.items():
+        assert rounded[name].dtype == torch.float32
+        assert_close(rounded[name], value, atol=0.02, rtol=0.02)
+        assert rounded[name] != value

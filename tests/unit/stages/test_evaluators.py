@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from ray_wsss.config import LabelConfig
+from ray_wsss.config import LabelConfig, PredictConfig
 from ray_wsss.data.images import decode_image, decode_mask, encode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
@@ -101,7 +101,8 @@ def test_segmenter_counts(table, segmenter_dir, max_side_px):
             image = F.interpolate(image, (max_side_px,) * 2, mode="bilinear", antialias=True)
         logits = F.interpolate(model(image / 255), (64, 64), mode="bilinear")
         predictions.append(logits[0].argmax(0))
-    total, images = add_up(SegmenterEvaluator(segmenter_dir, max_side_px)(table).to_pylist())["segmenter"]
+    config = PredictConfig(max_side_px=max_side_px)
+    total, images = add_up(SegmenterEvaluator.load(segmenter_dir, config)(table).to_pylist())["segmenter"]
     assert images == 5
     assert torch.equal(total.counts, expected_counts(rows, predictions))
     assert (total.counts.sum(0) > 0).sum() >= 2
@@ -109,7 +110,7 @@ def test_segmenter_counts(table, segmenter_dir, max_side_px):
 
 def test_cam_counts_at_every_threshold(table, classifier_dir):
     model, _ = load_classifier(classifier_dir)
-    found = add_up(CamEvaluator(classifier_dir, CONFIG, 0.421)(table).to_pylist())
+    found = add_up(CamEvaluator.load(classifier_dir, CONFIG, 0.421)(table).to_pylist())
     assert set(found) == {f"cam@{t:g}" for t in (*THRESHOLDS, 0.421)}
     rows = with_truth(table)
     for threshold in (0.05, 0.3, 0.421, 0.95):
@@ -134,9 +135,9 @@ def test_cam_counts_at_every_threshold(table, classifier_dir):
 def test_parts_add_up(table, classifier_dir, labels_dir, segmenter_dir):
     evaluator = Evaluator(
         [
-            (CamEvaluator, {"classifier": classifier_dir, "config": CONFIG, "threshold": 0.3}),
+            (CamEvaluator.load, {"classifier": classifier_dir, "config": CONFIG, "threshold": 0.3}),
             (LabelEvaluator, {"labels": labels_dir, "num_labels": LABELS}),
-            (SegmenterEvaluator, {"segmenter": segmenter_dir, "max_side_px": 64}),
+            (SegmenterEvaluator.load, {"segmenter": segmenter_dir, "config": PredictConfig(max_side_px=64)}),
         ]
     )
     whole = add_up(evaluator(table).to_pylist())

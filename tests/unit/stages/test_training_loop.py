@@ -1,22 +1,28 @@
 """Training: an interrupted run ends where an undisturbed one does, and a NaN stops it with a name."""
 
+import json
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from tensorboardX.proto import event_pb2
 from torch import nn
 
 from ray_wsss.config import ClassifierConfig, Recipe, SegmenterConfig
-from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.reader import ShardReader, shard_paths
 from ray_wsss.data.schema import write_table_atomically
 from ray_wsss.errors import UserError
 from ray_wsss.models.store import load_classifier, load_segmenter
 from ray_wsss.overrides import override
 from ray_wsss.presets import PRESETS
-from ray_wsss.stages.session import LocalSession, export_model
+from ray_wsss.stages.evaluate import CamEvaluator, add_up
+from ray_wsss.stages.session import MODEL_FILES, LocalSession, export_model
 from ray_wsss.stages.train_classifier import train_classifier
 from ray_wsss.stages.train_segmenter import train_segmenter
 from ray_wsss.stages.training import learning_rate, share_of_batch
@@ -52,8 +58,8 @@ class Interrupted(Exception):
 class Recorder(LocalSession):
     """Keeps every report; may die at one, or spoil the model after one."""
 
-    def __init__(self, folder: Path, die_at: int | None = None, spoil_at: int | None = None) -> None:
-        super().__init__(folder)
+    def __init__(self, out: Path, die_at: int | None = None, spoil_at: int | None = None) -> None:
+        super().__init__(out)
         self.die_at, self.spoil_at = die_at, spoil_at
         self.metrics: list[dict[str, float]] = []
 
@@ -61,8 +67,8 @@ class Recorder(LocalSession):
         self.model = super().prepare(model)
         return self.model
 
-    def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
-        super().report(metrics, checkpoint)
+    def report(self, metrics: dict[str, float], checkpoint: Path | None, *, best: bool = False) -> None:
+        super().report(metrics, checkpoint, best=best)
         self.metrics.append(metrics)
         if metrics["iteration"] == self.die_at:
             raise Interrupted
@@ -92,6 +98,16 @@ def train(request, scene_dataset, labels_dir) -> Train:
     if request.param == "classifier":
         return lambda recipe, session: train_classifier(recipe, scene_dataset, session)
     return lambda recipe, session: train_segmenter(recipe, scene_dataset, labels_dir, session)
+
+
+@pytest.fixture(scope="module", params=["classifier", "segmenter"])
+def train_on(request, scene_dataset, labels_dir) -> Callable[[Recipe, LocalSession, Path], None]:
+    """Trains with a data set for validation."""
+    if request.param == "classifier":
+        return lambda recipe, session, data: train_classifier(recipe, scene_dataset, session, validation=data)
+    return lambda recipe, session, data: train_segmenter(
+        recipe, scene_dataset, labels_dir, session, validation=data
+    )
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +150,7 @@ def test_a_resumed_run_ends_bit_identical(train, undisturbed, tmp_path, die_at):
 
 
 def test_a_finished_run_does_nothing_more(train, undisturbed):
-    session = Recorder(undisturbed.folder)
+    session = Recorder(undisturbed.out)
     train(RECIPE, session)
     assert session.metrics == []
 
@@ -148,7 +164,7 @@ def test_the_seed_matters(train, undisturbed, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(train, scene_dataset, tmp_path):
     session = Recorder(tmp_path, spoil_at=3)
     with pytest.raises(
-        FloatingPointError, match=r"(cls|segmenter loss) is nan.* for \d+, \d+, \d+, \d+"
+        FloatingPointError, match=r"(cls, cpm are|seg is) not finite at iteration 4 for \d+, \d+, \d+, \d+"
     ) as error:
         train(RECIPE, session)
     named = str(error.value).split(" for ")[1].split(", ")
@@ -156,6 +172,89 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(train,
     state = final(session)
     assert state["name"] == "checkpoint_00000002"
     assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_several_passes_make_the_same_step(train, tmp_path):
+    """With the batch norm of the network frozen; the segmenter's head has one that trains."""
+    runs = []
+    for k in (1, 2):
+        changes = {
+            f"{name}.{key}": value
+            for name in ("classifier", "segmenter")
+            for key, value in {
+                "accumulate": k,
+                "freeze_norm": True,
+                "optimiser": "sgd",
+                "lr": 0.1,
+                "max_iters": 2,
+            }.items()
+        }
+        runs.append(Recorder(tmp_path / str(k)))
+        train(override(RECIPE, changes | {"cpm.enabled": False}), runs[-1])
+    losses = [values(run.metrics) for run in runs]
+    if "loss_cls" in losses[0][0]:
+        assert losses[1][1] == pytest.approx(losses[0][1], abs=1e-5)
+        torch.testing.assert_close(*[final(run)["model"] for run in runs], atol=1e-5, rtol=1e-4)
+    else:
+        assert losses[1][0] == pytest.approx(losses[0][0], rel=0.2)
+
+
+def test_validation_is_reported_and_the_best_network_kept(train_on, scene_dataset, tmp_path):
+    changes = {
+        f"{name}.{key}": value
+        for name in ("classifier", "segmenter")
+        for key, value in {"validate_every": 2, "validate_images": 9}.items()
+    }
+    session = Recorder(tmp_path)
+    train_on(override(RECIPE, changes), session, scene_dataset)
+    scores = {int(m["iteration"]): m["val_miou"] for m in session.metrics if "val_miou" in m}
+    assert list(scores) == [2, 4, 5]
+    assert all(0 < score < 1 for score in scores.values())
+    best = json.loads((tmp_path / "best" / "progress.json").read_text())
+    assert best["iteration"] == max(scores, key=lambda iteration: scores[iteration])
+    assert best["best"] == max(scores.values())
+    assert {path.name for path in (tmp_path / "best").iterdir()} == set(MODEL_FILES)
+    tags = board_tags(tmp_path / "tensorboard")
+    assert {"validation/miou", "speed/seconds_per_step", "lr", "pictures"} < set(tags)
+    assert tags.count("validation/miou") == 3 == tags.count("pictures")
+
+
+def board_tags(folder: Path) -> list[str]:
+    """Tags of all values in TensorBoard's files: length, checksum, event, checksum, and again."""
+    event_type: Any = vars(event_pb2)["Event"]
+    tags = []
+    for path in folder.iterdir():
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = event_type.FromString(content[at + 12 : at + 12 + length])
+            tags += [value.tag for value in event.summary.value]
+            at += 16 + length
+    return tags
+
+
+def test_validation_agrees_with_evaluate(scene_dataset, tmp_path):
+    session = Recorder(tmp_path)
+    train_classifier(
+        override(RECIPE, {"classifier.max_iters": 1}), scene_dataset, session, validation=scene_dataset
+    )
+    checkpoint = session.latest_checkpoint()
+    assert checkpoint is not None
+    config = replace(RECIPE.label, scales=(1.0,), flip=False)
+    table = pa.concat_tables(pq.read_table(path) for path in shard_paths(scene_dataset))
+    totals = add_up(CamEvaluator.load(checkpoint, config, 0.3)(table).to_pylist())
+    mious = {name: matrix.miou() for name, (matrix, _) in totals.items()}
+    assert session.metrics[-1]["val_miou"] == pytest.approx(mious["cam@0.3"])
+    assert session.metrics[-1]["val_miou_best_threshold"] == pytest.approx(max(mious.values()))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_computes_the_same(train, undisturbed, tmp_path):
+    session = Recorder(tmp_path)
+    train(override(RECIPE, {"classifier.compile": True, "segmenter.compile": True}), session)
+    ours, theirs = values(session.metrics), values(undisturbed.metrics)
+    assert ours[:2] == [pytest.approx(entry, abs=1e-4) for entry in theirs[:2]]
+    assert final(session)["model"].keys() == final(undisturbed)["model"].keys()
 
 
 def test_cpm_starts_after_its_warm_up_and_teaches(scene_dataset, tmp_path):
@@ -231,7 +330,7 @@ def test_too_few_images_are_a_user_error(scene_dataset, labels_dir, tmp_path):
     with pytest.raises(UserError, match=r"13 labelled images in common; .* one batch of 14"):
         train_segmenter(large, scene_dataset, labels_dir, LocalSession(tmp_path))
     one = override(RECIPE, {"segmenter.batch_size": 1})
-    with pytest.raises(UserError, match="one image per worker; expected at least 2"):
+    with pytest.raises(UserError, match="in 1 passes leaves one image; expected at least 2"):
         train_segmenter(one, scene_dataset, labels_dir, LocalSession(tmp_path))
 
 
@@ -240,9 +339,10 @@ def test_a_half_written_checkpoint_is_not_resumed_from(undisturbed, tmp_path):
     assert source is not None
     session = LocalSession(tmp_path)
     assert session.latest_checkpoint() is None
-    (tmp_path / ".checkpoint_00000009").mkdir()  # left by a crash while copying
+    folder = tmp_path / "checkpoints"
+    (folder / ".checkpoint_00000009").mkdir(parents=True)  # left by a crash while copying
     assert session.latest_checkpoint() is None
     for iteration in (9, 10, 8_000_000):
         session.report({"iteration": float(iteration)}, source)
-    assert session.latest_checkpoint() == tmp_path / "checkpoint_08000000"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint_00000010", "checkpoint_08000000"]
+    assert session.latest_checkpoint() == folder / "checkpoint_08000000"
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint_00000010", "checkpoint_08000000"]

@@ -1,117 +1,27 @@
-"""The commands of ``ray-wsss``, one dataclass each: its fields are the flags, its docstrings the help."""
+"""Commands that make something: training, labelling, SAM's caches, the demo."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
 
 from ray_wsss.cluster.chunks import RunReport, describe_run
-from ray_wsss.cluster.evaluate import run_evaluate, save_metrics
 from ray_wsss.cluster.labelling import run_embed, run_label, run_segment_everything
 from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.pipeline import run_ingest, run_train_classifier, run_train_segmenter
+from ray_wsss.cluster.pipeline import run_train_classifier, run_train_segmenter
 from ray_wsss.cluster.session import Cluster
 from ray_wsss.cluster.train import Workers
+from ray_wsss.commands.flags import ClusterFlags, PresetName, WorkersFlags
 from ray_wsss.config import (
     ClassifierConfig,
     CpmConfig,
     EmbedConfig,
-    EvaluateConfig,
     LabelConfig,
     Recipe,
     SamConfig,
     SegmenterConfig,
     SegmentsConfig,
 )
-from ray_wsss.data.coco import read_coco
-from ray_wsss.data.csv_labels import read_csv
-from ray_wsss.data.folder import read_folder
-from ray_wsss.data.schema import SourceKind
-from ray_wsss.data.voc import read_voc
 from ray_wsss.demo import run_demo
-from ray_wsss.report.table import print_metrics
-from ray_wsss.stages.ingest import summarise
-
-PresetName = Literal["voc", "coco", "demo"]
-_Cluster = Annotated[Cluster, tyro.conf.arg(name="")]
-_Resources = Annotated[Resources, tyro.conf.arg(name="")]
-_Workers = Annotated[Workers, tyro.conf.arg(name="")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ingest:
-    out: Path
-    """Folder of the new data set."""
-    max_errors: int | None = None
-    """Fail if more images than this can't be read. By default only a total failure fails."""
-    cluster: _Cluster = field(default_factory=Cluster)
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestCoco(_Ingest):
-    """COCO: a folder of images and an instances JSON (polygons, RLE, crowd regions)."""
-
-    images: Path
-    """Folder that the JSON's file names are relative to."""
-    annotations: Path
-    """Instances JSON."""
-
-    def run(self) -> None:
-        _ingest(self, read_coco(self.images, self.annotations), "coco")
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestVoc(_Ingest):
-    """Pascal VOC: VOCdevkit/VOC2012 or a folder like it."""
-
-    root: Path
-    """Folder with JPEGImages, ImageSets, Annotations, SegmentationClass."""
-    split: str = "trainval"
-    """Image set, such as train, val, trainval."""
-
-    def run(self) -> None:
-        _ingest(self, read_voc(self.root, self.split), "voc")
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestFolder(_Ingest):
-    """A folder with one sub-folder of images per class; an image in several gets several labels."""
-
-    root: Path
-    """Folder of the class folders."""
-
-    def run(self) -> None:
-        _ingest(self, read_folder(self.root), "folder")
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestCsv(_Ingest):
-    """A CSV table: path,label;label (a header is optional, an empty label means unlabelled)."""
-
-    table: Path
-    """The CSV file."""
-    images: Path
-    """Folder that the paths are relative to."""
-
-    def run(self) -> None:
-        _ingest(self, read_csv(self.table, self.images), "csv")
-
-
-def _ingest(command: _Ingest, source: tuple[list[str], list], kind: SourceKind) -> None:
-    class_names, rows = source
-    metadata = run_ingest(
-        class_names,
-        rows,
-        source=kind,
-        out=command.out,
-        max_errors=command.max_errors,
-        cluster=command.cluster,
-    )
-    print(summarise(metadata))
-    if metadata.errors:
-        print(f"{command.out / 'errors.parquet'} lists what could not be read, and why")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +36,14 @@ class TrainClassifier:
     """Output of segment-everything: adds SAM-Segment Contrasting (SSC) to the loss."""
     embeddings: Path | None = None
     """Output of embed, for cpm.view=image."""
+    validation: Path | None = None
+    """Data set with masks: mIoU of the CAMs on some of its images meanwhile; the best network is kept too."""
     preset: PresetName = "voc"
     """Where the defaults below come from."""
     overwrite: bool = False
     """Replace what --out holds."""
-    workers: _Workers = field(default_factory=Workers)
-    cluster: _Cluster = field(default_factory=Cluster)
+    workers: WorkersFlags = field(default_factory=Workers)
+    cluster: ClusterFlags = field(default_factory=Cluster)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     cpm: CpmConfig = field(default_factory=CpmConfig)
     sam: SamConfig = field(default_factory=SamConfig)
@@ -146,6 +58,7 @@ class TrainClassifier:
             cluster=self.cluster,
             segments=self.segments,
             embeddings=self.embeddings,
+            validation=self.validation,
             overwrite=self.overwrite,
         )
         print(f"classifier in {self.out}")
@@ -169,7 +82,7 @@ class _SamStage:
     """CPUs, and so torch threads, of an actor."""
     num_gpus_per_actor: float = 0
     """GPUs of an actor; fractions share one."""
-    cluster: _Cluster = field(default_factory=Cluster)
+    cluster: ClusterFlags = field(default_factory=Cluster)
     sam: SamConfig = field(default_factory=SamConfig)
 
     def _run(self, stage: Callable[..., RunReport], recipe: Recipe, what: str, **inputs: Path | None) -> None:
@@ -240,12 +153,14 @@ class TrainSegmenter:
     """Output of label."""
     out: Path
     """Folder for the segmenter; an interrupted run in it is resumed."""
+    validation: Path | None = None
+    """Data set with masks: mIoU on some of its images meanwhile; the best network is kept too."""
     preset: PresetName = "voc"
     """Where the defaults below come from."""
     overwrite: bool = False
     """Replace what --out holds."""
-    workers: _Workers = field(default_factory=Workers)
-    cluster: _Cluster = field(default_factory=Cluster)
+    workers: WorkersFlags = field(default_factory=Workers)
+    cluster: ClusterFlags = field(default_factory=Cluster)
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
 
     def run(self) -> None:
@@ -256,45 +171,10 @@ class TrainSegmenter:
             out=self.out,
             workers=self.workers,
             cluster=self.cluster,
+            validation=self.validation,
             overwrite=self.overwrite,
         )
         print(f"segmenter in {self.out}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """mIoU of CAMs, pseudo labels and segmenter, where the data set has ground truth."""
-
-    dataset: Path
-    """Data set written by ingest, with masks."""
-    classifier: Path | None = None
-    """Output of train-classifier: measures its CAMs."""
-    labels: Path | None = None
-    """Output of label: measures the pseudo labels."""
-    segmenter: Path | None = None
-    """Output of train-segmenter."""
-    json: Path | None = None
-    """Also write the figures here."""
-    preset: PresetName = "voc"
-    """Where the defaults below come from."""
-    resources: _Resources = field(default_factory=Resources)
-    cluster: _Cluster = field(default_factory=Cluster)
-    label: LabelConfig = field(default_factory=LabelConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-
-    def run(self) -> None:
-        metrics = run_evaluate(
-            Recipe(label=self.label, evaluate=self.evaluate),
-            dataset=self.dataset,
-            classifier=self.classifier,
-            labels=self.labels,
-            segmenter=self.segmenter,
-            resources=self.resources,
-            cluster=self.cluster,
-        )
-        print_metrics(metrics)
-        if self.json is not None:
-            save_metrics(metrics, self.json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +185,7 @@ class Demo:
     """Folder for everything the demo makes; the pictures are in overview.png."""
     seed: int = 0
     """Of scenes, weights and order."""
-    cluster: _Cluster = field(default_factory=Cluster)
+    cluster: ClusterFlags = field(default_factory=Cluster)
 
     def run(self) -> None:
         run_demo(self.out, seed=self.seed, cluster=self.cluster)

@@ -1,0 +1,27 @@
+"""The commands of ``ray-wsss``, one dataclass each: its fields are the flags, its docstrings the help."""
+
+from ray_wsss.commands.apply import Evaluate, Predict
+from ray_wsss.commands.ingest import IngestCoco, IngestCsv, IngestFolder, IngestVoc
+from ray_wsss.commands.stages import (
+    Demo,
+    Embed,
+    Label,
+    SegmentEverything,
+    TrainClassifier,
+    TrainSegmenter,
+)
+
+__all__ = [
+    "Demo",
+    "Embed",
+    "Evaluate",
+    "IngestCoco",
+    "IngestCsv",
+    "IngestFolder",
+    "IngestVoc",
+    "Label",
+    "Predict",
+    "SegmentEverything",
+    "TrainClassifier",
+    "TrainSegmenter",
+]

@@ -1,0 +1,51 @@
+"""TensorBoard: a run's scalars and pictures, written by its first worker."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tensorboardX import SummaryWriter
+
+FOLDER = "tensorboard"
+"""Under the run's folder."""
+
+_GROUPS = {"loss_": "loss/", "val_": "validation/", "seconds_per_step": "speed/", "data_wait_s": "speed/"}
+
+
+class Board:
+    """Writes under ``out/tensorboard``; does nothing on workers other than the first.
+
+    Args:
+        iteration: where this run begins; what an interrupted one wrote after it is hidden.
+    """
+
+    def __init__(self, out: Path, iteration: int, *, active: bool) -> None:
+        self.writer = SummaryWriter(str(out / FOLDER), purge_step=iteration) if active else None
+
+    def add_scalars(self, metrics: Mapping[str, float], iteration: int) -> None:
+        """Add figures by name; those of a kind go under one heading."""
+        if self.writer is None:
+            return
+        for name, value in metrics.items():
+            if name != "iteration":
+                self.writer.add_scalar(_tag(name), value, iteration)
+        self.writer.flush()
+
+    def add_picture(self, picture: NDArray[np.uint8] | None, iteration: int) -> None:
+        """Add a picture (H, W, 3) uint8 RGB, if there is one."""
+        if self.writer is not None and picture is not None:
+            self.writer.add_image("pictures", picture, iteration, dataformats="HWC")
+            self.writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _tag(name: str) -> str:
+    for start, group in _GROUPS.items():
+        if name.startswith(start):
+            return group + (name.removeprefix(start) or name)
+    return name

@@ -1,0 +1,188 @@
+"""The segmenter on a folder of images: one label map per image, as a palette PNG that viewers show in colour.
+
+OUT/masks/a/b.png      label map of the image a/b.jpg, of its size
+OUT/overlays/a/b.jpg   the image with its classes painted in the masks' colours, on request
+OUT/masks.json         image -> mask
+OUT/classes.json       the labels, their names and colours
+OUT/errors.parquet     images that failed, and why; absent where none did
+
+Every file is there in full or not at all, so a run goes on with the masks that are missing.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from ray_wsss.config import PredictConfig
+from ray_wsss.data.images import choose_orientation, decode_image, encode_mask, probe_image, voc_palette
+from ray_wsss.data.schema import replace_atomically, write_table_atomically
+from ray_wsss.report.overview import paint_labels
+from ray_wsss.stages.chunks import PreparedImage, resize_map, shrink
+from ray_wsss.stages.ingest import printable, why_unreadable
+from ray_wsss.stages.label import group_by_size
+from ray_wsss.stages.predict import Predictor
+from ray_wsss.stages.tally import Tally
+
+_ERRORS = pa.schema([("image", pa.string()), ("reason", pa.string())])
+
+
+def name_masks(images: Sequence[str]) -> dict[str, str]:
+    """The mask's name of every image: the image's own with the suffix .png.
+
+    Where that would be one name for several images, such as a.jpg and a.png, their masks keep the whole
+    name: a.jpg.png and a.png.png.
+    """
+    masks = {image: str(PurePosixPath(image).with_suffix(".png")) for image in images}
+    while True:
+        uses = Counter(masks.values())
+        # A whole name may be taken as well: a.jpg.bmp's mask would be a.jpg.png.
+        clashing = [i for i, mask in masks.items() if uses[mask] > 1 and mask != f"{i}.png"]
+        if not clashing:
+            return masks
+        masks |= {image: f"{image}.png" for image in clashing}
+
+
+@dataclass(frozen=True)
+class MaskFolder:
+    """The files of one output folder."""
+
+    out: Path
+    overlays: bool = False
+    """Also write what the masks look like on the images."""
+
+    def mask(self, name: str) -> Path:
+        """File of a mask, by its name in `name_masks`."""
+        return self.out / "masks" / name
+
+    def overlay(self, name: str) -> Path:
+        """File of the same image's overlay."""
+        return (self.out / "overlays" / name).with_suffix(".jpg")
+
+    def claim(self, masks: Mapping[str, str]) -> None:
+        """Note in masks.json which mask is whose.
+
+        An image that was added since the last run may give others' masks another name: what then lies under
+        the wrong name is removed, and made again. Masks of images that are gone stay.
+        """
+        path = self.out / "masks.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        owner = {mask: image for image, mask in masks.items()}
+        stale = {i: m for i, m in before.items() if masks.get(i, m) != m or owner.get(m, i) != i}
+        for name in stale.values():
+            self.mask(name).unlink(missing_ok=True)
+            self.overlay(name).unlink(missing_ok=True)
+        after = {image: mask for image, mask in before.items() if image not in stale} | dict(masks)
+        if after != before:
+            _save_json(after, path)
+
+    def missing(self, root: Path, masks: Mapping[str, str]) -> list[tuple[str, str]]:
+        """(image, mask) of the images below ``root`` without a mask, or changed since it was made."""
+        return [(image, mask) for image, mask in masks.items() if not self._is_done(root / image, mask)]
+
+    def _is_done(self, image: Path, name: str) -> bool:
+        files = [self.mask(name), self.overlay(name)] if self.overlays else [self.mask(name)]
+        try:
+            changed = image.stat().st_mtime_ns
+            return all(file.stat().st_mtime_ns >= changed for file in files)
+        except OSError:
+            return False
+
+    def drop_leftovers(self) -> None:
+        """Remove what killed writers left half written."""
+        for path in self.out.rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+    def write(self, name: str, label_map: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
+        """Write a mask (H, W), and the overlay on its image ``pixels`` (h, w, 3), at that size."""
+        if self.overlays:
+            small = resize_map(label_map, (pixels.shape[0], pixels.shape[1]))
+            with replace_atomically(self.overlay(name)) as temporary:
+                painted = Image.fromarray(paint_labels(pixels, small, voc_palette()))
+                painted.save(temporary, format="JPEG", quality=90)
+        with replace_atomically(self.mask(name)) as temporary:
+            temporary.write_bytes(encode_mask(label_map))
+
+    def write_classes(self, class_names: Sequence[str]) -> None:
+        """Write classes.json: index in the masks, name, colour as red, green, blue."""
+        names = ("background", *class_names)
+        colours = voc_palette().tolist()
+        _save_json(
+            [{"index": k, "name": n, "colour": colours[k]} for k, n in enumerate(names)],
+            self.out / "classes.json",
+        )
+
+    def write_errors(self, failed: Sequence[tuple[str, str]]) -> None:
+        """Write errors.parquet; none where no image failed."""
+        path = self.out / "errors.parquet"
+        if not failed:
+            path.unlink(missing_ok=True)
+            return
+        rows = [{"image": image, "reason": reason} for image, reason in sorted(failed)]
+        write_table_atomically(pa.Table.from_pylist(rows, schema=_ERRORS), path)
+
+
+class PrepareFiles:
+    """Reads and decodes image files, upright by their EXIF orientation, as ingest does.
+
+    Args:
+        root: folder that the names are relative to.
+        max_side_px: of the working copy.
+    """
+
+    def __init__(self, root: Path, max_side_px: int) -> None:
+        self.root, self.max_side_px = root.absolute(), max_side_px  # for other processes
+
+    def __call__(self, names: Sequence[str]) -> list[PreparedImage]:
+        """One entry per name, in order; what can't be read has its reason in ``error``."""
+        return [self._prepare(name) for name in names]
+
+    def _prepare(self, name: str) -> PreparedImage:
+        image_id = printable(name)
+        try:
+            data = (self.root / name).read_bytes()
+            pixels = decode_image(data, choose_orientation(probe_image(data), None))
+        except OSError as error:
+            return PreparedImage(image_id=image_id, error=why_unreadable(error, name))
+        except ValueError as error:
+            return PreparedImage(image_id=image_id, error=str(error))
+        image_hw = (pixels.shape[0], pixels.shape[1])
+        return PreparedImage(image_id=image_id, image_hw=image_hw, pixels=shrink(pixels, self.max_side_px))
+
+
+class FolderPredictor:
+    """Writes the masks of prepared images; hosts the segmenter on one device."""
+
+    def __init__(
+        self, segmenter: Path, config: PredictConfig, folder: MaskFolder, device: str = "cpu"
+    ) -> None:
+        self.predictor = Predictor.load(segmenter, config, device)
+        self.folder = folder
+
+    def __call__(
+        self, masks: Sequence[str], images: Sequence[PreparedImage]
+    ) -> tuple[Tally, list[tuple[str, str]]]:
+        """Write a mask per image under the names ``masks``; what it took, and which failed and why."""
+        failed = [(image.image_id, image.error) for image in images if image.error is not None]
+        good = [(n, image, image.pixels) for n, image in zip(masks, images) if image.pixels is not None]
+        tally, device = Tally(images=len(good), errors=len(failed)), self.predictor.device
+        for group in group_by_size([pixels for *_, pixels in good], self.predictor.config.batch_size):
+            names, batch, pixels = zip(*[good[at] for at in group])
+            with tally.phase("predict", device):
+                label_maps = self.predictor.predict(pixels, [image.image_hw for image in batch])
+            with tally.phase("write"):
+                for name, label_map, seen in zip(names, label_maps, pixels):
+                    self.folder.write(name, label_map, seen)
+        return tally, failed
+
+
+def _save_json(content: object, path: Path) -> None:
+    with replace_atomically(path) as temporary:
+        # In ASCII: file names may hold bytes that are no UTF-8, which JSON's escapes keep.
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

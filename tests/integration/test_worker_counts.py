@@ -1,0 +1,133 @@
+"""1, 2 and 4 data-parallel workers see the same batches and lose the same, step by step.
+
+Without Ray, in processes that meet through gloo; `tests/cluster/test_train.py` has two workers on Ray. All
+start from a network that has learned something: CPM divides class maps by their maxima, and in a fresh one
+these are near 0, so that rounding errors grow tenfold a step, on any number of workers.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from ray_wsss.config import Recipe
+from ray_wsss.models.data_parallel import match_one_worker
+from ray_wsss.models.store import load_classifier
+from ray_wsss.overrides import override
+from ray_wsss.stages.checkpoints import Progress, save_checkpoint
+from ray_wsss.stages.session import LocalSession
+from ray_wsss.stages.train_classifier import train_classifier
+from ray_wsss.stages.train_segmenter import train_segmenter
+from ray_wsss.stages.training import build_optimiser
+
+STEPS = 50
+CHANGES = {
+    f"{network}.{key}": value
+    for network in ("classifier", "segmenter")
+    for key, value in {
+        "max_iters": STEPS,
+        "log_every": 1,
+        "optimiser": "sgd",
+        "lr": 2e-4,
+    }.items()
+} | {"cpm.warmup_iters": 0, "segmenter.augment.crop_px": 64}
+
+
+class GlooSession(LocalSession):
+    """One of several processes."""
+
+    def __init__(self, out: Path, rank: int, world_size: int) -> None:
+        super().__init__(out)
+        self.rank, self.world_size = rank, world_size
+        self.losses: list[dict[str, float]] = []
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        if self.world_size == 1:
+            return model
+        match_one_worker(model, self.rank, self.world_size, on_gpu=False)
+        return DistributedDataParallel(model)
+
+    def mean_over_workers(self, value: torch.Tensor) -> torch.Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.world_size
+
+    def report(self, metrics: dict[str, float], checkpoint: Path | None, *, best: bool = False) -> None:
+        self.losses.append({name: value for name, value in metrics.items() if name.startswith("loss_")})
+
+
+def work(rank: int, world_size: int, out: Path, recipe: Recipe, dataset: Path, labels: Path | None) -> None:
+    torch.set_num_threads(1)
+    meet = f"file://{out}/meet_{world_size}_{labels is None}"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world_size)
+    session = GlooSession(out, rank, world_size)
+    if labels is None:
+        train_classifier(recipe, dataset, session)
+    else:
+        train_segmenter(recipe, dataset, labels, session)
+    if rank == 0:
+        (out / f"losses_{world_size}.json").write_text(json.dumps(session.losses))
+    dist.destroy_process_group()
+
+
+def losses(world_size: int, *arguments: object) -> list[dict[str, float]]:
+    spawn(work, (world_size, *arguments), nprocs=world_size)
+    out = arguments[0]
+    assert isinstance(out, Path)
+    return json.loads((out / f"losses_{world_size}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def recipe(small_recipe: Recipe) -> Recipe:
+    return override(small_recipe, CHANGES)
+
+
+@pytest.fixture(scope="module")
+def trained(recipe: Recipe, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that has learned to classify the scenes."""
+    out = tmp_path_factory.mktemp("trained")
+    changes = {"optimiser": "adamw", "lr": 3e-3, "max_iters": 200, "lr_warmup_iters": 20}
+    plain = override(recipe, {f"classifier.{k}": v for k, v in changes.items()} | {"cpm.enabled": False})
+    train_classifier(plain, dataset, LocalSession(out))
+    checkpoint = LocalSession(out).latest_checkpoint()
+    assert checkpoint is not None
+    return checkpoint
+
+
+def start_from(trained: Path, recipe: Recipe, out: Path) -> None:
+    """Let a run in ``out`` begin with the weights in ``trained``."""
+    model, spec = load_classifier(trained)
+    folder = out / "checkpoints" / "checkpoint_00000000"
+    folder.mkdir(parents=True)
+    save_checkpoint(folder, model, spec, build_optimiser(model, recipe.classifier), Progress())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["classifier", "segmenter"])
+def test_losses_do_not_depend_on_the_number_of_workers(
+    stage: str,
+    recipe: Recipe,
+    dataset: Path,
+    labels: Path,
+    trained: Path,
+    tmp_path: Path,
+) -> None:
+    """With batch norm that trains, and dropout in the segmenter; with small steps, since large ones enlarge
+    rounding errors, on one worker as on several.
+    """
+    assert not recipe.classifier.freeze_norm
+    if stage == "classifier":
+        start_from(trained, recipe, tmp_path)
+    arguments = (tmp_path, recipe, dataset, labels if stage == "segmenter" else None)
+    one, two, four = (losses(world_size, *arguments) for world_size in (1, 2, 4))
+    assert len(one) == STEPS
+    names = {"loss_cls", "loss_cpm"} if stage == "classifier" else {"loss_seg"}
+    for step, (expected, *others) in enumerate(zip(one, two, four)):
+        assert expected.keys() == names
+        for other in others:
+            assert other == pytest.approx(expected, abs=1e-4), step
