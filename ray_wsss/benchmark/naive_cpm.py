@@ -29,13 +29,13 @@ class NaiveCpm:
         """Pseudo labels of a batch of `data.loader.TrainingCrops`."""
         images = batch["image"]
         cams = find_cams(model, images, batch["image_labels"], scales=self.config.scales, flip=False)
-        maps, rankings = cams.cam.cpu().numpy(), cams.ranking.cpu().numpy()
+        maps = cams.cam.cpu().numpy()
         image_of, classes = cams.image_index.tolist(), cams.class_index.tolist()
         crops = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         labels = []
         for b, crop in enumerate(crops):
             self.prompter.set_image(crop)
             pairs = [n for n, image in enumerate(image_of) if image == b]
-            masks = [self.prompter.mask(maps[n], rankings[n]) for n in pairs]
+            masks = [self.prompter.mask(maps[n], maps[n]) for n in pairs]
             labels.append(self.prompter.compete(masks, [classes[n] for n in pairs], crop.shape[:2]))
         return torch.from_numpy(np.stack(labels)).to(images.device)

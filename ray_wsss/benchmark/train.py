@@ -20,9 +20,8 @@ from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.store import load_classifier
 from ray_wsss.overrides import override
 from ray_wsss.stages.cpm import Cpm
-from ray_wsss.stages.session import LocalSession
 from ray_wsss.stages.train_classifier import ClassifierStep, check_trainable
-from ray_wsss.stages.training import Batch
+from ray_wsss.stages.training import Batch, build_optimiser, to_device
 
 _LR = 1e-6
 """A step costs the same at any rate; at a low one CAMs, and so the number of prompts, stay as they are."""
@@ -78,7 +77,7 @@ class TrainBenchmark:
         }
 
     def _ways(self) -> dict[str, "_Way"]:
-        recipe = override(self.recipe, {"cpm.warmup_iters": 0})
+        recipe = override(self.recipe, {"cpm.enabled": True, "cpm.warmup_iters": 0})
         model = load_classifier(self.classifier)[0].to(self.device)
         sam = build_sam(recipe.sam).to(self.device)
         crop, image = (replace(recipe.cpm, view=view) for view in ("crop", "image"))
@@ -102,19 +101,17 @@ class TrainBenchmark:
             embeddings=self.embeddings,
         )
         batches = IterationBatches(
-            len(rows),
+            crops.groups,
             batch_size=config.batch_size,
             seed=config.seed,
             start=0,
             stop=1 + self.steps,
             rank=0,
             world_size=1,
+            window=crops.window,
         )
         loader = make_loader(crops, batches, workers=0, pin_memory=False)
-        return [
-            {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-            for batch in loader
-        ]
+        return [to_device(batch, torch.device(self.device)) for batch in loader]
 
 
 def _agreement(one: "_Way", other: "_Way") -> float:
@@ -132,8 +129,8 @@ class _Way:
         self.pseudo_label: Tensor | None = None
         """(B, P, P) uint8 of the last step; None where there is no CPM."""
         remembered: Any = self._remember if cpm is not None else None
-        self.losses = ClassifierStep(recipe, remembered, LocalSession(Path(), device).mean_over_workers)
-        self.optimiser = torch.optim.AdamW(model.parameters(), lr=_LR)
+        self.step = ClassifierStep(recipe, remembered)
+        self.optimiser = build_optimiser(model, replace(recipe.classifier, lr=_LR))
 
     def _remember(self, *batch: Any) -> Tensor:
         assert self.cpm is not None
@@ -144,7 +141,7 @@ class _Way:
         """One step; the seconds it took."""
         self._wait()
         began = time.perf_counter()
-        total, _ = self.losses(self.model, batch, 0)
+        total, _ = self.step(self.model, batch, self.step.counts(batch), 0)
         self.optimiser.zero_grad()
         total.backward()
         self.optimiser.step()
