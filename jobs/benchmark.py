@@ -1,9 +1,10 @@
 """How fast it is, against what: every figure is a comparison within one run.
 
     python jobs/benchmark.py label --images 2000 --json label.json
+    python jobs/benchmark.py train --sam vit_b --checkpoint random --batch-size 2 --steps 2
 
-Without a data set, scenes are generated and a classifier is trained on them for a minute; both stay in
-``--work`` for the next time. The naive loops need scikit-image (``pip install -e ".[test]"``).
+Scenes are generated and a classifier is trained on them for a minute; both stay in ``--work`` for the next
+time. The naive ways need scikit-image (``pip install -e ".[test]"``).
 """
 
 import json
@@ -12,58 +13,112 @@ import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from ray_wsss.benchmark.inputs import make_classifier, make_dataset, make_random_sam
+from ray_wsss.benchmark.inputs import make_classifier, make_dataset, make_embeddings, make_random_sam
 from ray_wsss.benchmark.label import LabelBenchmark
-from ray_wsss.config import SamConfig, SamName
+from ray_wsss.benchmark.train import TrainBenchmark
+from ray_wsss.config import Recipe, SamConfig, SamName
 from ray_wsss.errors import UserError
+from ray_wsss.overrides import override
 from ray_wsss.presets import PRESETS
+
+CLASSIFIER_SCENES = 400
+"""Scenes that a classifier is trained on where the benchmark itself needs fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Label:
-    """Labelling: a naive loop, the batched engine in a bare loop, and the engine on Ray."""
-
-    benchmark: tyro.conf.Positional[Literal["label"]]
-    """What to measure."""
+class _Benchmark:
     sam: SamName = "tiny"
     """Which SAM."""
     checkpoint: str | None = None
     """Its weights, or 'random', which are as fast."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the networks run."""
-    images: int = 2000
-    """Generated scenes."""
-    actors: int = os.cpu_count() or 1
-    """Actors on Ray, of one CPU each (with cuda: of one GPU); the loops have as many threads."""
     work: Path = Path(tempfile.gettempdir()) / "ray_wsss_benchmark"
     """Folder for inputs and results."""
     json: Path | None = None
     """Also write the figures here."""
 
-    def run(self) -> dict[str, Any]:
+    def _recipe(self) -> Recipe:
+        """The demo's, with the SAM that was asked for."""
         sam = SamConfig(name=self.sam, checkpoint=self.checkpoint)
         if self.checkpoint == "random":
             sam = make_random_sam(self.sam, self.work / f"random_{self.sam}.safetensors")
-        recipe = replace(PRESETS["demo"], sam=sam)
-        dataset = make_dataset(self.work / f"dataset_{self.images}", self.images)
-        classifier = make_classifier(recipe, dataset, self.work / "classifier")
+        return replace(PRESETS["demo"], sam=sam)
+
+    def _scenes(self, images: int) -> Path:
+        return make_dataset(self.work / f"dataset_{images}", images)
+
+    def _classifier(self, recipe: Recipe, dataset: Path) -> Path:
+        return make_classifier(recipe, dataset, self.work / "classifier")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label(_Benchmark):
+    """Labelling: a naive loop, the batched engine in a bare loop, and the engine on Ray."""
+
+    images: int = 2000
+    """Generated scenes."""
+    actors: int = os.cpu_count() or 1
+    """Actors on Ray, of one CPU each (with cuda: of one GPU); the loops have as many threads."""
+
+    def run(self) -> dict[str, Any]:
+        """The figures of `LabelBenchmark`."""
+        recipe, dataset = self._recipe(), self._scenes(self.images)
         return LabelBenchmark(
             recipe=recipe,
             dataset=dataset,
-            classifier=classifier,
+            classifier=self._classifier(recipe, dataset),
             work=self.work / f"labels_{self.sam}",
             device=self.device,
             actors=1 if self.device == "cuda" else self.actors,
         ).run()
 
 
-def main() -> int:
+@dataclass(frozen=True, kw_only=True)
+class Train(_Benchmark):
+    """A training step of the classifier: without CPM, CPM on crops, CPM on cached embeddings, naive CPM.
+
+    Seconds of forward pass, CPM, backward pass and optimiser; batches are loaded and decoded before.
+    Each way takes a step in turn; medians.
+    """
+
+    batch_size: int = PRESETS["demo"].classifier.batch_size
+    """Crops per step. There are as many scenes, and SAM embeds them all before."""
+    steps: int = 20
+    """Steps of each way, after one to warm up."""
+
+    def run(self) -> dict[str, Any]:
+        """The figures of `TrainBenchmark`."""
+        if self.batch_size < 1 or self.steps < 1:
+            raise UserError(
+                f"--batch-size is {self.batch_size} and --steps {self.steps}; expected at least 1 of each"
+            )
+        recipe = self._recipe()
+        classifier = self._classifier(recipe, self._scenes(CLASSIFIER_SCENES))
+        dataset = self._scenes(self.batch_size)
+        embeddings = self.work / f"embeddings_{self.sam}_{self.batch_size}"
+        return TrainBenchmark(
+            recipe=override(recipe, {"classifier.batch_size": self.batch_size}),
+            dataset=dataset,
+            classifier=classifier,
+            embeddings=make_embeddings(recipe, dataset, embeddings, self.device),
+            device=self.device,
+            steps=self.steps,
+        ).run()
+
+
+_COMMANDS: Any = (
+    Annotated[Label, tyro.conf.subcommand("label")] | Annotated[Train, tyro.conf.subcommand("train")]
+)
+
+
+def main(argv: list[str] | None = None) -> int:
     """Run a benchmark and print its figures."""
-    command = tyro.cli(Label, prog="benchmark.py", description=__doc__)
+    command = tyro.cli(_COMMANDS, prog="benchmark.py", description=__doc__, args=argv)
     try:
         figures = command.run()
     except UserError as error:

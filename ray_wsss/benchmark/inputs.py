@@ -9,9 +9,14 @@ from segment_anything import sam_model_registry
 from ray_wsss.config import Recipe, SamConfig, SamName
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.scene_coco import write_scene_coco
+from ray_wsss.models.sam.build import sam_side_px
 from ray_wsss.overrides import override
+from ray_wsss.stages.chunks import PrepareImages, plan_chunks
+from ray_wsss.stages.embed import SamEmbedder
 from ray_wsss.stages.ingest import ROWS_PER_SHARD, IngestShard, begin_ingest, finish_ingest
 from ray_wsss.stages.manifest import Output
+from ray_wsss.stages.parts import Parts
+from ray_wsss.stages.provenance import dataset_settings, sam_settings, settings_of
 from ray_wsss.stages.session import LocalSession, export_model
 from ray_wsss.stages.train_classifier import train_classifier
 
@@ -51,3 +56,17 @@ def make_random_sam(name: SamName, out: Path) -> SamConfig:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_file(sam_model_registry[name]().state_dict(), out)
     return SamConfig(name=name, checkpoint=str(out))
+
+
+def make_embeddings(recipe: Recipe, dataset: Path, out: Path, device: str) -> Path:
+    """SAM's embeddings of a data set; those that ``out`` has of the same SAM and images stay."""
+    depends_on = settings_of(recipe, "embed") | sam_settings(recipe) | dataset_settings(dataset)
+    parts = Parts(out, Output(out, "embed", depends_on).fingerprint)
+    chunks = plan_chunks(dataset)
+    finished = parts.finished(chunks)
+    if len(finished) < len(chunks):
+        prepare = PrepareImages(sam_side_px=sam_side_px(recipe.sam))
+        embed = SamEmbedder(recipe.embed, recipe.sam, device)
+        for chunk in chunks:
+            parts.write(chunk, *embed(prepare(chunk)), embed.rows_per_group)
+    return out

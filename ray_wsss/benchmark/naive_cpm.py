@@ -1,0 +1,41 @@
+"""CPM as the released S2C code does it: SAM's predictor on every crop, one class at a time."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from ray_wsss.benchmark.naive_prompter import NaivePrompter
+from ray_wsss.config import CpmConfig
+from ray_wsss.models.classifier import Classifier
+from ray_wsss.stages.prompting import find_cams
+
+
+class NaiveCpm:
+    """The pseudo labels of `stages.cpm.Cpm` with ``view=crop``.
+
+    The CAMs are made for the whole batch, as in the released code; what follows is not.
+    """
+
+    def __init__(self, sam: Sam, config: CpmConfig) -> None:
+        self.config = config
+        self.prompter = NaivePrompter(sam, config, guess=False)
+
+    @torch.no_grad()
+    def __call__(self, model: Classifier, batch: dict[str, Any]) -> UInt8[Tensor, "B P P"]:
+        """Pseudo labels of a batch of `data.loader.TrainingCrops`."""
+        images = batch["image"]
+        cams = find_cams(model, images, batch["image_labels"], scales=self.config.scales, flip=False)
+        maps = cams.cam.cpu().numpy()
+        image_of, classes = cams.image_index.tolist(), cams.class_index.tolist()
+        crops = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        labels = []
+        for b, crop in enumerate(crops):
+            self.prompter.set_image(crop)
+            pairs = [n for n, image in enumerate(image_of) if image == b]
+            masks = [self.prompter.mask(maps[n], maps[n]) for n in pairs]
+            labels.append(self.prompter.compete(masks, [classes[n] for n in pairs], crop.shape[:2]))
+        return torch.from_numpy(np.stack(labels)).to(images.device)
