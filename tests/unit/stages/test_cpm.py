@@ -21,6 +21,7 @@ from ray_wsss.ops.geometry import Geometry
 from ray_wsss.ops.pseudo_label import confidence_map, mask_scores
 from ray_wsss.stages.cpm import Cpm, crop_to_frame, masks_to_crop
 from ray_wsss.stages.prompting import compete, decode_sets, find_cams, find_prompts
+from ray_wsss.stages.training import split_batch
 
 CONFIG = CpmConfig(tau=0.3, min_distance_px=4, scales=(1.0,))
 # Every crop of the scenes, which are 64 x 64, is the whole image as it is.
@@ -191,8 +192,13 @@ def test_a_plan_from_the_loader_changes_nothing(scene_dataset, made, make_classi
     assert not {"geometry", "image_hw"} & set(batch)
     assert batch["plan"].segment_bounds[1] > 1
     model = make_classifier(tuple("abcdef"))
-    cpm = Cpm(tiny_sam, replace(CONFIG, view="image"), 32)
-    assert torch.equal(cpm(model, batch), cpm(model, make_batch(scene_dataset, made, RANDOM)))
+    for view in ("crop", "image"):
+        cpm = Cpm(tiny_sam, replace(CONFIG, view=view), 32)
+        whole = cpm(model, batch)
+        assert torch.equal(whole, cpm(model, make_batch(scene_dataset, made, RANDOM)))
+        # A batch that goes through the network in parts is cut by its values, the plan among them.
+        parts = [cpm(model, part) for part in split_batch(batch, 3)]
+        assert (torch.cat(parts) != whole).float().mean() < 1e-3
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from ray_wsss.presets import PRESETS
 from ray_wsss.stages.cpm import Cpm
 from ray_wsss.stages.prompting import find_cams, find_prompts
 from ray_wsss.stages.train_classifier import ClassifierStep
+from ray_wsss.stages.training import split_batch
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -120,6 +121,9 @@ def gpu(monkeypatch) -> FakeGpu:
         return pinned
 
     monkeypatch.setattr(Tensor, "pin_memory", pin_memory)  # the real one needs a GPU
+    # Autocast asks for a GPU, and for bfloat16 on it.
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
     return FakeGpu()
 
 
@@ -192,16 +196,20 @@ def put_batch(gpu: FakeGpu, dataset: Path, made: dict[str, Path]) -> dict[str, A
     ],
     ids=str,
 )
-def test_a_step_never_waits(gpu, scene_dataset, made, make_classifier, tiny_sam, changes):
-    recipe = override(PRESETS["demo"], CHANGES | {f"cpm.{name}": value for name, value in changes.items()})
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_never_waits(gpu, scene_dataset, made, make_classifier, tiny_sam, changes, precision):
+    changes = {f"cpm.{name}": value for name, value in changes.items()} | {"classifier.precision": precision}
+    recipe = override(PRESETS["demo"], CHANGES | changes)
     model, sam = gpu.put(make_classifier(tuple("abcdef")).train()), gpu.put(tiny_sam)
     batch = put_batch(gpu, scene_dataset, made)
-    cpm = Cpm(sam, recipe.cpm, decode_batch_size=4)
+    cpm = Cpm(sam, recipe.cpm, decode_batch_size=4, bf16=precision == "bf16")
     # Several images, some of them with several classes: several decoder calls.
     assert batch["plan"].image_labels.sum() > 4
     with gpu:
         step = ClassifierStep(recipe, cpm)
-        total, parts = step(model, batch, step.counts(batch), iteration=0)
+        counts = step.counts(batch)
+        for part in split_batch(batch, 3):
+            total, parts = step(model, part, counts, iteration=0)
     assert list(parts) == ["cls", "ssc", "cpm"]
     assert total.requires_grad
     assert gpu.ops > 1000
