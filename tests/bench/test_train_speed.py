@@ -21,6 +21,6 @@ def test_training_steps(tmp_path: Path) -> None:
     subprocess.run(command, check=True)
     figures = json.loads(path.read_text(encoding="utf-8"))
     assert figures["pseudo_label_agreement"] > 0.99
-    assert figures["crop_over_image"] > 1.3
+    assert figures["crop_over_image"] > 1.5
     # Both run the same encoder on every crop, most of a step: that bounds what batching the rest gains.
-    assert figures["naive_over_crop"] > 1
+    assert figures["naive_over_crop"] > 1.1
