@@ -83,7 +83,7 @@ class TrainBenchmark:
         crop, image = (replace(recipe.cpm, view=view) for view in ("crop", "image"))
 
         def ours(config: CpmConfig) -> Cpm:
-            return Cpm(sam, config, recipe.sam.decode_batch_size)
+            return Cpm(sam, config, recipe.sam)
 
         cpms = {"cls": None, "cpm_crop": ours(crop), "cpm_image": ours(image), "naive": NaiveCpm(sam, crop)}
         return {name: _Way(recipe, deepcopy(model), cpm, self.device) for name, cpm in cpms.items()}

@@ -113,7 +113,7 @@ def train_classifier(
     model.backbone.freeze(config.freeze_stages, config.freeze_norm)
     sam = build_sam(recipe.sam).to(session.device) if with_cpm else None
     bf16 = config.precision == "bf16"
-    cpm = Cpm(sam, recipe.cpm, recipe.sam.decode_batch_size, bf16) if sam is not None else None
+    cpm = Cpm(sam, recipe.cpm, recipe.sam, bf16=bf16) if sam is not None else None
     run = TrainingRun(model=model, spec=spec, config=config, crops=crops, session=session, name="classifier")
     run.train(ClassifierStep(recipe, cpm), CamValidation(recipe, validation, dataset, sam, session.device))
 

@@ -186,7 +186,8 @@ class TrainingRun:
                 board.add_picture(validation.picture(self.model), self.progress.iteration)
         if metrics and self.session.rank == 0:
             figures = ", ".join(f"{name.removeprefix('val_')} {100 * v:.1f}" for name, v in metrics.items())
-            print(f"{self.name} {self.progress.iteration}/{self.config.max_iters}  validation: {figures}")
+            line = f"{self.name} {self.progress.iteration}/{self.config.max_iters}  validation: {figures}"
+            print(line, flush=True)
         return metrics
 
     def _report(self, metrics: dict[str, float], checkpoint: bool) -> None:

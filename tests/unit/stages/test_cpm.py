@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.data import default_collate
 
-from ray_wsss.config import AugmentConfig, CpmConfig
+from ray_wsss.config import AugmentConfig, CpmConfig, SamConfig
 from ray_wsss.data.images import decode_image, decode_segments
 from ray_wsss.data.loader import TrainingCrops
 from ray_wsss.data.plan import collate, make_plan, pack_geometry, unpack_geometry
@@ -55,7 +55,9 @@ def test_segment_maps_go_through_the_crops_geometry(scene_dataset, made):
 def test_both_views_agree_on_a_crop_that_is_the_image(scene_dataset, made, make_classifier, tiny_sam):
     batch = make_batch(scene_dataset, made, PLAIN)
     model = make_classifier(tuple("abcdef"))
-    crop, image = (Cpm(tiny_sam, replace(CONFIG, view=view), 32)(model, batch) for view in ("crop", "image"))
+    crop, image = (
+        Cpm(tiny_sam, replace(CONFIG, view=view), SamConfig())(model, batch) for view in ("crop", "image")
+    )
     assert len(crop.unique()) > 3
     # SAM's input was resized on the device in one case, by Pillow in the other.
     assert (crop != image).float().mean() < 0.01
@@ -178,7 +180,7 @@ def test_padded_sets_give_the_labels_of_one_pair_at_a_time(
     seen = 0
     for start in (0, 24):
         batch = make_batch(scene_dataset, made, RANDOM, start)
-        found = Cpm(tiny_sam, config, decode_batch_size=3)(model, batch)
+        found = Cpm(tiny_sam, config, SamConfig(encode_batch_size=3, decode_batch_size=3))(model, batch)
         expected, undecided = one_pair_at_a_time(tiny_sam, model, batch, config)
         assert undecided.float().mean() < 0.01
         assert torch.equal(found[~undecided], expected[~undecided])
@@ -193,7 +195,7 @@ def test_a_plan_from_the_loader_changes_nothing(scene_dataset, made, make_classi
     assert batch["plan"].segment_bounds[1] > 1
     model = make_classifier(tuple("abcdef"))
     for view in ("crop", "image"):
-        cpm = Cpm(tiny_sam, replace(CONFIG, view=view), 32)
+        cpm = Cpm(tiny_sam, replace(CONFIG, view=view), SamConfig())
         whole = cpm(model, batch)
         assert torch.equal(whole, cpm(model, make_batch(scene_dataset, made, RANDOM)))
         # A batch that goes through the network in parts is cut by its values, the plan among them.
@@ -208,7 +210,7 @@ def test_without_any_prompt_all_is_background(path, scene_dataset, made, make_cl
     batch = make_batch(scene_dataset, made, RANDOM)
     for view in ("crop", "image"):
         for confidence in ("logit", "iou", "stability"):
-            cpm = Cpm(tiny_sam, replace(CONFIG, view=view, confidence=confidence), 32)
+            cpm = Cpm(tiny_sam, replace(CONFIG, view=view, confidence=confidence), SamConfig())
             assert not cpm(model, batch).any()
     batch["image_labels"] = torch.zeros(8, 6)
-    assert not Cpm(tiny_sam, CONFIG, 32)(model, batch).any()
+    assert not Cpm(tiny_sam, CONFIG, SamConfig())(model, batch).any()

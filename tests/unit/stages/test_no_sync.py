@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ray_wsss.config import AugmentConfig
+from ray_wsss.config import AugmentConfig, SamConfig
 from ray_wsss.data.loader import TrainingCrops
 from ray_wsss.data.plan import collate
 from ray_wsss.ops.contrast import ssc_loss
@@ -202,7 +202,7 @@ def test_a_step_never_waits(gpu, scene_dataset, made, make_classifier, tiny_sam,
     recipe = override(PRESETS["demo"], CHANGES | changes)
     model, sam = gpu.put(make_classifier(tuple("abcdef")).train()), gpu.put(tiny_sam)
     batch = put_batch(gpu, scene_dataset, made)
-    cpm = Cpm(sam, recipe.cpm, decode_batch_size=4, bf16=precision == "bf16")
+    cpm = Cpm(sam, recipe.cpm, SamConfig(decode_batch_size=4), bf16=precision == "bf16")
     # Several images, some of them with several classes: several decoder calls.
     assert batch["plan"].image_labels.sum() > 4
     with gpu:
@@ -224,7 +224,7 @@ def test_without_a_plan_a_step_waits(gpu, scene_dataset, made, make_classifier, 
     bounds = batch.pop("plan").segment_bounds
     with gpu:
         with pytest.raises(REFUSED):
-            Cpm(sam, recipe.cpm, 4)(model, batch)
+            Cpm(sam, recipe.cpm, SamConfig())(model, batch)
         with pytest.raises(REFUSED):
             ssc_loss(features, batch["segments"])
         ssc_loss(features, batch["segments"], bounds=bounds)
