@@ -131,7 +131,7 @@ def test_weights_from_a_file(tmp_path, kind):
     state = source.network.state_dict() | {"fc.weight": torch.zeros(2, 2)}  # a head is left over
     path = tmp_path / f"weights.{'safetensors' if kind == 'safetensors' else 'pth'}"
     if kind == "safetensors":
-        save_file(state, path)
+        save_file({name: value.contiguous() for name, value in state.items()}, path)
     else:
         torch.save({"state_dict": state} if kind == "wrapped" else state, path)
     loaded = build_backbone("resnet_small", output_stride=8, pretrained=True, checkpoint=str(path))
