@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Sample:
     def first(self, count: int) -> list[dict[str, Any]]:
         """Records of the first images that have a class."""
         records = (self.reader.read(row, self.columns) for row in self.rows)
-        return [record for record in records if record["image_labels"]][:count]
+        return list(islice((record for record in records if record["image_labels"]), count))
 
 
 class CamValidation:
@@ -90,7 +91,7 @@ class CamValidation:
         fixed = mious[f"cam@{self.threshold:g}"]
         return {"val_miou": fixed, "val_miou_best_threshold": max(mious.values())}
 
-    def picture(self, model: Classifier) -> NDArray[np.uint8]:
+    def picture(self, model: Classifier) -> NDArray[np.uint8] | None:
         """Image, CAM, points, pseudo label and ground truth of a few images."""
         return self.pictured.draw(model)
 
@@ -122,14 +123,14 @@ class SegmenterValidation:
         mious = _mious(SegmenterEvaluator(self._predictor(model)), self.sample, session)
         return {"val_miou": mious["segmenter"]} if mious else {}
 
-    def picture(self, model: Segmenter) -> NDArray[np.uint8]:
+    def picture(self, model: Segmenter) -> NDArray[np.uint8] | None:
         """Image, prediction and ground truth of a few images."""
         predictor, rows = self._predictor(model), []
         for record in self.pictured.first(PICTURES):
             pixels = shrink(decode_image(record["image"], record["orientation"]), self.config.max_side_px)
             maps = {"segmenter": predictor(pixels)} | _truth(record, pixels)
             rows.append(OverviewRow(image=pixels, cams={}, points=[], label_maps=maps))
-        return render_overview(rows, self.pictured.class_names)
+        return render_overview(rows, self.pictured.class_names) if rows else None
 
     def _predictor(self, model: Segmenter) -> Predictor:
         return Predictor(model, self.spec, self.config, str(self.device))
@@ -146,9 +147,9 @@ class _Pictured:
         self.records = sample.first(PICTURES)
         self.embeddings: list[Tensor] = []
 
-    def draw(self, model: Classifier) -> NDArray[np.uint8]:
+    def draw(self, model: Classifier) -> NDArray[np.uint8] | None:
         rows = [self._row(model, k, record) for k, record in enumerate(self.records)]
-        return render_overview(rows, self.class_names)
+        return render_overview(rows, self.class_names) if rows else None
 
     def _row(self, model: Classifier, k: int, record: dict[str, Any]) -> OverviewRow:
         pixels = shrink(decode_image(record["image"], record["orientation"]), self.config.max_side_px)
