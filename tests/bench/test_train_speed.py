@@ -23,4 +23,4 @@ def test_training_steps(tmp_path: Path) -> None:
     assert figures["pseudo_label_agreement"] > 0.99
     assert figures["crop_over_image"] > 1.5
     # Both run the same encoder on every crop, most of a step: that bounds what batching the rest gains.
-    assert figures["naive_over_crop"] > 1.1
+    assert figures["naive_over_crop"] > 1.3
