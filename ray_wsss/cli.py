@@ -98,12 +98,13 @@ def _defaults(argv: list[str]) -> tuple[str, Recipe]:
 
 
 def _value_of(flag: str, argv: list[str]) -> str | None:
-    """What stands after a flag, or empty where nothing does; None without the flag."""
+    """What stands after a flag, where it stands last; empty where nothing does, None without the flag."""
+    found = None
     for at, word in enumerate(argv):
         name, _, value = word.partition("=")
         if name == flag:
-            return value or (argv[at + 1] if at + 1 < len(argv) else "")
-    return None
+            found = value or (argv[at + 1] if at + 1 < len(argv) else "")
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:

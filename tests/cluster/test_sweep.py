@@ -142,9 +142,9 @@ def test_another_space_in_the_same_folder(
     (tmp_path / "space.py").write_text(SPACE.replace("2e-3, ", ""))
     assert main([*command, "--space", str(tmp_path / "space.py")]) == 1
     assert "holds a run with another space.classifier.lr ([0.001, 0.002, 1e+30]" in capsys.readouterr().err
-    (tmp_path / "space.py").write_text(SPACE.replace("classifier.lr", "classifier.rl"))
+    (tmp_path / "space.py").write_text(SPACE.replace('classifier.lr"', 'classifier.lrr"'))
     assert main([*command, "--space", str(tmp_path / "space.py")]) == 1
-    assert "unknown key classifier.rl: did you mean classifier.lr?" in capsys.readouterr().err
+    assert "unknown key classifier.lrr: did you mean classifier.lr?" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("ray_cluster")

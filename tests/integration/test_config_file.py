@@ -24,6 +24,7 @@ def test_the_file_names_the_preset_and_a_flag_wins(file: Path) -> None:
     assert _defaults(["label", f"--config={file}"])[0] == "demo"
     flags = ["label", "--preset", "voc", "--config", str(file)]
     assert _defaults(flags) == ("voc", override(PRESETS["voc"], CHANGES))
+    assert _defaults(["label", "--preset", "coco", *flags[1:]])[0] == "voc"  # the last counts
     assert _defaults(["label"]) == ("voc", PRESETS["voc"])
 
 
