@@ -75,8 +75,10 @@ class AskOptuna:
 
     def __init__(self, space: Space, max_iters: int, earlier: Sequence[Trial], seed: int) -> None:
         check_optuna(space)
+        import optuna
         from ray.tune.search.optuna import OptunaSearch
 
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         domains: dict[str, Any] = OptunaSearch.convert_search_space(dict(space.domains))
         self.space, self.max_iters = space, max_iters
         self.optuna = OptunaSearch(
