@@ -2,10 +2,12 @@
 
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
 
+from ray_wsss.cluster.space import load_space
 from ray_wsss.commands import (
     Demo,
     Embed,
@@ -17,18 +19,21 @@ from ray_wsss.commands import (
     Label,
     Predict,
     SegmentEverything,
+    Sweep,
     TrainClassifier,
     TrainSegmenter,
 )
+from ray_wsss.config import Recipe
 from ray_wsss.errors import UserError
-from ray_wsss.presets import PRESETS
+from ray_wsss.overrides import override
+from ray_wsss.presets import DEFAULT_PRESET, PRESETS
+from ray_wsss.settings_file import apply_settings, load_settings
 
 INGEST = {"coco": IngestCoco, "voc": IngestVoc, "folder": IngestFolder, "csv": IngestCsv}
 
 
-def _commands(preset: str) -> Any:
-    """The type that tyro parses: one subcommand per stage, with the preset's defaults."""
-    recipe = PRESETS[preset]
+def _commands(preset: str, recipe: Recipe) -> Any:
+    """The type that tyro parses: one subcommand per stage, with the recipe's defaults."""
     missing: Any = tyro.MISSING
     common: dict[str, Any] = {"preset": preset}
     defaults = {
@@ -58,6 +63,16 @@ def _commands(preset: str) -> Any:
             **common,
         ),
         "predict": Predict(segmenter=missing, images=missing, out=missing, predict=recipe.predict, **common),
+        "sweep": Sweep(
+            space=missing,
+            dataset=missing,
+            validation=missing,
+            out=missing,
+            classifier=recipe.classifier,
+            cpm=recipe.cpm,
+            sam=recipe.sam,
+            **common,
+        ),
         "demo": Demo(),
     }
     sources = [Annotated[cls, tyro.conf.subcommand(name)] for name, cls in INGEST.items()]
@@ -66,16 +81,30 @@ def _commands(preset: str) -> Any:
     return Union[(ingest, *stages)]
 
 
-def _preset_of(argv: list[str]) -> str:
-    """The preset named on the command line: its values are the defaults of everything else there."""
+def _defaults(argv: list[str]) -> tuple[str, Recipe]:
+    """The preset, and the defaults of all flags: the preset, on it ``--config``, on that a sweep's space.
+
+    Raises:
+        UserError: a file or preset that isn't there, or an unknown key.
+    """
+    preset, config, space = (_value_of(flag, argv) for flag in ("--preset", "--config", "--space"))
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"--preset is {preset or 'missing'}; expected one of {', '.join(PRESETS)}")
+    searched = load_space(Path(space)) if space is not None and argv[0] == "sweep" else None
+    named, settings = load_settings(Path(config)) if config is not None else (None, {})
+    preset = preset or named or (searched.preset if searched else DEFAULT_PRESET)
+    recipe = apply_settings(PRESETS[preset], settings, f"--config {config}")
+    return preset, override(recipe, searched.settings) if searched else recipe
+
+
+def _value_of(flag: str, argv: list[str]) -> str | None:
+    """What stands after a flag, where it stands last; empty where nothing does, None without the flag."""
+    found = None
     for at, word in enumerate(argv):
         name, _, value = word.partition("=")
-        if name == "--preset":
-            value = value or (argv[at + 1] if at + 1 < len(argv) else "")
-            if value not in PRESETS:
-                raise UserError(f"--preset is {value or 'missing'}; expected one of {', '.join(PRESETS)}")
-            return value
-    return "voc"
+        if name == flag:
+            found = value or (argv[at + 1] if at + 1 < len(argv) else "")
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     verbose = "--verbose" in argv
     try:
-        command = tyro.cli(_commands(_preset_of(argv)), prog="ray-wsss", description=__doc__, args=argv)
+        command = tyro.cli(_commands(*_defaults(argv)), prog="ray-wsss", description=__doc__, args=argv)
         command.run()
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

@@ -67,3 +67,6 @@ PRESETS = {
     ),
 }
 """By name. The paper's recipes here have a backbone that needs no network."""
+
+DEFAULT_PRESET = "voc"
+"""Of commands that are not told another one."""

@@ -106,15 +106,7 @@ def run_train_classifier(
         UserError: inputs that don't fit together, or too few images.
     """
     recipe = with_absolute_paths(recipe)
-    settings = dataset_settings(dataset) | settings_of(recipe, "classifier", "cpm")
-    if recipe.cpm.enabled:
-        settings |= sam_settings(recipe)
-    if segments is not None:
-        settings |= segments_settings(segments, dataset)
-    if recipe.cpm.enabled and recipe.cpm.view == "image":
-        if embeddings is None:
-            raise UserError("cpm.view is image, which needs --embeddings: the output of 'ray-wsss embed'")
-        settings |= cache_settings(embeddings, recipe, dataset)
+    settings = classifier_settings(recipe, dataset, segments, embeddings)
     output = Output(out, "train-classifier", settings)
     share_of_batch(recipe.classifier, max(1, workers.workers), "classifier")
     check_trainable(dataset, recipe.classifier.batch_size)
@@ -132,6 +124,26 @@ def run_train_classifier(
     keep = recipe.classifier.keep_checkpoints
     fit(loop, out=out, workers=workers, cluster=cluster, keep_checkpoints=keep)
     output.finish()
+
+
+def classifier_settings(
+    recipe: Recipe, dataset: Path, segments: Path | None, embeddings: Path | None
+) -> dict[str, Any]:
+    """What a classifier's training depends on.
+
+    Raises:
+        UserError: inputs that don't fit together.
+    """
+    settings = dataset_settings(dataset) | settings_of(recipe, "classifier", "cpm")
+    if recipe.cpm.enabled:
+        settings |= sam_settings(recipe)
+    if segments is not None:
+        settings |= segments_settings(segments, dataset)
+    if recipe.cpm.enabled and recipe.cpm.view == "image":
+        if embeddings is None:
+            raise UserError("cpm.view is image, which needs --embeddings: the output of 'ray-wsss embed'")
+        settings |= cache_settings(embeddings, recipe, dataset)
+    return settings
 
 
 def run_train_segmenter(

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -136,7 +136,7 @@ def check_resources(*, count: int, cpus: float, gpus: float, what: str, spare_cp
         spare_cpus: CPUs that have to be left for others.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(_room(node, cpus, gpus) for node in nodes)
+    room = sum(room_on(node, cpus, gpus) for node in nodes)
     have_cpus, have_gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
     if room < count or have_cpus - count * cpus < spare_cpus:
         spare = f" and {spare_cpus} more to read data" if spare_cpus else ""
@@ -146,7 +146,7 @@ def check_resources(*, count: int, cpus: float, gpus: float, what: str, spare_cp
         )
 
 
-def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
+def room_on(node: Mapping[str, float], cpus: float, gpus: float) -> int:
     """How many processes fit on a node."""
     wanted = [(node.get(kind, 0.0), each) for kind, each in (("CPU", cpus), ("GPU", gpus)) if each > 0]
     return min((math.floor(have / each + 1e-6) for have, each in wanted), default=0)

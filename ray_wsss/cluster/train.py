@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from threading import Event, Thread
 
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import nn
 
@@ -116,18 +116,38 @@ def fit(
         last = session.latest_checkpoint()
     else:
         with ray_session(cluster.address, verbose=cluster.verbose), _follow(out / PROGRESS_LOG):
-            last = _fit_on_ray(loop, out.absolute(), workers, keep_checkpoints)
+            check_resources(
+                count=workers.workers,
+                cpus=workers.cpus_per_worker,
+                gpus=workers.gpus_per_worker,
+                what=f"training with {workers.workers} workers",
+            )
+            last = fit_on_ray(loop, out.absolute(), workers, keep_checkpoints)
     assert last is not None, "a finished run has a checkpoint"
     export_model(last, out)
 
 
-def _fit_on_ray(loop: Callable[[Session], None], out: Path, workers: Workers, keep: int) -> Path:
-    check_resources(
-        count=workers.workers,
-        cpus=workers.cpus_per_worker,
-        gpus=workers.gpus_per_worker,
-        what=f"training with {workers.workers} workers",
-    )
+def fit_on_ray(
+    loop: Callable[[Session], None],
+    out: Path,
+    workers: Workers,
+    keep: int,
+    callbacks: Sequence[UserCallback] = (),
+) -> Path:
+    """Run a training loop on Ray's workers, from its last checkpoint under ``out`` where there is one.
+
+    Args:
+        loop, workers: as for `fit`; there is at least one worker.
+        out: folder of the run; absolute, and the same for all nodes.
+        keep: how many of the last checkpoints stay.
+        callbacks: told what the workers report.
+
+    Returns:
+        The last checkpoint.
+
+    Raises:
+        UserError, FloatingPointError: as the loop raised them.
+    """
     resources = {"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.gpus_per_worker else {})
     trainer = TorchTrainer(
         lambda: _run_worker(loop, out, max(1, int(workers.cpus_per_worker))),
@@ -141,6 +161,7 @@ def _fit_on_ray(loop: Callable[[Session], None], out: Path, workers: Workers, ke
             storage_path=str(out),
             checkpoint_config=CheckpointConfig(num_to_keep=keep),
             failure_config=FailureConfig(max_failures=workers.max_failures),
+            callbacks=list(callbacks),
         ),
     )
     try:

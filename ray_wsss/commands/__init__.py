@@ -10,6 +10,7 @@ from ray_wsss.commands.stages import (
     TrainClassifier,
     TrainSegmenter,
 )
+from ray_wsss.commands.sweep import Sweep
 
 __all__ = [
     "Demo",
@@ -22,6 +23,7 @@ __all__ = [
     "Label",
     "Predict",
     "SegmentEverything",
+    "Sweep",
     "TrainClassifier",
     "TrainSegmenter",
 ]

@@ -7,7 +7,7 @@ from ray_wsss.cluster.evaluate import run_evaluate, save_metrics
 from ray_wsss.cluster.map import Resources
 from ray_wsss.cluster.predict import describe_predictions, run_predict
 from ray_wsss.cluster.session import Cluster
-from ray_wsss.commands.flags import ClusterFlags, PresetName, ResourcesFlags
+from ray_wsss.commands.flags import ClusterFlags, ConfigFile, PresetName, ResourcesFlags
 from ray_wsss.config import EvaluateConfig, LabelConfig, PredictConfig, Recipe
 from ray_wsss.report.table import print_metrics
 
@@ -26,8 +26,10 @@ class Evaluate:
     """Output of train-segmenter."""
     json: Path | None = None
     """Also write the figures here."""
+    config: ConfigFile = None
+    """TOML file whose settings replace the preset's, such as a sweep's best.toml."""
     preset: PresetName = "voc"
-    """Where the defaults below come from."""
+    """Where the defaults below come from, else the file's preset."""
     resources: ResourcesFlags = field(default_factory=Resources)
     cluster: ClusterFlags = field(default_factory=Cluster)
     label: LabelConfig = field(default_factory=LabelConfig)
@@ -61,8 +63,10 @@ class Predict:
     """Folder for the masks; a run in it goes on with the images that have none."""
     overlays: bool = False
     """Also write the images with their classes painted on."""
+    config: ConfigFile = None
+    """TOML file whose settings replace the preset's, such as a sweep's best.toml."""
     preset: PresetName = "voc"
-    """Where the defaults below come from."""
+    """Where the defaults below come from, else the file's preset."""
     overwrite: bool = False
     """Replace what --out holds."""
     resources: ResourcesFlags = field(default_factory=Resources)

@@ -10,7 +10,7 @@ from ray_wsss.cluster.map import Resources
 from ray_wsss.cluster.pipeline import run_train_classifier, run_train_segmenter
 from ray_wsss.cluster.session import Cluster
 from ray_wsss.cluster.train import Workers
-from ray_wsss.commands.flags import ClusterFlags, PresetName, WorkersFlags
+from ray_wsss.commands.flags import ClusterFlags, ConfigFile, PresetName, WorkersFlags
 from ray_wsss.config import (
     ClassifierConfig,
     CpmConfig,
@@ -22,6 +22,7 @@ from ray_wsss.config import (
     SegmentsConfig,
 )
 from ray_wsss.demo import run_demo
+from ray_wsss.settings_file import load_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,10 @@ class TrainClassifier:
     """Output of embed, for cpm.view=image."""
     validation: Path | None = None
     """Data set with masks: mIoU of the CAMs on some of its images meanwhile; the best network is kept too."""
+    config: ConfigFile = None
+    """TOML file whose settings replace the preset's, such as a sweep's best.toml."""
     preset: PresetName = "voc"
-    """Where the defaults below come from."""
+    """Where the defaults below come from, else the file's preset."""
     overwrite: bool = False
     """Replace what --out holds."""
     workers: WorkersFlags = field(default_factory=Workers)
@@ -72,8 +75,10 @@ class _SamStage:
     """Data set written by ingest."""
     out: Path
     """Folder for the result; an interrupted run in it goes on where it was."""
+    config: ConfigFile = None
+    """TOML file whose settings replace the preset's, such as a sweep's best.toml."""
     preset: PresetName = "voc"
-    """Where the defaults below come from."""
+    """Where the defaults below come from, else the file's preset."""
     overwrite: bool = False
     """Replace what --out holds."""
     sam_actors: int = 1
@@ -155,8 +160,10 @@ class TrainSegmenter:
     """Folder for the segmenter; an interrupted run in it is resumed."""
     validation: Path | None = None
     """Data set with masks: mIoU on some of its images meanwhile; the best network is kept too."""
+    config: ConfigFile = None
+    """TOML file whose settings replace the preset's, such as a sweep's best.toml."""
     preset: PresetName = "voc"
-    """Where the defaults below come from."""
+    """Where the defaults below come from, else the file's preset."""
     overwrite: bool = False
     """Replace what --out holds."""
     workers: WorkersFlags = field(default_factory=Workers)
@@ -185,7 +192,10 @@ class Demo:
     """Folder for everything the demo makes; the pictures are in overview.png."""
     seed: int = 0
     """Of scenes, weights and order."""
+    config: ConfigFile = None
+    """TOML file whose settings replace the demo's, such as a sweep's best.toml."""
     cluster: ClusterFlags = field(default_factory=Cluster)
 
     def run(self) -> None:
-        run_demo(self.out, seed=self.seed, cluster=self.cluster)
+        recipe = load_recipe(self.config, "demo") if self.config is not None else None
+        run_demo(self.out, seed=self.seed, cluster=self.cluster, recipe=recipe)

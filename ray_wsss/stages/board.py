@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams
 
 FOLDER = "tensorboard"
 """Under the run's folder."""
@@ -42,6 +44,18 @@ class Board:
         """Close the file."""
         if self.writer is not None:
             self.writer.close()
+
+
+def add_hparams(out: Path, params: Mapping[str, Any], metrics: Mapping[str, float], iteration: int) -> None:
+    """Note under ``out/tensorboard`` which values led to which figures, for TensorBoard's HParams page."""
+    values = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in params.items()}
+    figures = {f"sweep/{name}": float(value) for name, value in metrics.items()}
+    with SummaryWriter(str(out / FOLDER)) as writer:
+        assert writer.file_writer is not None
+        for summary in hparams(values, figures):
+            writer.file_writer.add_summary(summary)
+        for name, value in figures.items():
+            writer.add_scalar(name, value, iteration)
 
 
 def _tag(name: str) -> str:

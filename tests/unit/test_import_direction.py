@@ -8,7 +8,18 @@ from pathlib import Path
 import ray_wsss
 
 ROOT = Path(__file__).parents[2]
-BELOW_CLUSTER = ("config", "data", "errors", "models", "ops", "overrides", "presets", "report", "stages")
+BELOW_CLUSTER = (
+    "config",
+    "data",
+    "errors",
+    "models",
+    "ops",
+    "overrides",
+    "presets",
+    "report",
+    "settings_file",
+    "stages",
+)
 
 _IMPORT_WITHOUT_RAY = """
 import importlib, sys

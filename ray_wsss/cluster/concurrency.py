@@ -1,0 +1,54 @@
+"""How many trials a cluster has room for, so that none ever waits for what another one holds."""
+
+from collections.abc import Mapping, Sequence
+
+import ray
+
+from ray_wsss.cluster.session import room_on
+from ray_wsss.cluster.train import Workers
+from ray_wsss.errors import UserError
+
+
+def trials_at_once(workers: Workers, most: int | None = None) -> tuple[int, str]:
+    """How many trials the cluster that is connected runs at a time, and how that comes about.
+
+    Raises:
+        UserError: as `plan_trials`.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return plan_trials(nodes, workers, most)
+
+
+def plan_trials(
+    nodes: Sequence[Mapping[str, float]], workers: Workers, most: int | None = None
+) -> tuple[int, str]:
+    """How many trials ``nodes`` (resources by name) run at a time, and a sentence with the arithmetic.
+
+    A trial's workers may lie on several nodes, a worker may not. All of them start together or not at all,
+    all are equally large, and the trial's own process takes no CPU and no GPU: so many trials never wait for
+    each other.
+
+    Raises:
+        UserError: not even one fits; Ray would wait for ever.
+    """
+    count, cpus, gpus = workers.workers, workers.cpus_per_worker, workers.gpus_per_worker
+    room = sum(room_on(node, cpus, gpus) for node in nodes)
+    have_cpus, have_gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    a_worker = f"{_counted(cpus, 'CPU')} and {_counted(gpus, 'GPU')}"
+    cluster = (
+        f"{_counted(have_cpus, 'CPU')} and {_counted(have_gpus, 'GPU')} on {_counted(len(nodes), 'node')}"
+    )
+    arithmetic = (
+        f"a trial takes {_counted(count, 'worker')} of {a_worker}; the cluster has {cluster}, "
+        f"room for {_counted(room, 'such worker')}"
+    )
+    fit = room // count
+    if not fit:
+        raise UserError(f"{arithmetic}; expected room for {count}: ask for fewer or smaller workers")
+    at_once = fit if most is None else min(fit, most)
+    held = f" (no more, by --max-concurrent; {fit} would fit)" if at_once < fit else ""
+    return at_once, f"{arithmetic}: {_counted(at_once, 'trial')} at a time{held}"
+
+
+def _counted(count: float, what: str) -> str:
+    return f"{count:g} {what}" if count == 1 else f"{count:g} {what}s"

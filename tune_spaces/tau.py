@@ -1,0 +1,23 @@
+r"""tau alone over 0.2 to 0.9, three seeds each: is there the plateau that the paper reports for 0.4 to 0.7?
+
+    ray-wsss sweep --space tune_spaces/tau.py \
+        --dataset demo/train --validation demo/held_out --out demo/sweep_tau
+
+With another data set: ``--preset voc --classifier.validate-every 52880``.
+
+Cost: 24 trials of 500 iterations, none stopped early; on 2 CPU cores about three quarters of an hour.
+Expected: ``tau.png``, and a line that says by how much the mIoU differs between 0.4 and 0.7.
+"""
+
+from ray import tune
+
+PRESET = "demo"
+SPACE = {
+    "cpm.tau": tune.grid_search([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
+    "classifier.seed": tune.grid_search([0, 1, 2]),
+    "classifier.validate_every": 500,
+    "classifier.checkpoint_every": 100,
+}
+METRIC = "val_miou_best_threshold"  # as the paper measures CAMs
+MODE = "max"
+SCHEDULER = "none"
