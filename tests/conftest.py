@@ -2,9 +2,14 @@
 
 import logging
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -21,6 +26,7 @@ from ray_wsss.overrides import override
 from ray_wsss.presets import PRESETS
 from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
 from ray_wsss.stages.manifest import Output
+from ray_wsss.storage import filesystem_of, parse_path
 
 FIRST_SEED = 10_900_000
 """Scenes that neither the demo nor the tiny SAM's training draws."""
@@ -48,8 +54,45 @@ def small_recipe() -> Recipe:
     return override(PRESETS["demo"], SMALL_CHANGES)
 
 
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def s3_server() -> Iterator[None]:
+    """An S3 server of this machine, which clients here and in child processes find by the environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # A process of its own: in a thread it would wait for clients' open connections when it is to end.
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not _listens(port):
+        assert server.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "anyone")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture
+def bucket(s3_server: None) -> Path:
+    """An empty bucket."""
+    root = parse_path(f"s3://bucket-{uuid4().hex}")
+    filesystem_of(root).mkdir(str(root).partition("://")[2])
+    return root
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server: None) -> Iterator[None]:
     """One Ray for all tests; `ray_session` uses the one that is up."""
     import ray
 

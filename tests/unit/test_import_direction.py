@@ -19,6 +19,7 @@ BELOW_CLUSTER = (
     "report",
     "settings_file",
     "stages",
+    "storage",
 )
 
 _IMPORT_WITHOUT_RAY = """
