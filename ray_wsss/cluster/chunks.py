@@ -225,8 +225,9 @@ def _list_errors(parts: Parts, chunks: Sequence[Chunk]) -> None:
     path = parts.out / "errors.parquet"
     path.unlink(missing_ok=True)
     failed: list[dict[str, str]] = []
+    tallies = parts.finished(chunks)
     for chunk in chunks:
-        tally = parts.read_tally(chunk)
+        tally = tallies.get(chunk.index)
         if tally is None:
             raise UserError(f"{parts.path(chunk.index)} went missing while the run was on; run it again")
         if tally.errors:

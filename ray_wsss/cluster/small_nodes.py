@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import ray
 from ray.cluster_utils import Cluster as LocalCluster
 
-_STORE_BYTES = 100 * 2**20
-"""Object store of a node; Ray takes no less than 75 MiB."""
+_LIGHT = {"object_store_memory": 100 * 2**20, "include_log_monitor": False}
+"""Of a node; Ray takes no less than 75 MiB for an object store."""
 
 
 @contextmanager
@@ -30,13 +30,13 @@ def small_nodes() -> Iterator[Callable[[int], None]]:
         "RAY_worker_niceness": "0",
     }
     cluster = LocalCluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": _STORE_BYTES}
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **_LIGHT}
     )
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
 
     def grow_to(count: int) -> None:
         while len(cluster.worker_nodes) < count:
-            cluster.add_node(num_cpus=1, object_store_memory=_STORE_BYTES)
+            cluster.add_node(num_cpus=1, **_LIGHT)
         cluster.wait_for_nodes()
 
     try:
