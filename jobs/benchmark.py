@@ -120,7 +120,7 @@ class Train(_Benchmark):
 class Scale:
     """Throughput on 1, 2, ... Ray nodes of this machine, with a stage that sleeps instead of computing.
 
-    A node takes about 0.7 GB. Its processes need a little of a CPU: on a busy machine let the stage sleep
+    Their processes need a little of a CPU: on a busy machine let the stage sleep
     longer.
     """
 
