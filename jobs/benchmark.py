@@ -2,6 +2,8 @@
 
     python jobs/benchmark.py label --images 2000 --json label.json
     python jobs/benchmark.py train --sam vit_b --checkpoint random --batch-size 2 --steps 2
+    python jobs/benchmark.py scale --nodes 1 2 4 8 16
+    python jobs/benchmark.py project --nodes 1000 --images 100e6
 
 Scenes are generated and a classifier is trained on them for a minute; both stay in ``--work`` for the next
 time. The naive ways need scikit-image (``pip install -e ".[test]"``).
@@ -19,12 +21,15 @@ import tyro
 
 from ray_wsss.benchmark.inputs import make_classifier, make_dataset, make_embeddings, make_random_sam
 from ray_wsss.benchmark.label import LabelBenchmark
+from ray_wsss.benchmark.projection import Deployment, project
+from ray_wsss.benchmark.scale import ScaleBenchmark
 from ray_wsss.benchmark.train import TrainBenchmark
 from ray_wsss.config import Recipe, SamConfig, SamName
 from ray_wsss.errors import UserError
 from ray_wsss.overrides import override
 from ray_wsss.presets import PRESETS
 
+WORK = Path(tempfile.gettempdir()) / "ray_wsss_benchmark"
 CLASSIFIER_SCENES = 400
 """Scenes that a classifier is trained on where the benchmark itself needs fewer."""
 
@@ -37,7 +42,7 @@ class _Benchmark:
     """Its weights, or 'random', which are as fast."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the networks run."""
-    work: Path = Path(tempfile.gettempdir()) / "ray_wsss_benchmark"
+    work: Path = WORK
     """Folder for inputs and results."""
     json: Path | None = None
     """Also write the figures here."""
@@ -111,8 +116,52 @@ class Train(_Benchmark):
         ).run()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Throughput on 1, 2, ... Ray nodes of this machine, with a stage that sleeps instead of computing.
+
+    Their processes need a little of a CPU: on a busy machine let the stage sleep
+    longer.
+    """
+
+    nodes: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Numbers of nodes, of one CPU each."""
+    seconds: float = 3.0
+    """That the stage sleeps for a chunk of 64 images."""
+    chunks: int = 12
+    """Of each node."""
+    work: Path = WORK
+    """Folder for inputs and results."""
+    json: Path | None = None
+    """Also write the figures here."""
+
+    def run(self) -> dict[str, Any]:
+        """The figures of `ScaleBenchmark`."""
+        return ScaleBenchmark(
+            nodes=self.nodes, seconds=self.seconds, chunks=self.chunks, work=self.work / "scale"
+        ).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project(Deployment):
+    """What a large labelling run would ask of the head node, the object stores and the storage.
+
+    A calculation, which jobs/cluster/SCALE.md explains: nothing is run.
+    """
+
+    json: Path | None = None
+    """Also write the figures here."""
+
+    def run(self) -> dict[str, Any]:
+        """The figures of `project`."""
+        return project(self)
+
+
 _COMMANDS: Any = (
-    Annotated[Label, tyro.conf.subcommand("label")] | Annotated[Train, tyro.conf.subcommand("train")]
+    Annotated[Label, tyro.conf.subcommand("label")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Scale, tyro.conf.subcommand("scale")]
+    | Annotated[Project, tyro.conf.subcommand("project")]
 )
 
 

@@ -7,14 +7,15 @@ but a file that is written there appears whole.
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 import pyarrow.parquet as pq
@@ -26,6 +27,12 @@ from ray_wsss.errors import UserError
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _CLIENTS = ("aiohttp", "botocore", "gcsfs", "google", "s3fs")
 """Packages whose errors say that a store can't be reached or doesn't let us in."""
+_READS_AT_A_TIME = 32
+_READS_PLANNED = 1024
+"""Of the next ones: a run of a million parts would else hold a million of them in memory."""
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 def parse_path(text: str) -> Path:
@@ -226,3 +233,10 @@ def _upload_changed(folder: Path, target: Path, seen: dict[str, FoundFile]) -> N
         if seen.get(name) != found:
             copy_file(folder / name, target / name)
             seen[name] = found
+
+
+def read_side_by_side(read: Callable[[_T], _R], items: Sequence[_T]) -> Iterator[_R]:
+    """``read`` of each item, in order, by threads: a store answers many small reads as fast as one."""
+    with ThreadPoolExecutor(_READS_AT_A_TIME) as pool:
+        for first in range(0, len(items), _READS_PLANNED):
+            yield from pool.map(read, items[first : first + _READS_PLANNED])

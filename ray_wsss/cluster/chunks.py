@@ -125,13 +125,15 @@ class _ChunkActor(ImagesActor):
         return tally, []
 
 
-def decode_ahead(blocks: Dataset, prepare: Callable[[pa.Table], list[PreparedImage]]) -> Dataset:
+def decode_ahead(
+    blocks: Dataset, prepare: Callable[[pa.Table], list[PreparedImage]], resources: Resources
+) -> Dataset:
     """Blocks of one row with their images, decoded by tasks beside the actors."""
     return blocks.map_batches(
         partial(_prepare, prepare=prepare),
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=1,
+        num_cpus=resources.cpus_to_decode,
         # Ray Data puts operators that ask for the same resources into one process: it would decode inside the
         # actors, while their GPU waits.
         memory=_DECODE_MEMORY,
@@ -196,7 +198,7 @@ def _pipeline(
     chunks: Sequence[Chunk], parts: Parts, stage: Stage, name: str, resources: Resources
 ) -> Dataset:
     prepare = stage.prepare
-    prepared = decode_ahead(plan_rows(chunks), lambda rows: prepare(chunk_of(rows)))
+    prepared = decode_ahead(plan_rows(chunks), lambda rows: prepare(chunk_of(rows)), resources)
     extra = {"parts": parts, "name": name}
     return map_actors(
         prepared, _ChunkActor, stage.stage_class, stage.arguments, resources, len(chunks), extra
@@ -223,8 +225,9 @@ def _list_errors(parts: Parts, chunks: Sequence[Chunk]) -> None:
     path = parts.out / "errors.parquet"
     path.unlink(missing_ok=True)
     failed: list[dict[str, str]] = []
+    tallies = parts.finished(chunks)
     for chunk in chunks:
-        tally = parts.read_tally(chunk)
+        tally = tallies.get(chunk.index)
         if tally is None:
             raise UserError(f"{parts.path(chunk.index)} went missing while the run was on; run it again")
         if tally.errors:

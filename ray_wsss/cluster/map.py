@@ -43,6 +43,14 @@ class Resources:
         """Torch device of an actor."""
         return "cuda" if self.gpus_per_actor > 0 else "cpu"
 
+    @property
+    def cpus_to_decode(self) -> float:
+        """CPUs of a task that decodes: one, or an actor's where that is less and there is no GPU.
+
+        Half a CPU each is how a node of one CPU has room for an actor and for what feeds it.
+        """
+        return 1 if self.gpus_per_actor > 0 else min(1, self.cpus_per_actor)
+
 
 class StageActor:
     """A stage in a process of its own; subclasses say how it is called.
@@ -135,7 +143,7 @@ def map_actors(
         cpus=resources.cpus_per_actor,
         gpus=resources.gpus_per_actor,
         what=f"{stage.__name__} with {resources.actors} actors",
-        spare_cpus=1,
+        spare_cpus=resources.cpus_to_decode,
     )
     threads = max(1, int(resources.cpus_per_actor))
     return blocks.map_batches(

@@ -97,7 +97,9 @@ def _predict(
         # Small enough that every actor gets several.
         size = min(_IMAGES_PER_BLOCK, max(1, len(missing) // (4 * resources.actors)))
         blocks = [missing[at : at + size] for at in range(0, len(missing), size)]
-        decoded = decode_ahead(_plan(blocks), lambda rows: prepare([image for image, _ in _files_of(rows)]))
+        decoded = decode_ahead(
+            _plan(blocks), lambda rows: prepare([image for image, _ in _files_of(rows)]), resources
+        )
         arguments = arguments | {"device": resources.device}
         actors = map_actors(
             decoded, _FolderActor, FolderPredictor, arguments, resources, len(blocks), {"name": "predict"}

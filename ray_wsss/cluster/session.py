@@ -138,7 +138,7 @@ def storage_of(folder: Path) -> dict[str, Any]:
     return {"storage_path": inside, "storage_filesystem": pyarrow.fs.PyFileSystem(handler)}
 
 
-def check_resources(*, count: int, cpus: float, gpus: float, what: str, spare_cpus: int = 0) -> None:
+def check_resources(*, count: int, cpus: float, gpus: float, what: str, spare_cpus: float = 0) -> None:
     """Raise UserError where the cluster has no room for something; Ray would wait for ever.
 
     Args:
@@ -146,13 +146,16 @@ def check_resources(*, count: int, cpus: float, gpus: float, what: str, spare_cp
         cpus: CPUs of each; a process does not spread over nodes.
         gpus: GPUs of each.
         what: they are, for the message.
-        spare_cpus: CPUs that have to be left for others.
+        spare_cpus: CPUs that have to be left on one node for others.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(room_on(node, cpus, gpus) for node in nodes)
     have_cpus, have_gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-    if room < count or have_cpus - count * cpus < spare_cpus:
-        spare = f" and {spare_cpus} more to read data" if spare_cpus else ""
+    # Where every place is taken, what is left of the nodes may be crumbs of which none is large enough.
+    left = max((node.get("CPU", 0) - room_on(node, cpus, gpus) * cpus for node in nodes), default=0)
+    full = room == count and left + 1e-6 < spare_cpus
+    if room < count or full or have_cpus - count * cpus < spare_cpus:
+        spare = f" and {spare_cpus:g} more to read data" if spare_cpus else ""
         raise UserError(
             f"{what}: {count} processes of {cpus:g} CPUs and {gpus:g} GPUs{spare} are asked for, but the Ray "
             f"cluster has {have_cpus:g} CPUs and {have_gpus:g} GPUs on {len(nodes)} nodes"

@@ -22,7 +22,7 @@ from ray_wsss.data.images import decode_image
 from ray_wsss.data.reader import open_shard, shard_paths
 from ray_wsss.data.schema import ROWS_PER_GROUP
 from ray_wsss.errors import UserError
-from ray_wsss.storage import parse_path
+from ray_wsss.storage import parse_path, read_side_by_side
 
 ROWS_PER_CHUNK = ROWS_PER_GROUP
 """At most. A row group of ingest's shards, so that a chunk is read without its neighbours."""
@@ -68,15 +68,20 @@ def plan_chunks(dataset: Path, rows: int = ROWS_PER_CHUNK) -> list[Chunk]:
         UserError: no such folder, no shards in it, or a damaged one.
     """
     chunks: list[Chunk] = []
-    for path in shard_paths(dataset):
-        with open_shard(path) as file:
-            _check_columns(path, file.schema_arrow)
-            length = file.metadata.num_rows
+    paths = shard_paths(dataset)
+    for path, length in zip(paths, read_side_by_side(_length_of, paths)):
         for first in range(0, length, rows):
             chunks.append(Chunk(len(chunks), str(path.absolute()), first, min(rows, length - first)))
     if not chunks:
         raise UserError(f"{dataset} has shards without a row; expected at least one image")
     return chunks
+
+
+def _length_of(path: Path) -> int:
+    """Rows of a shard."""
+    with open_shard(path) as file:
+        _check_columns(path, file.schema_arrow)
+        return file.metadata.num_rows
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:

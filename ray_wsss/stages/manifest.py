@@ -10,7 +10,7 @@ from typing import Any, Literal
 import ray_wsss
 from ray_wsss.data.reader import open_shard, shard_paths
 from ray_wsss.errors import UserError
-from ray_wsss.storage import remove_tree, replace_atomically
+from ray_wsss.storage import read_side_by_side, remove_tree, replace_atomically
 
 State = Literal["new", "unfinished", "finished"]
 
@@ -138,14 +138,18 @@ def dataset_hash(dataset: Path) -> str:
         UserError: no data set, or one that can't be read.
     """
     digest = hashlib.sha256(file_hash(dataset / "metadata.json").encode())
-    for path in shard_paths(dataset):
-        with open_shard(path) as file:
-            footer = file.metadata.serialized_size
-        with path.open("rb") as raw:
-            size = raw.seek(0, 2)
-            raw.seek(max(0, size - footer - 8))
-            digest.update(f"{path.name}\0{size}\0".encode() + raw.read())
+    for entry in read_side_by_side(_shard_entry, shard_paths(dataset)):
+        digest.update(entry)
     return digest.hexdigest()
+
+
+def _shard_entry(path: Path) -> bytes:
+    with open_shard(path) as file:
+        footer = file.metadata.serialized_size
+    with path.open("rb") as raw:
+        size = raw.seek(0, 2)
+        raw.seek(max(0, size - footer - 8))
+        return f"{path.name}\0{size}\0".encode() + raw.read()
 
 
 def file_hash(path: Path) -> str:

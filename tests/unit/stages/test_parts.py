@@ -43,6 +43,15 @@ def test_a_part_of_another_run_is_none_of_this_one(parts):
     assert set(parts.finished(CHUNKS)) == {0, 2}
 
 
+def test_a_part_that_is_not_there_is_not_looked_for(parts, monkeypatch):
+    for chunk in CHUNKS[1:3]:
+        parts.write(chunk, TABLE, TALLY)
+    tried = []
+    monkeypatch.setattr(Parts, "read_tally", lambda self, chunk: tried.append(chunk.index))
+    assert parts.finished(CHUNKS) == {}
+    assert sorted(tried) == [1, 2]
+
+
 @pytest.mark.parametrize("kept", [0, 1, 4, 0.5, -20, -8, -1])
 def test_a_truncated_part_is_made_again(parts, kept):
     parts.write(CHUNKS[0], TABLE, TALLY)
