@@ -2,7 +2,6 @@
 
 import sys
 import traceback
-from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
@@ -23,11 +22,13 @@ from ray_wsss.commands import (
     TrainClassifier,
     TrainSegmenter,
 )
+from ray_wsss.commands.flags import PATHS
 from ray_wsss.config import Recipe
 from ray_wsss.errors import UserError
 from ray_wsss.overrides import override
 from ray_wsss.presets import DEFAULT_PRESET, PRESETS
 from ray_wsss.settings_file import apply_settings, load_settings
+from ray_wsss.storage import parse_path, why_unreachable
 
 INGEST = {"coco": IngestCoco, "voc": IngestVoc, "folder": IngestFolder, "csv": IngestCsv}
 
@@ -90,8 +91,8 @@ def _defaults(argv: list[str]) -> tuple[str, Recipe]:
     preset, config, space = (_value_of(flag, argv) for flag in ("--preset", "--config", "--space"))
     if preset is not None and preset not in PRESETS:
         raise UserError(f"--preset is {preset or 'missing'}; expected one of {', '.join(PRESETS)}")
-    searched = load_space(Path(space)) if space is not None and argv[0] == "sweep" else None
-    named, settings = load_settings(Path(config)) if config is not None else (None, {})
+    searched = load_space(parse_path(space)) if space is not None and argv[0] == "sweep" else None
+    named, settings = load_settings(parse_path(config)) if config is not None else (None, {})
     preset = preset or named or (searched.preset if searched else DEFAULT_PRESET)
     recipe = apply_settings(PRESETS[preset], settings, f"--config {config}")
     return preset, override(recipe, searched.settings) if searched else recipe
@@ -112,7 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     verbose = "--verbose" in argv
     try:
-        command = tyro.cli(_commands(*_defaults(argv)), prog="ray-wsss", description=__doc__, args=argv)
+        commands = _commands(*_defaults(argv))
+        command = tyro.cli(commands, prog="ray-wsss", description=__doc__, args=argv, registry=PATHS)
         command.run()
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
@@ -122,9 +124,10 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         # Ray appends advice of its own to what a stage raised.
         message = next(iter(str(error).splitlines()), "")
-        told = isinstance(error, UserError | FloatingPointError)
-        what = message if told else f"unexpected {type(error).__name__}: {message}; --verbose shows where"
-        print(f"ray-wsss: {what}", file=sys.stderr)
+        if not isinstance(error, UserError | FloatingPointError):
+            unexpected = f"unexpected {type(error).__name__}: {message}; --verbose shows where"
+            message = why_unreachable(error) or unexpected
+        print(f"ray-wsss: {message}", file=sys.stderr)
         return 1
     return 0
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ray_wsss.config import Recipe
-from ray_wsss.data.schema import replace_atomically
 from ray_wsss.errors import UserError
 from ray_wsss.overrides import override
 from ray_wsss.presets import DEFAULT_PRESET, PRESETS
+from ray_wsss.storage import replace_atomically
 
 
 def load_settings(path: Path) -> tuple[str | None, dict[str, Any]]:
@@ -28,7 +28,7 @@ def load_settings(path: Path) -> tuple[str | None, dict[str, Any]]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--config {path} can't be read: {error.strerror}") from None
+        raise UserError(f"--config {path} can't be read: {error.strerror or error}") from None
     except ValueError as error:
         raise UserError(f"--config {path} is not readable TOML: {error}") from None
     preset = content.pop("preset", None)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from ray.data import DataContext, Dataset
 
 from ray_wsss.cluster.map import Resources, StageActor, chunk_of, iterate, map_actors, plan_rows
 from ray_wsss.cluster.metrics import StageMetrics
 from ray_wsss.cluster.progress import ImageProgress
 from ray_wsss.cluster.session import Cluster, ray_session
+from ray_wsss.data.reader import open_shard
 from ray_wsss.data.schema import write_table_atomically
 from ray_wsss.errors import UserError
 from ray_wsss.stages.chunks import (
@@ -228,7 +228,8 @@ def _list_errors(parts: Parts, chunks: Sequence[Chunk]) -> None:
         if tally is None:
             raise UserError(f"{parts.path(chunk.index)} went missing while the run was on; run it again")
         if tally.errors:
-            rows = pq.read_table(parts.path(chunk.index), columns=["image_id", "error"]).to_pylist()
+            with open_shard(parts.path(chunk.index)) as file:
+                rows = file.read(columns=["image_id", "error"]).to_pylist()
             failed += [{"image_id": r["image_id"], "reason": r["error"]} for r in rows if r["error"]]
     if failed:
         write_table_atomically(pa.Table.from_pylist(failed, schema=_ERRORS), path)

@@ -9,12 +9,13 @@ from ray_wsss.cluster.map import Resources, iterate, map_stage
 from ray_wsss.cluster.session import Cluster, ray_session
 from ray_wsss.config import Recipe
 from ray_wsss.data.reader import ShardReader
-from ray_wsss.data.schema import DatasetMetadata, replace_atomically
+from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.stages.chunks import IMAGE_COLUMNS
 from ray_wsss.stages.evaluate import CamEvaluator, Evaluator, LabelEvaluator, SegmenterEvaluator, add_up
 from ray_wsss.stages.manifest import require_finished
 from ray_wsss.stages.provenance import check_classes
+from ray_wsss.storage import replace_atomically
 
 
 def run_evaluate(

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
-from ray_wsss.data.schema import replace_atomically
+from ray_wsss.storage import replace_atomically
 
 _NOTE = "workers.json"
 

@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import ray
 from ray.data import DataContext
 
 from ray_wsss.errors import UserError
+from ray_wsss.storage import filesystem_of, is_remote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +126,16 @@ def _set_loudness(verbose: bool) -> None:
     context.enable_progress_bars = verbose or sys.stderr.isatty()
     context.print_on_execution_start = verbose
     context.raise_original_map_exception = True  # else what a stage raised arrives as text alone
+
+
+def storage_of(folder: Path) -> dict[str, Any]:
+    """How Ray Train and Ray Tune are told to keep what is theirs in ``folder``, an absolute one."""
+    if not is_remote(folder):
+        return {"storage_path": str(folder)}
+    # The same client as everywhere else, with the same settings; Ray would use Arrow's.
+    handler = pyarrow.fs.FSSpecHandler(filesystem_of(folder))
+    inside = str(folder).partition("://")[2]
+    return {"storage_path": inside, "storage_filesystem": pyarrow.fs.PyFileSystem(handler)}
 
 
 def check_resources(*, count: int, cpus: float, gpus: float, what: str, spare_cpus: int = 0) -> None:

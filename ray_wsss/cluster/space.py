@@ -17,6 +17,7 @@ from ray_wsss.data.trials import Mode
 from ray_wsss.errors import UserError
 from ray_wsss.overrides import override
 from ray_wsss.presets import PRESETS
+from ray_wsss.storage import local_file
 
 Scheduler = Literal["asha", "none"]
 METRICS = ("val_miou", "val_miou_best_threshold")
@@ -171,7 +172,12 @@ def _describe(domain: Domain) -> Any:
 def _run_module(path: Path) -> ModuleType:
     if not path.is_file():
         raise UserError(f"--space {path} is no file; expected a module such as tune_spaces/demo.py")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    with local_file(path) as file:
+        return _run_file(file, path)
+
+
+def _run_file(file: Path, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, file)
     if spec is None or spec.loader is None:
         raise UserError(f"--space {path} is no Python module; expected one such as tune_spaces/demo.py")
     module = importlib.util.module_from_spec(spec)

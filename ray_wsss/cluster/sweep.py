@@ -5,7 +5,6 @@ after its last snapshot (Ray 2.60), and needs pickles; the trials' own files hav
 """
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from ray_wsss.cluster.concurrency import trials_at_once
 from ray_wsss.cluster.pipeline import classifier_settings
 from ray_wsss.cluster.recorder import Recorder
 from ray_wsss.cluster.search import AskOptuna, Search, TrialSearch, check_optuna
-from ray_wsss.cluster.session import Cluster, ray_session
+from ray_wsss.cluster.session import Cluster, ray_session, storage_of
 from ray_wsss.cluster.space import Scheduler, Space, check_space
 from ray_wsss.cluster.train import Workers
 from ray_wsss.cluster.trial import PERCENT, TrialTask
@@ -31,6 +30,7 @@ from ray_wsss.stages.manifest import Output, dataset_hash
 from ray_wsss.stages.provenance import check_validation, with_absolute_paths
 from ray_wsss.stages.train_classifier import check_trainable
 from ray_wsss.stages.training import share_of_batch
+from ray_wsss.storage import remove_tree
 
 REDUCTION = 2
 """ASHA lets this share of the trials go on (1 / 2), at its grace period, twice, four times it..."""
@@ -175,7 +175,7 @@ def _plan(
                 known[number].save(out)
     for trial in known.values():
         if trial.status == "failed" and options.retry_failed:
-            shutil.rmtree(trial_folder(out, trial.number))
+            remove_tree(trial_folder(out, trial.number))
             trial.status, trial.error, trial.curve = "waiting", None, []
             trial.save(out)
     total = max(len(known), count)
@@ -200,7 +200,7 @@ def _tune(
     if options.search == "optuna":
         ask = AskOptuna(space, task.recipe.classifier.max_iters, earlier, options.sample_seed)
     folder = task.out / "tune"
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)
     tuner = tune.Tuner(
         task.trainable(),
         tune_config=tune.TuneConfig(
@@ -211,7 +211,7 @@ def _tune(
         ),
         run_config=tune.RunConfig(
             name="session",
-            storage_path=str(folder),
+            **storage_of(folder),
             verbose=2 if verbose else 0,
             # A driver that died with its node; what fails in training is not raised (`TrialTask.run`).
             failure_config=tune.FailureConfig(max_failures=task.workers.max_failures),

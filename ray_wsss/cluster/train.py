@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
 
@@ -17,11 +17,12 @@ from torch import nn
 
 from ray_wsss.cluster.map import unwrap
 from ray_wsss.cluster.metrics import TrainingMetrics
-from ray_wsss.cluster.session import Cluster, check_resources, ray_session
+from ray_wsss.cluster.session import Cluster, check_resources, ray_session, storage_of
 from ray_wsss.errors import UserError
 from ray_wsss.models.data_parallel import match_one_worker
 from ray_wsss.stages.session import LocalSession, export_model, keep_best
 from ray_wsss.stages.training import Session
+from ray_wsss.storage import copy_file, growing_folder, is_remote, make_folder
 
 PROGRESS_LOG = "progress.log"
 """Beside the checkpoints: what the first worker printed, over all runs in the folder."""
@@ -158,7 +159,7 @@ def fit_on_ray(
         ),
         run_config=RunConfig(
             name="ray_train",
-            storage_path=str(out),
+            **storage_of(out),
             checkpoint_config=CheckpointConfig(num_to_keep=keep),
             failure_config=FailureConfig(max_failures=workers.max_failures),
             callbacks=list(callbacks),
@@ -171,7 +172,7 @@ def fit_on_ray(
     if result.return_value is not None:
         raise FloatingPointError(result.return_value)
     assert result.checkpoint is not None
-    return Path(result.checkpoint.path)
+    return out / "ray_train" / PurePosixPath(result.checkpoint.path).name
 
 
 def _run_worker(loop: Callable[[Session], None], out: Path, threads: int) -> str | None:
@@ -196,36 +197,54 @@ def _log_of(rank: int, log: Path) -> Iterator[None]:
     if rank > 0:
         yield
         return
-    with log.open("a", encoding="utf-8", buffering=1) as file, redirect_stdout(file):
-        yield
+    with growing_folder(log.parent) as folder:
+        if is_remote(log) and log.exists():  # there is no appending to it: it is written again
+            copy_file(log, folder / log.name)
+        with (folder / log.name).open("a", encoding="utf-8", buffering=1) as file, redirect_stdout(file):
+            yield
 
 
 @contextmanager
 def _follow(log: Path) -> Iterator[None]:
     """Print what is added to a file meanwhile: the first worker's lines, without Ray's log among them."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.touch()
+    added = _added_to_remote(log) if is_remote(log) else _added_to(log)
+    next(added)
     ended = Event()
 
     def show() -> None:
-        with log.open(encoding="utf-8") as file:
-            file.seek(0, os.SEEK_END)
-            started.set()
-            last_look = False
-            while not last_look:
-                last_look = ended.wait(0.5)
-                sys.stdout.write(file.read())
-                sys.stdout.flush()
+        last_look = False
+        while not last_look:
+            last_look = ended.wait(5 if is_remote(log) else 0.5)
+            sys.stdout.write(next(added))
+            sys.stdout.flush()
 
-    started = Event()
     thread = Thread(target=show, daemon=True)
     thread.start()
-    started.wait()
     try:
         yield
     finally:
         ended.set()
         thread.join()
+
+
+def _added_to(log: Path) -> Iterator[str]:
+    """What is added to a file between one look and the next; the first is at its end."""
+    make_folder(log.parent)
+    log.touch()
+    with log.open(encoding="utf-8") as file:
+        file.seek(0, os.SEEK_END)
+        while True:
+            yield file.read()
+
+
+def _added_to_remote(log: Path) -> Iterator[str]:
+    """The same of a file in a store, which is replaced by a longer one."""
+    known = len(log.read_text(encoding="utf-8")) if log.exists() else 0
+    yield ""
+    while True:
+        text = log.read_text(encoding="utf-8") if log.exists() else ""
+        yield text[known:]
+        known = max(known, len(text))
 
 
 def _cause(error: ray.train.TrainingFailedError) -> BaseException:

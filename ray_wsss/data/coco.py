@@ -183,7 +183,9 @@ def _load_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}); expected a COCO instances file") from None
+        raise UserError(
+            f"{path} can't be read ({error.strerror or error}); expected a COCO instances file"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); expected a COCO instances file") from None
     if not isinstance(content, dict):

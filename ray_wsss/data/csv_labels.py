@@ -54,7 +54,7 @@ def _read_lines(table: Path) -> list[tuple[int, list[str]]]:
             reader = csv.reader(file, strict=True, skipinitialspace=True)
             return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except OSError as error:
-        raise UserError(f"{table} can't be read ({error.strerror}); expected a CSV file") from None
+        raise UserError(f"{table} can't be read ({error.strerror or error}); expected a CSV file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{table} is not UTF-8 text ({error}); save it as UTF-8") from None
     except csv.Error as error:

@@ -2,11 +2,12 @@
 
 import hashlib
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ray_wsss.data.images import IMAGE_SUFFIXES
 from ray_wsss.data.schema import SourceRow, check_class_names, locate
 from ray_wsss.errors import UserError
+from ray_wsss.storage import FoundFile, find_files, is_remote
 
 
 def read_folder(root: Path) -> tuple[list[str], list[SourceRow]]:
@@ -21,22 +22,22 @@ def read_folder(root: Path) -> tuple[list[str], list[SourceRow]]:
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; expected one with a folder of images per class")
-    found = {name: paths for name, paths in _class_folders(root).items() if paths}
-    if not found:
+    files = {name: found for name, found in _list_files(root).items() if _is_image(name)}
+    class_names = sorted({_class_name(name) for name in files} - {""})
+    if not class_names:
         raise UserError(f"{root} has no class folder; expected folders of images such as {root / 'cat'}")
-    class_names = sorted(found)
     check_class_names(class_names, root)
 
-    loose = [p for p in sorted(root.iterdir()) if _is_image(p)]
-    paths = loose + [path for name in class_names for path in found[name]]
-    located = {path: locate(root, str(path.relative_to(root))) for path in paths}
-    keys = _content_keys([path for path, (_, error) in located.items() if error is None])
-    members: dict[str, list[Path]] = {}
-    for path in paths:
-        members.setdefault(keys.get(path, str(path)), []).append(path)
+    names = sorted(files, key=lambda name: (_class_name(name), PurePosixPath(name)))
+    located = {name: locate(root, name) for name in names}
+    good = {name: files[name] for name, (_, error) in located.items() if error is None}
+    keys = _content_keys(root, good)
+    members: dict[str, list[str]] = {}
+    for name in names:
+        members.setdefault(keys.get(name, name), []).append(name)
 
     class_of = {name: index for index, name in enumerate(class_names)}
-    return class_names, [_row(root, group, *located[group[0]], class_of) for group in members.values()]
+    return class_names, [_row(group, *located[group[0]], class_of) for group in members.values()]
 
 
 def list_images(root: Path) -> list[str]:
@@ -50,50 +51,48 @@ def list_images(root: Path) -> list[str]:
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; expected one with images")
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if _is_image(path, root))
+    names = sorted(name for name in find_files(root) if _is_image(name))
     if not names:
         raise UserError(f"{root} has no images; expected files such as .jpg and .png in it, or further down")
     return names
 
 
-def _row(root: Path, group: list[Path], path: str, error: str | None, class_of: dict[str, int]) -> SourceRow:
-    parts = [member.relative_to(root).parts for member in group]
-    labels = {class_of[part[0]] for part in parts if len(part) > 1}
-    return SourceRow(
-        image_id="/".join(parts[0]), path=path, image_labels=tuple(sorted(labels)) or None, error=error
-    )
+def _list_files(root: Path) -> dict[str, FoundFile]:
+    """Files below ``root`` by their name from there; a class folder may be a link to elsewhere."""
+    found = find_files(root)
+    links = [] if is_remote(root) else [p for p in root.iterdir() if p.is_symlink() and p.is_dir()]
+    for link in links:
+        found |= {f"{link.name}/{name}": file for name, file in find_files(link).items()}
+    return found
 
 
-def _class_folders(root: Path) -> dict[str, list[Path]]:
-    folders = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    return {folder.name: sorted(p for p in folder.rglob("*") if _is_image(p, root)) for folder in folders}
+def _row(group: list[str], path: str, error: str | None, class_of: dict[str, int]) -> SourceRow:
+    labels = {class_of[name] for member in group if (name := _class_name(member))}
+    return SourceRow(image_id=group[0], path=path, image_labels=tuple(sorted(labels)) or None, error=error)
 
 
-def _is_image(path: Path, root: Path | None = None) -> bool:
-    parts = path.relative_to(root).parts if root else (path.name,)
-    hidden = any(part.startswith(".") for part in parts)
-    # A dangling link counts: it is then reported as missing instead of passed over.
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and not path.is_dir()
+def _class_name(name: str) -> str:
+    """The top folder that a file lies in; empty where it lies in none."""
+    return name.partition("/")[0] if "/" in name else ""
 
 
-def _content_keys(paths: list[Path]) -> dict[Path, str]:
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
+def _content_keys(root: Path, files: dict[str, FoundFile]) -> dict[str, str]:
     """The content hash of each file that may have an equal; only files of one size can be equal.
 
     Empty and unreadable files get none, so that each is reported under its own name.
     """
-    sizes: dict[Path, int] = {}
-    for path in paths:
-        try:
-            sizes[path] = path.stat().st_size
-        except OSError:
-            continue
-    shared = Counter(sizes.values())
+    shared = Counter(file.size for file in files.values())
     keys = {}
-    for path, size in sizes.items():
-        if size and shared[size] > 1:
+    for name, found in files.items():
+        if found.size and shared[found.size] > 1:
             try:
-                with path.open("rb") as file:
-                    keys[path] = hashlib.file_digest(file, "sha256").hexdigest()
+                with (root / name).open("rb") as file:
+                    keys[name] = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError:
                 continue
     return keys

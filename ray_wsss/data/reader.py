@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_wsss.errors import UserError
+from ray_wsss.storage import open_parquet
 
 _MAX_OPEN_FILES = 64
 
@@ -27,7 +28,7 @@ class ShardReader:
     """
 
     def __init__(self, dataset: Path, cache_bytes: int = 256 * 2**20) -> None:
-        self.dataset = Path(dataset)
+        self.dataset = dataset
         self.cache_bytes = cache_bytes
         self._forget()
         self._paths = shard_paths(self.dataset)
@@ -147,12 +148,15 @@ def shard_paths(dataset: Path) -> list[Path]:
 def failed_images(folder: Path) -> set[str]:
     """Ids of the images that a stage failed on, from its ``errors.parquet``."""
     path = folder / "errors.parquet"
-    return set(pq.read_table(path, columns=["image_id"])["image_id"].to_pylist()) if path.exists() else set()
+    if not path.exists():
+        return set()
+    with open_shard(path) as file:
+        return set(file.read(columns=["image_id"])["image_id"].to_pylist())
 
 
 def open_shard(path: Path) -> pq.ParquetFile:
     """Open a Parquet file. Raises UserError where it is damaged or missing."""
     try:
-        return pq.ParquetFile(path, memory_map=True)
+        return open_parquet(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error}); write it again") from None

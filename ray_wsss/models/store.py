@@ -11,6 +11,7 @@ from torch import nn
 from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec, build_segmenter
+from ray_wsss.storage import local_file
 
 _KINDS = {ClassifierSpec: "classifier", SegmenterSpec: "segmenter"}
 
@@ -67,7 +68,8 @@ def _read_description(folder: Path, kind: str) -> dict[str, Any]:
 def _load_weights(model: nn.Module, folder: Path) -> None:
     path = folder / "model.safetensors"
     try:
-        model.load_state_dict(load_file(path))
+        with local_file(path) as file:
+            model.load_state_dict(load_file(file))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} can't be read: {error}") from error
     except RuntimeError as error:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ray_wsss.errors import UserError
+from ray_wsss.storage import local_file
 
 # What torch.load raises where bytes are not what it wrote: its unpickler trusts their order.
 _DAMAGED = (
@@ -42,11 +43,12 @@ def read_weights(path: Path, setting: str) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of a pickle's protocol before it refuses it
-            state: Any = (
-                load_file(path)
-                if path.suffix == ".safetensors"
-                else torch.load(path, map_location="cpu", weights_only=True)
-            )
+            with local_file(path) as file:
+                state: Any = (
+                    load_file(file)
+                    if file.suffix == ".safetensors"
+                    else torch.load(file, map_location="cpu", weights_only=True)
+                )
     except _DAMAGED as error:
         raise UserError(f"{setting} {path} is not a file of weights: {error}") from error
     if isinstance(state, dict):  # training programs wrap the state dict in one of their own

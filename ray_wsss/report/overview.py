@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from ray_wsss.report.figures import save_figure
+
 COLOURS = np.array(
     [
         (0, 0, 0),
@@ -36,7 +38,7 @@ class OverviewRow:
 
 def save_overview(rows: Sequence[OverviewRow], class_names: Sequence[str], path: Path) -> None:
     """Draw ``rows`` and write them as PNG: image, CAMs, prompts, label maps, with a legend of classes."""
-    _draw(rows, class_names).savefig(path)
+    save_figure(_draw(rows, class_names), path)
 
 
 def render_overview(rows: Sequence[OverviewRow], class_names: Sequence[str]) -> NDArray[np.uint8]:

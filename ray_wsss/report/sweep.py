@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ray_wsss.data.trials import Configuration, Mode, Trial, is_seed, varied
+from ray_wsss.report.figures import save_figure
 
 PLATEAU_TAU = (0.4, 0.7)
 """The paper: tau between these changes the mIoU of the CAMs by less than a point."""
@@ -42,7 +43,7 @@ def save_trials_figure(trials: Sequence[Trial], metric: str, mode: Mode, path: P
             over_iterations.plot(*zip(*points), "-o", ms=3, lw=1, color=colour, alpha=0.7)
     over_iterations.set(xlabel="iteration", title="While it trained")
     figure.legend(*over_trials.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def save_parameters_figure(
@@ -65,7 +66,7 @@ def save_parameters_figure(
     for row in axes:
         row[0].set_ylabel(f"{metric} in %")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _scatter(axes: Axes, trials: Sequence[Trial], metric: str, x: dict[int, Any]) -> None:
@@ -164,4 +165,4 @@ def save_tau_figure(ranking: Sequence[Configuration], metric: str, path: Path) -
     axes.set(xlabel="tau", ylabel=f"{metric} in %")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
-    figure.savefig(path)
+    save_figure(figure, path)

@@ -1,6 +1,7 @@
 """TensorBoard: a run's scalars and pictures, written by its first worker."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
+
+from ray_wsss.storage import growing_folder
 
 FOLDER = "tensorboard"
 """Under the run's folder."""
@@ -23,7 +26,11 @@ class Board:
     """
 
     def __init__(self, out: Path, iteration: int, *, active: bool) -> None:
-        self.writer = SummaryWriter(str(out / FOLDER), purge_step=iteration) if active else None
+        self.writer = None
+        if active:
+            self.stack = ExitStack()
+            folder = self.stack.enter_context(growing_folder(out / FOLDER))
+            self.writer = SummaryWriter(str(folder), purge_step=iteration)
 
     def add_scalars(self, metrics: Mapping[str, float], iteration: int) -> None:
         """Add figures by name; those of a kind go under one heading."""
@@ -44,13 +51,14 @@ class Board:
         """Close the file."""
         if self.writer is not None:
             self.writer.close()
+            self.stack.close()
 
 
 def add_hparams(out: Path, params: Mapping[str, Any], metrics: Mapping[str, float], iteration: int) -> None:
     """Note under ``out/tensorboard`` which values led to which figures, for TensorBoard's HParams page."""
     values = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in params.items()}
     figures = {f"sweep/{name}": float(value) for name, value in metrics.items()}
-    with SummaryWriter(str(out / FOLDER)) as writer:
+    with growing_folder(out / FOLDER) as folder, SummaryWriter(str(folder)) as writer:
         assert writer.file_writer is not None
         for summary in hparams(values, figures):
             writer.file_writer.add_summary(summary)

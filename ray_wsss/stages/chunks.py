@@ -22,6 +22,7 @@ from ray_wsss.data.images import decode_image
 from ray_wsss.data.reader import open_shard, shard_paths
 from ray_wsss.data.schema import ROWS_PER_GROUP
 from ray_wsss.errors import UserError
+from ray_wsss.storage import parse_path
 
 ROWS_PER_CHUNK = ROWS_PER_GROUP
 """At most. A row group of ingest's shards, so that a chunk is read without its neighbours."""
@@ -86,7 +87,7 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
 
 def read_chunk(chunk: Chunk, columns: Sequence[str]) -> pa.Table:
     """The rows of a chunk; of the shard, only the row groups that hold them are read."""
-    with open_shard(Path(chunk.path)) as file:
+    with open_shard(parse_path(chunk.path)) as file:
         groups, before, end = [], 0, 0
         for group in range(file.num_row_groups):
             start, end = end, end + file.metadata.row_group(group).num_rows

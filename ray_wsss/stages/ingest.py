@@ -1,6 +1,5 @@
 """Ingest: rows of a source become Parquet shards of verified images; what fails becomes an error row."""
 
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from ray_wsss.data.schema import (
     write_table_atomically,
 )
 from ray_wsss.errors import UserError
+from ray_wsss.storage import make_folder, parse_path, remove_tree
 
 ROWS_PER_SHARD = 256
 """Images per shard."""
@@ -89,8 +89,8 @@ class IngestShard:
         """The row of ``IMAGE_SCHEMA``. Raises OSError or ValueError with the reason to report."""
         if row.error is not None:
             raise ValueError(row.error)
-        data = Path(row.path).read_bytes()
-        mask = Path(row.mask_path).read_bytes() if row.mask_path is not None else None
+        data = parse_path(row.path).read_bytes()
+        mask = parse_path(row.mask_path).read_bytes() if row.mask_path is not None else None
         label_map = self._label_map(mask) if mask is not None else None
         # A mask without a stated size states one itself: it was drawn on the image turned one way.
         stated_hw = row.stated_hw or (label_map.shape if label_map is not None else None)
@@ -136,8 +136,8 @@ def begin_ingest(out: Path) -> None:
     foreign = [name for name in foreign if not name.endswith(".tmp")]
     if foreign:
         raise UserError(f"{out} holds other files ('{sorted(foreign)[0]}'); expected a new or empty folder")
-    shutil.rmtree(out / "shards", ignore_errors=True)
-    (out / "shards").mkdir(parents=True)
+    remove_tree(out / "shards")
+    make_folder(out / "shards")
 
 
 def finish_ingest(

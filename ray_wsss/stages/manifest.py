@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any, Literal
 
 import ray_wsss
 from ray_wsss.data.reader import open_shard, shard_paths
-from ray_wsss.data.schema import replace_atomically
 from ray_wsss.errors import UserError
+from ray_wsss.storage import remove_tree, replace_atomically
 
 State = Literal["new", "unfinished", "finished"]
 
@@ -48,7 +47,7 @@ class Output:
                 f"--out {self.out} exists and is no output of ray-wsss; expected a new or empty folder"
             )
         if found is not None and overwrite:
-            shutil.rmtree(self.out)
+            remove_tree(self.out)
             found = None
         if found is None:
             self._write("unfinished")
@@ -155,4 +154,4 @@ def file_hash(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from None
+        raise UserError(f"{path} can't be read: {error.strerror or error}") from None

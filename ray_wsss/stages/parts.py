@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ray_wsss.data.schema import ROWS_PER_GROUP, write_table_atomically
 from ray_wsss.stages.chunks import Chunk
 from ray_wsss.stages.tally import COUNTS, Tally
+from ray_wsss.storage import open_parquet
 
 _KEY = b"ray_wsss"
 
@@ -54,7 +54,8 @@ class Parts:
         The footer alone is read: it comes last, so that a part that has one was written in full.
         """
         try:
-            footer = pq.read_metadata(self.path(chunk.index))
+            with open_parquet(self.path(chunk.index)) as file:
+                footer = file.metadata
             note = json.loads((footer.metadata or {})[_KEY])
             if note["fingerprint"] != self.fingerprint or footer.num_rows != chunk.rows:
                 return None

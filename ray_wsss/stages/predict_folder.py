@@ -22,13 +22,14 @@ from PIL import Image
 
 from ray_wsss.config import PredictConfig
 from ray_wsss.data.images import choose_orientation, decode_image, encode_mask, probe_image, voc_palette
-from ray_wsss.data.schema import replace_atomically, write_table_atomically
+from ray_wsss.data.schema import write_table_atomically
 from ray_wsss.report.overview import paint_labels
 from ray_wsss.stages.chunks import PreparedImage, resize_map, shrink
 from ray_wsss.stages.ingest import printable, why_unreadable
 from ray_wsss.stages.label import group_by_size
 from ray_wsss.stages.predict import Predictor
 from ray_wsss.stages.tally import Tally
+from ray_wsss.storage import find_files, replace_atomically
 
 _ERRORS = pa.schema([("image", pa.string()), ("reason", pa.string())])
 
@@ -84,20 +85,22 @@ class MaskFolder:
 
     def missing(self, root: Path, masks: Mapping[str, str]) -> list[tuple[str, str]]:
         """(image, mask) of the images below ``root`` without a mask, or changed since it was made."""
-        return [(image, mask) for image, mask in masks.items() if not self._is_done(root / image, mask)]
+        changed = find_files(root)
+        made = [find_files(self.out / kind) for kind in ("masks", *(["overlays"] if self.overlays else []))]
 
-    def _is_done(self, image: Path, name: str) -> bool:
-        files = [self.mask(name), self.overlay(name)] if self.overlays else [self.mask(name)]
-        try:
-            changed = image.stat().st_mtime_ns
-            return all(file.stat().st_mtime_ns >= changed for file in files)
-        except OSError:
-            return False
+        def is_done(image: str, mask: str) -> bool:
+            names = (mask, str(PurePosixPath(mask).with_suffix(".jpg")))
+            files = [found.get(name) for found, name in zip(made, names)]
+            since = changed[image].changed_ns if image in changed else float("inf")
+            return all(file is not None and file.changed_ns >= since for file in files)
+
+        return [(image, mask) for image, mask in masks.items() if not is_done(image, mask)]
 
     def drop_leftovers(self) -> None:
         """Remove what killed writers left half written."""
-        for path in self.out.rglob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        for name in find_files(self.out):
+            if name.endswith(".tmp"):
+                (self.out / name).unlink(missing_ok=True)
 
     def write(self, name: str, label_map: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
         """Write a mask (H, W), and the overlay on its image ``pixels`` (h, w, 3), at that size."""

@@ -13,6 +13,7 @@ from ray_wsss.models.sam.build import resolve_checkpoint
 from ray_wsss.models.store import read_class_names
 from ray_wsss.overrides import flatten
 from ray_wsss.stages.manifest import dataset_hash, file_hash, require_finished
+from ray_wsss.storage import parse_path
 
 # What does not change a result beyond rounding: it may differ when a run is resumed.
 _INCIDENTAL = (
@@ -84,7 +85,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     """Workers have a working directory of their own."""
 
     def absolute(path: str | None) -> str | None:
-        return str(Path(path).absolute()) if path is not None else None
+        return str(parse_path(path).absolute()) if path is not None else None
 
     sam, classifier, segmenter = recipe.sam, recipe.classifier, recipe.segmenter
     return replace(

@@ -2,11 +2,16 @@
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
 
-MODEL_FILES = ("model.json", "model.safetensors", "progress.json")
+from ray_wsss.storage import copy_file, is_remote, remove_tree
+
+PROGRESS = "progress.json"
+"""A checkpoint's report of the run; a checkpoint without it is incomplete."""
+MODEL_FILES = ("model.json", "model.safetensors", PROGRESS)
 """What a finished run keeps of its last checkpoint."""
 BEST = "best"
 """Folder, in the run's, of the network with the highest validation mIoU so far."""
@@ -28,9 +33,16 @@ class LocalSession:
         return model.to(self.device)
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint."""
+        """The newest complete checkpoint; in a store, a copy of it that goes with this object."""
         checkpoints = self._checkpoints()
-        return checkpoints[-1] if checkpoints else None
+        if not checkpoints:
+            return None
+        if not is_remote(self.folder):
+            return checkpoints[-1]
+        self._copy = TemporaryDirectory(prefix="ray_wsss_")
+        for path in checkpoints[-1].iterdir():
+            copy_file(path, Path(self._copy.name) / path.name)
+        return Path(self._copy.name)
 
     def mean_over_workers(self, value: torch.Tensor) -> torch.Tensor:
         """The value itself: there is one worker."""
@@ -42,18 +54,19 @@ class LocalSession:
             return
         _replace_folder(checkpoint, self.folder / f"checkpoint_{int(metrics['iteration']):08d}")
         for old in self._checkpoints()[: -self.keep]:
-            shutil.rmtree(old)
+            remove_tree(old)
         if best:
             keep_best(checkpoint, self.out)
 
     def _checkpoints(self) -> list[Path]:
-        return sorted(self.folder.glob("checkpoint_*"))
+        found = sorted(self.folder.glob("checkpoint_*/" + PROGRESS))
+        return [path.parent for path in found]
 
 
 def export_model(checkpoint: Path, out: Path) -> None:
     """Copy a checkpoint's network and history to ``out``."""
     for name in MODEL_FILES:
-        shutil.copyfile(checkpoint / name, out / name)
+        copy_file(checkpoint / name, out / name)
 
 
 def keep_best(checkpoint: Path, out: Path) -> None:
@@ -62,12 +75,20 @@ def keep_best(checkpoint: Path, out: Path) -> None:
 
 
 def _replace_folder(source: Path, target: Path, names: tuple[str, ...] | None = None) -> None:
-    """Copy files of a folder (all, or those named); ``target`` is never there in part."""
+    """Copy files of a folder (all, or those named); ``target`` is never there in part.
+
+    In a store, where folders can't be renamed, each file is replaced in full, and the one that makes a
+    checkpoint complete comes last.
+    """
+    chosen = [path for path in source.iterdir() if names is None or path.name in names]
+    if is_remote(target):
+        for path in sorted(chosen, key=lambda path: path.name == PROGRESS):
+            copy_file(path, target / path.name)
+        return
     partial = target.with_name(f".{target.name}")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_tree(partial)
     partial.mkdir(parents=True)
-    for path in source.iterdir():
-        if names is None or path.name in names:
-            shutil.copyfile(path, partial / path.name)
-    shutil.rmtree(target, ignore_errors=True)
+    for path in chosen:
+        shutil.copyfile(path, partial / path.name)
+    remove_tree(target)
     partial.replace(target)

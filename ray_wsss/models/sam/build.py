@@ -15,6 +15,7 @@ from ray_wsss.config import SamConfig
 from ray_wsss.errors import UserError
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX, build_tiny_sam, tiny_checkpoint
 from ray_wsss.models.weights import read_weights
+from ray_wsss.storage import cached_file, parse_path
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def build_sam(config: SamConfig) -> Sam:
 
 
 def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
-    """The file with SAM's weights: the one given, the package's, a cached or a fresh download.
+    """The file of this machine with SAM's weights: the one given, the package's, or a download.
 
     Args:
         cache: folder of downloads; by default ``$RAY_WSSS_CACHE`` or ``~/.cache/ray_wsss``.
@@ -72,17 +73,17 @@ def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
     Raises:
         UserError: the file is missing, can't be downloaded, or has another hash.
     """
+    folder = cache or Path(os.environ.get("RAY_WSSS_CACHE", Path.home() / ".cache" / "ray_wsss"))
     if config.checkpoint is not None:
-        path = Path(config.checkpoint)
+        path = parse_path(config.checkpoint)
         if not path.is_file():
             raise UserError(
                 f"sam.checkpoint {path} does not exist; expected the weights of SAM {config.name}"
             )
-        return path
+        return cached_file(path, folder)
     if config.name == "tiny":
         return tiny_checkpoint()
     published = PUBLISHED[config.name]
-    folder = cache or Path(os.environ.get("RAY_WSSS_CACHE", Path.home() / ".cache" / "ray_wsss"))
     path = folder / published.file_name
     if not path.is_file():
         _download(published, path)

@@ -6,8 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_wsss.data.schema import DatasetMetadata, replace_atomically, write_table_atomically
+from ray_wsss.data.schema import DatasetMetadata, write_table_atomically
 from ray_wsss.errors import UserError
+from ray_wsss.storage import replace_atomically
 
 METADATA = DatasetMetadata(
     class_names=("cat", "Löwe"), source="folder", images=3, unlabelled=1, errors=2, has_masks=False

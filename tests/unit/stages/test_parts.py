@@ -4,10 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_wsss.data.schema import replace_atomically
 from ray_wsss.stages.chunks import Chunk
 from ray_wsss.stages.parts import Parts
 from ray_wsss.stages.tally import Tally
+from ray_wsss.storage import replace_atomically
 
 CHUNKS = [Chunk(index, "shard", 3 * index, 3) for index in range(4)]
 TABLE = pa.table({"image_id": ["a", "b", "c"], "error": [None, "why", None]})

@@ -1,0 +1,228 @@
+"""Paths of this machine, of a share that all nodes mount, or of an object store by their URI (s3://, gs://...).
+
+A path in a store is a `upath.UPath`, which has the methods of `pathlib.Path`; ``Path`` in annotations means
+either. What differs between the two is here: stores have no folders, no links, no renaming and no appending,
+but a file that is written there appears whole.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event, Thread
+from typing import Any, cast
+from uuid import uuid4
+
+import pyarrow.parquet as pq
+from fsspec.registry import get_filesystem_class
+from upath import UPath
+
+from ray_wsss.errors import UserError
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_CLIENTS = ("aiohttp", "botocore", "gcsfs", "google", "s3fs")
+"""Packages whose errors say that a store can't be reached or doesn't let us in."""
+
+
+def parse_path(text: str) -> Path:
+    """The path that a user or a file names: ``a/b``, ``file:///a/b``, ``s3://bucket/a/b``.
+
+    Raises:
+        UserError: a scheme that isn't known or whose package isn't installed, or a secret in the URI.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return Path(text)
+    if scheme in ("file", "local"):
+        return Path(rest)
+    if "@" in rest.partition("/")[0]:
+        # It would be written into manifests and logs.
+        raise UserError(
+            f"{scheme}://...@... has credentials in it; expected them in the environment, such as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role of the machine"
+        )
+    try:
+        get_filesystem_class(scheme)
+    except ValueError:
+        raise UserError(
+            f"{text}: '{scheme}' is no kind of storage; expected s3://, gs:// or a path"
+        ) from None
+    except ImportError:
+        extra = _EXTRAS.get(scheme)
+        how = f"pip install 'ray-wsss[{extra}]'" if extra else f"install fsspec's package for {scheme}"
+        raise UserError(f"{text} needs a package that is not installed: {how}") from None
+    # Other processes write there too, so what was listed before is no guide.
+    return cast(Path, UPath(text.rstrip("/"), use_listings_cache=False))
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path lies in a store."""
+    return not isinstance(path, Path)
+
+
+def why_unreachable(error: BaseException) -> str | None:
+    """What to tell of an error that a store's client raised; None for any other."""
+    if type(error).__module__.partition(".")[0] not in _CLIENTS:
+        return None
+    return f"the storage can't be used: {next(iter(str(error).splitlines()), type(error).__name__)}"
+
+
+def filesystem_of(path: Path) -> Any:
+    """The fsspec file system of a path in a store."""
+    return cast(UPath, path).fs
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; what was written there takes the place of ``path``, unless an error came."""
+    if is_remote(path):
+        with TemporaryDirectory(prefix="ray_wsss_") as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            filesystem_of(path).put_file(str(temporary), cast(UPath, path).path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without the name of ``path``, which may be as long as names can be.
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def local_file(path: Path) -> Iterator[Path]:
+    """Yield a file of this machine with the content of ``path``: itself, or a copy that goes afterwards."""
+    if not is_remote(path):
+        yield path
+        return
+    with TemporaryDirectory(prefix="ray_wsss_") as folder:
+        copy = Path(folder) / path.name
+        filesystem_of(path).get_file(cast(UPath, path).path, str(copy))
+        yield copy
+
+
+def cached_file(path: Path, cache: Path) -> Path:
+    """A lasting local copy, below ``cache``, of a file in a store; fetched again if it changed there."""
+    if not is_remote(path):
+        return path
+    file_system, inside = filesystem_of(path), cast(UPath, path).path
+    key = hashlib.sha256(f"{path}\0{file_system.ukey(inside)}".encode()).hexdigest()
+    copy = cache / key[:16] / path.name
+    if not copy.is_file():
+        with replace_atomically(copy) as temporary:
+            file_system.get_file(inside, str(temporary))
+    return copy
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file to or from anywhere; ``target`` is never there in part."""
+    with local_file(source) as ours, replace_atomically(target) as temporary:
+        shutil.copyfile(ours, temporary)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where there are folders."""
+    if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder with all that is in it, if it is there."""
+    if is_remote(path):
+        if path.exists():
+            filesystem_of(path).rm(cast(UPath, path).path, recursive=True)
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """What a listing says of a file."""
+
+    size: int
+    """Bytes."""
+    changed_ns: int
+    """Time of the last change, in nanoseconds since 1970."""
+
+
+def find_files(root: Path) -> dict[str, FoundFile]:
+    """Every file below ``root`` by its name from there, with slashes.
+
+    Linked folders are not entered. A link to nothing is a file, of size 0. In a store this is one listing,
+    where a look at each file would be a request each.
+    """
+    if is_remote(root):
+        inside = cast(UPath, root).path.rstrip("/")
+        found = filesystem_of(root).find(inside, detail=True)
+        return {name.removeprefix(f"{inside}/"): _found_remote(info) for name, info in found.items()}
+    names = (path for path in root.rglob("*") if not path.is_dir())
+    return {path.relative_to(root).as_posix(): _found(path) for path in names}
+
+
+def _found_remote(info: dict[str, Any]) -> FoundFile:
+    keys = ("LastModified", "mtime", "updated", "last_modified")  # of S3, Google's, others
+    when: Any = next((info[key] for key in keys if key in info), 0)
+    when = datetime.fromisoformat(when) if isinstance(when, str) else when
+    seconds = when.timestamp() if isinstance(when, datetime) else float(when)
+    return FoundFile(int(info.get("size") or 0), int(seconds * 1e9))
+
+
+def _found(path: Path) -> FoundFile:
+    try:
+        found = path.stat()
+    except OSError:
+        return FoundFile(0, 0)
+    return FoundFile(found.st_size, found.st_mtime_ns)
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a Parquet file; in a store, only what is read of it is fetched."""
+    if not is_remote(path):
+        return pq.ParquetFile(path, memory_map=True)
+    # Parquet asks for whole column chunks: reading ahead would fetch more than that.
+    source = filesystem_of(path).open(cast(UPath, path).path, "rb", cache_type="none")
+    return pq.ParquetFile(source, pre_buffer=True)
+
+
+@contextmanager
+def growing_folder(path: Path, every_s: float = 10) -> Iterator[Path]:
+    """Yield a folder to write files into that grow, such as logs; in a store they follow now and then.
+
+    What lies at ``path`` already is not fetched.
+
+    Args:
+        every_s: seconds between uploads of what has changed; the last comes at the end.
+    """
+    if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+        return
+    with TemporaryDirectory(prefix="ray_wsss_") as folder:
+        ended, seen = Event(), dict[str, FoundFile]()
+
+        def upload() -> None:
+            last = False
+            while not last:
+                last = ended.wait(every_s)
+                _upload_changed(Path(folder), path, seen)
+
+        thread = Thread(target=upload, daemon=True)
+        thread.start()
+        try:
+            yield Path(folder)
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _upload_changed(folder: Path, target: Path, seen: dict[str, FoundFile]) -> None:
+    for name, found in find_files(folder).items():
+        if seen.get(name) != found:
+            copy_file(folder / name, target / name)
+            seen[name] = found
