@@ -130,7 +130,7 @@ def decode_ahead(
 ) -> Dataset:
     """Blocks of one row with their images, decoded by tasks beside the actors."""
     return blocks.map_batches(
-        partial(_prepare, prepare=prepare),
+        partial(decode_images, prepare=prepare),  # the dashboard shows the function's name
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=resources.cpus_to_decode,
@@ -140,7 +140,7 @@ def decode_ahead(
     )
 
 
-def _prepare(rows: pa.Table, prepare: Callable[[pa.Table], list[PreparedImage]]) -> pa.Table:
+def decode_images(rows: pa.Table, prepare: Callable[[pa.Table], list[PreparedImage]]) -> pa.Table:
     began = time.perf_counter()
     rows = rows.append_column("images", pack_images(prepare(rows)))
     return rows.append_column("decode_seconds", pa.array([time.perf_counter() - began]))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def run_ingest(
         with ray_session(cluster.address, verbose=cluster.verbose):
             blocks = ray.data.from_arrow(plan).repartition(len(shards))
             done = blocks.map_batches(
-                lambda block: _ingest_block(block, ingest), batch_size=1, batch_format="pyarrow"
+                partial(ingest_shard, ingest=ingest), batch_size=1, batch_format="pyarrow"
             )
             results = sorted(iterate(done), key=lambda row: row["shard"])
         for row in results:
@@ -70,7 +71,7 @@ def run_ingest(
     return finish_ingest(out, class_names, source, summaries, max_errors)
 
 
-def _ingest_block(plan: pa.Table, ingest: IngestShard) -> pa.Table:
+def ingest_shard(plan: pa.Table, ingest: IngestShard) -> pa.Table:
     (planned,) = plan.to_pylist()
     rows = [SourceRow(**_tuples(row)) for row in json.loads(planned["rows"])]
     summary = ingest(rows, planned["shard"])
