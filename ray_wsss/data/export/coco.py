@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.export.files import JsonList, StreamedFile, write_picture
 from ray_wsss.data.export.outlines import edge_ring
@@ -74,8 +76,7 @@ class CocoFormat:
 
 
 def _polygon(part: Instance) -> list[int]:
-    corner = (part.left, part.top)
-    return (edge_ring(part.crop) + corner).ravel().tolist()
+    return (edge_ring(part.crop) + np.array([part.left, part.top])).ravel().tolist()
 
 
 def _known(instance: Instance) -> dict[str, Any]:

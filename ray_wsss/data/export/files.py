@@ -5,17 +5,20 @@ import shutil
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ray_wsss.data.export.record import ExportedImage
-from ray_wsss.data.images import decode_image, encode_mask, probe_image
+from ray_wsss.data.images import ImageError, decode_image, encode_mask, probe_image
 from ray_wsss.data.schema import replace_atomically
 
 _MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"BM": ".bmp"}
 _QUALITY = 95
+_JPEG_SIDE = 65_500
+_HELD_CHARACTERS = 2**20
 
 
 def portable_picture(data: bytes, orientation: int, *, jpeg_only: bool = False) -> tuple[bytes, str]:
@@ -36,13 +39,22 @@ def portable_picture(data: bytes, orientation: int, *, jpeg_only: bool = False) 
     kept = (".jpg",) if jpeg_only else (".jpg", ".png", ".bmp", ".webp")
     if suffix in kept and orientation == 1 and probe_image(data).exif_orientation == 1:
         return data, suffix
-    picture = Image.fromarray(decode_image(data, orientation))
-    buffer = BytesIO()
+    pixels = decode_image(data, orientation)
     if jpeg_only or suffix == ".jpg":
-        picture.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
-        return buffer.getvalue(), ".jpg"
-    picture.save(buffer, "PNG")
+        return encode_jpeg(pixels, _QUALITY), ".jpg"
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue(), ".png"
+
+
+def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
+    """An image (H, W, 3) RGB as JPEG, colours at full resolution. Raises ImageError where it is too large."""
+    if max(pixels.shape) > _JPEG_SIDE:
+        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        raise ImageError(f"{size} pixels are too many for a JPEG; expected at most {_JPEG_SIDE} a side")
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
 
 
 def write_once(path: Path, data: bytes) -> None:
@@ -60,34 +72,46 @@ def write_picture(folder: Path, image: ExportedImage, *, jpeg_only: bool = False
     return f"{image.name}{suffix}"
 
 
-def write_mask(path: Path, label_map: Any) -> None:
+def write_mask(path: Path, label_map: NDArray[np.uint8]) -> None:
     """Write an (H, W) uint8 label map as a PNG with VOC's palette."""
     write_once(path, encode_mask(label_map))
 
 
 class StreamedFile:
-    """A text file that grows piece by piece and takes its name only when it is finished."""
+    """A text file that grows piece by piece and takes its name only when it is finished.
+
+    It is open only while it is written to, so a failed export leaves nothing but a temporary file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = path.with_name(f".{uuid4().hex}.tmp")
-        self._file = self._temporary.open("w", encoding="utf-8", newline="\n")
+        self._pieces: list[str] = []
+        self._held = 0
 
     def write(self, text: str) -> None:
-        self._file.write(text)
+        self._pieces.append(text)
+        self._held += len(text)
+        if self._held > _HELD_CHARACTERS:
+            self._flush()
 
     def append(self, other: "StreamedFile") -> None:
         """Add what another one holds, which then is no more."""
-        other._file.close()
-        self._file.flush()
-        with other._temporary.open("rb") as source:
-            shutil.copyfileobj(source, self._file.buffer)
+        self._flush()
+        other._flush()
+        with other._temporary.open("rb") as source, self._temporary.open("ab") as target:
+            shutil.copyfileobj(source, target)
         other._temporary.unlink()
 
     def finish(self) -> None:
-        self._file.close()
+        self._flush()
         self._temporary.replace(self.path)
+
+    def _flush(self) -> None:
+        with self._temporary.open("a", encoding="utf-8", newline="\n") as file:
+            file.writelines(self._pieces)
+        self._pieces, self._held = [], 0
 
 
 class JsonList:

@@ -7,12 +7,9 @@ OUT/classes.json        index in the masks, name and colour of every class
 
 import json
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
-
-from ray_wsss.data.export.files import write_mask, write_once, write_text
+from ray_wsss.data.export.files import encode_jpeg, write_mask, write_once, write_text
 from ray_wsss.data.export.record import ExportedImage
 from ray_wsss.data.images import decode_image, voc_palette
 from ray_wsss.report.overview import paint_labels
@@ -28,10 +25,8 @@ class FolderFormat:
         write_mask(self.out / "masks" / f"{image.name}.png", image.label_map)
         if not self.skip_images:
             pixels = decode_image(image.data, image.orientation)
-            buffer = BytesIO()
-            painted = Image.fromarray(paint_labels(pixels, image.label_map, voc_palette()))
-            painted.save(buffer, "JPEG", quality=90)
-            write_once(self.out / "overlays" / f"{image.name}.jpg", buffer.getvalue())
+            painted = encode_jpeg(paint_labels(pixels, image.label_map, voc_palette()), 90)
+            write_once(self.out / "overlays" / f"{image.name}.jpg", painted)
 
     def finish(self) -> None:
         colours = voc_palette().tolist()

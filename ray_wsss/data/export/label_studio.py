@@ -26,9 +26,9 @@ class LabelStudioFormat:
     """Writes Label Studio's tasks; they go to disk as they come.
 
     Args:
-        url_prefix: what stands before "images/NAME.jpg" in a task's address of its image. The default is local
-            storage, with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and the output folder as
-            LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.
+        url_prefix: what stands before "images/NAME.jpg" in a task's address of its image. For local storage
+            that is "/data/local-files/?d=", with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and the output
+            folder as LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ def encode_brush(mask: NDArray[np.bool_]) -> bytes:
     """A mask (H, W) as Label Studio's brush regions hold it: thi.ng's rle-pack of an RGBA image.
 
     Inside all four channels are 255, outside 0. The bits are: the number of bytes (32), the width of a value
-    less one (5), four widths of run lengths less one (4 each), and for every run 1, which of the widths (2), its
-    length less one, its value (8).
+    less one (5), four widths of run lengths less one (4 each), and for every run 1, which of the widths (2),
+    its length less one, its value (8).
     """
     flat = mask.ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=~flat[:1]))

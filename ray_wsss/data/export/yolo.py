@@ -1,13 +1,15 @@
 """YOLO's segmentation data sets, as Ultralytics and supervision read them.
 
 OUT/images/SPLIT/NAME.jpg
-OUT/labels/SPLIT/NAME.txt    a line per instance: class, then x y of every corner, as shares of width and height
+OUT/labels/SPLIT/NAME.txt    a line per instance: class, then x y of its corners, shares of width and height
 OUT/data.yaml                class names, and where the images are
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from ray_wsss.data.export.files import write_once, write_picture, write_text
 from ray_wsss.data.export.outlines import centre_ring
@@ -36,14 +38,12 @@ class YoloFormat:
         folder = f"images/{self.split}"
         names = [f"  {k}: {json.dumps(name)}" for k, name in enumerate(self.class_names)]
         comment = "# Trainers want both; name another export's images where you have some to validate on."
-        write_text(
-            self.out / "data.yaml", [comment, f"train: {folder}", f"val: {folder}", "names:", *names]
-        )
+        write_text(self.out / "data.yaml", [comment, f"train: {folder}", f"val: {folder}", "names:", *names])
 
 
 def _line(instance: Instance, image_hw: tuple[int, int]) -> str:
     height, width = image_hw
-    corners = centre_ring(instance.crop) + (instance.left, instance.top)
+    corners = centre_ring(instance.crop) + np.array([instance.left, instance.top])
     # Two numbers or four would be taken for something else than a polygon.
     corners = corners.tolist() if len(corners) > 2 else (corners.tolist() * 3)[:3]
     numbers = [f"{(x + _FROM_CENTRE) / width:.7f} {(y + _FROM_CENTRE) / height:.7f}" for x, y in corners]
