@@ -33,14 +33,14 @@ _ERRORS = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
 class ExportFilter:
     """What is left out.
 
-    What --min-score and --min-area-px drop becomes 255 (ignore) in label maps: nobody says that it is
-    background. Other classes than the chosen ones become background.
+    What is dropped for its score or size becomes 255 in label maps: nobody says that it is background.
+    Other classes than the chosen ones become background.
     """
 
     min_score: float | None = None
-    """Least score, SAM's predicted IoU times the mean CAM over the mask, in [0, 1]."""
+    """Least score (SAM's predicted IoU times mean CAM, in [0, 1]); what is dropped becomes 255 (ignore)."""
     min_area_px: int = 1
-    """Least area of an instance, in pixels."""
+    """Least area of an instance, in pixels; what is dropped becomes 255 (ignore)."""
     classes: tuple[str, ...] = ()
     """Export these classes alone, numbered anew in the data set's order. By default all."""
 
@@ -100,6 +100,7 @@ def run_export(
     make_format: Callable[[Path, Sequence[str]], ExportFormat],
     *,
     out: Path,
+    stage: str,
     settings: dict[str, Any],
     filters: ExportFilter,
     by: InstancesBy,
@@ -111,7 +112,8 @@ def run_export(
 
     Args:
         make_format: the format for a folder and class names; called once the folder is claimed.
-        settings: of the format, for the manifest.
+        stage: name of the run, such as "export voc", for the manifest.
+        settings: of the format, likewise.
         by: what an instance is.
 
     Raises:
@@ -123,7 +125,7 @@ def run_export(
         raise UserError("--min-score needs --labels; predictions have no scores")
     depends_on = dict(source.depends_on) | settings | {"instances": by, "classes": list(filters.classes)}
     depends_on |= {"min_score": filters.min_score, "min_area_px": filters.min_area_px}
-    output = Output(out, "export", depends_on)
+    output = Output(out, stage, depends_on)
     if output.begin(overwrite=overwrite) == "finished":
         print(f"{out} is already finished; --overwrite makes it again")
         return None
