@@ -24,6 +24,7 @@ from ray_wsss.commands import (
     Label,
     Predict,
     SegmentEverything,
+    Show,
     Sweep,
     TrainClassifier,
     TrainSegmenter,
@@ -75,6 +76,7 @@ def _commands(preset: str, recipe: Recipe) -> Any:
             **common,
         ),
         "predict": Predict(segmenter=missing, images=missing, out=missing, predict=recipe.predict, **common),
+        "show": Show(images=missing, classifier=missing, label=recipe.label, sam=recipe.sam, **common),
         "sweep": Sweep(
             space=missing,
             dataset=missing,

@@ -23,7 +23,6 @@ from ray_wsss.stages.chunks import plan_chunks, read_chunk
 from ray_wsss.stages.ingest import printable, why_unreadable
 from ray_wsss.stages.manifest import dataset_hash, file_hash, require_finished
 
-_CACHE_BYTES = 32 * 2**20
 _IMAGE = ("image_id", "image", "orientation")
 
 
@@ -69,7 +68,9 @@ class LabelSource:
         require_finished(labels, "label")
         self.class_names = DatasetMetadata.load(dataset).class_names
         self.dataset = dataset
-        self.reader = ShardReader(labels, cache_bytes=_CACHE_BYTES)
+        self.reader = ShardReader(labels)
+        # Rows are read in order: more than the row group at hand would only fill the memory.
+        self.reader.cache_bytes = 2 * self.reader.largest_group_bytes
         self.depends_on = {
             "dataset.sha256": dataset_hash(dataset),
             "labels": file_hash(labels / "manifest.json"),

@@ -182,11 +182,11 @@ def test_predictions_of_a_folder(labelled, predictions, names_of, tmp_path: Path
 
 @pytest.mark.slow
 def test_memory_stays_flat(tmp_path: Path) -> None:
-    """The peak of 20,000 labels is that of 1,000 and some 16 bytes for each; see measure_memory.py."""
+    """More labels mean more open files of them, up to 64; beyond that hardly anything (measure_memory.py)."""
     from measure_memory import measure  # beside this file
 
     small, large = measure(1_000, tmp_path), measure(20_000, tmp_path)
-    assert large < small + 12
+    assert large < small + 40
 
 
 def test_leftovers_of_a_killed_export_go(export) -> None:
