@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 def components(label_map: NDArray[np.uint8]) -> list[tuple[int, bytes]]:
     """Class and pixels of every connected component, sorted: what instances have to be."""
     inside = np.where(label_map == 255, 0, label_map)
-    regions = find_components(inside, background=0, connectivity=2)
+    regions = np.asarray(find_components(inside, background=0, connectivity=2))
     masks = [regions == k for k in range(1, regions.max() + 1)]
     return sorted((int(label_map[m][0]) - 1, m.tobytes()) for m in masks)
 
@@ -45,7 +45,7 @@ def same_pixels(path: Path, expected: NDArray[np.uint8]) -> None:
 @pytest.mark.parametrize("polygons", [False, True], ids=["rle", "polygons"])
 def test_coco_with_pycocotools(export, labelled, polygons: bool) -> None:
     out = export("coco", "--split", "val", *(["--polygons"] if polygons else []))
-    coco = COCO(out / "annotations" / "instances_val.json")
+    coco: Any = COCO(out / "annotations" / "instances_val.json")
     assert len(coco.imgs) == len(labelled.label_maps)
     assert len({a["id"] for a in coco.dataset["annotations"]}) == len(coco.anns) > 50
     for image in coco.dataset["images"]:

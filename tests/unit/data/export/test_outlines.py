@@ -1,6 +1,7 @@
 """Outlines against rasterisers: pycocotools for those along edges, OpenCV for those through centres."""
 
 import warnings
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +19,8 @@ from ray_wsss.data.export.outlines import centre_ring, edge_ring
 def rasterise_edges(ring: NDArray, height: int, width: int) -> NDArray[np.bool_]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pycocotools under NumPy 2
-        return coco_mask.decode(coco_mask.frPyObjects([ring.ravel().tolist()], height, width))[..., 0] > 0
+        rles: Any = coco_mask.frPyObjects([ring.ravel().tolist()], height, width)
+        return coco_mask.decode(rles)[..., 0] > 0
 
 
 def rasterise_centres(ring: NDArray, height: int, width: int) -> NDArray[np.bool_]:
@@ -29,7 +31,7 @@ def rasterise_centres(ring: NDArray, height: int, width: int) -> NDArray[np.bool
 
 @given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
 def test_any_region_comes_back(mask: NDArray[np.bool_]) -> None:
-    regions = label(mask, connectivity=2)
+    regions = np.asarray(label(mask, connectivity=2))
     for k in range(1, regions.max() + 1):
         region = regions == k
         np.testing.assert_array_equal(rasterise_edges(edge_ring(region), *region.shape), region)
