@@ -42,7 +42,9 @@ class _Export:
 
     def run(self) -> None:
         source = self._source()
-        settings, by = self._settings(), getattr(self, "instances", "components")
+        settings = self._settings()
+        # YOLO has nothing else, and in a folder of masks only the least area asks.
+        components: InstancesBy = "components"
         report = run_export(
             source,
             self._maker(settings),
@@ -50,7 +52,7 @@ class _Export:
             stage=f"export {self.format_name}",
             settings=settings,
             filters=self.filters,
-            by=by,
+            by=getattr(self, "instances", components),
             overwrite=self.overwrite,
         )
         if report is not None:

@@ -140,7 +140,8 @@ class _Export:
     def __init__(
         self, source: ExportSource, kept: Sequence[int], filters: ExportFilter, by: InstancesBy
     ) -> None:
-        self.source, self.kept, self.filters, self.by = source, kept, filters, by
+        self.source, self.kept, self.filters = source, kept, filters
+        self.by: InstancesBy = by
         self.report = ExportReport()
         # Old label to new: dropped classes are background.
         self.new_label = np.zeros(256, np.uint8)

@@ -66,12 +66,12 @@ class LabelSource:
 
     def __init__(self, labels: Path, dataset: Path) -> None:
         require_finished(labels, "label")
-        self.class_names = DatasetMetadata.load(dataset).class_names
+        self.class_names: Sequence[str] = DatasetMetadata.load(dataset).class_names
         self.dataset = dataset
         self.reader = ShardReader(labels)
         # Rows are read in order: more than the row group at hand would only fill the memory.
         self.reader.cache_bytes = 2 * self.reader.largest_group_bytes
-        self.depends_on = {
+        self.depends_on: Mapping[str, Any] = {
             "dataset.sha256": dataset_hash(dataset),
             "labels": file_hash(labels / "manifest.json"),
         }
@@ -111,11 +111,11 @@ class PredictionSource:
         require_finished(predictions, "predict")
         self.predictions, self.images = predictions, images
         entries = json.loads((predictions / "classes.json").read_text(encoding="utf-8"))
-        self.class_names = tuple(entry["name"] for entry in entries[1:])
+        self.class_names: Sequence[str] = tuple(entry["name"] for entry in entries[1:])
         self.masks: dict[str, str] = json.loads((predictions / "masks.json").read_text(encoding="utf-8"))
         self.failed = _failures(predictions)
         self.is_dataset = (images / "metadata.json").is_file()
-        self.depends_on = {
+        self.depends_on: Mapping[str, Any] = {
             "images": dataset_hash(images) if self.is_dataset else str(images.absolute()),
             "predictions": file_hash(predictions / "manifest.json"),
             "predictions.masks": file_hash(predictions / "masks.json"),
