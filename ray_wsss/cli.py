@@ -11,6 +11,11 @@ from ray_wsss.commands import (
     Demo,
     Embed,
     Evaluate,
+    ExportCoco,
+    ExportFolder,
+    ExportLabelStudio,
+    ExportVoc,
+    ExportYolo,
     IngestCoco,
     IngestCsv,
     IngestFolder,
@@ -18,6 +23,7 @@ from ray_wsss.commands import (
     Label,
     Predict,
     SegmentEverything,
+    Show,
     Sweep,
     TrainClassifier,
     TrainSegmenter,
@@ -31,6 +37,13 @@ from ray_wsss.settings_file import apply_settings, load_settings
 from ray_wsss.storage import parse_path, why_unreachable
 
 INGEST = {"coco": IngestCoco, "voc": IngestVoc, "folder": IngestFolder, "csv": IngestCsv}
+EXPORT = {
+    "voc": ExportVoc,
+    "coco": ExportCoco,
+    "yolo": ExportYolo,
+    "label-studio": ExportLabelStudio,
+    "folder": ExportFolder,
+}
 
 
 def _commands(preset: str, recipe: Recipe) -> Any:
@@ -64,6 +77,7 @@ def _commands(preset: str, recipe: Recipe) -> Any:
             **common,
         ),
         "predict": Predict(segmenter=missing, images=missing, out=missing, predict=recipe.predict, **common),
+        "show": Show(images=missing, classifier=missing, label=recipe.label, sam=recipe.sam, **common),
         "sweep": Sweep(
             space=missing,
             dataset=missing,
@@ -76,10 +90,14 @@ def _commands(preset: str, recipe: Recipe) -> Any:
         ),
         "demo": Demo(),
     }
-    sources = [Annotated[cls, tyro.conf.subcommand(name)] for name, cls in INGEST.items()]
-    ingest = Annotated[Union[tuple(sources)], tyro.conf.subcommand("ingest")]  # noqa: UP007
     stages = [Annotated[type(d), tyro.conf.subcommand(name, default=d)] for name, d in defaults.items()]
-    return Union[(ingest, *stages)]
+    return Union[(_group("ingest", INGEST), *stages, _group("export", EXPORT))]
+
+
+def _group(name: str, commands: dict[str, Any]) -> Any:
+    """A subcommand that has subcommands."""
+    members = [Annotated[cls, tyro.conf.subcommand(word)] for word, cls in commands.items()]
+    return Annotated[Union[tuple(members)], tyro.conf.subcommand(name)]  # noqa: UP007
 
 
 def _defaults(argv: list[str]) -> tuple[str, Recipe]:

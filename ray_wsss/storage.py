@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import uuid4
 
 import pyarrow.parquet as pq
@@ -23,6 +23,11 @@ from fsspec.registry import get_filesystem_class
 from upath import UPath
 
 from ray_wsss.errors import UserError
+
+if TYPE_CHECKING:
+    AnyPath = Path
+else:  # where types are checked while functions run, in tests
+    AnyPath = Path | UPath
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _CLIENTS = ("aiohttp", "botocore", "gcsfs", "google", "s3fs")

@@ -1,7 +1,9 @@
 """The commands of ``ray-wsss``, one dataclass each: its fields are the flags, its docstrings the help."""
 
 from ray_wsss.commands.apply import Evaluate, Predict
+from ray_wsss.commands.export import ExportCoco, ExportFolder, ExportLabelStudio, ExportVoc, ExportYolo
 from ray_wsss.commands.ingest import IngestCoco, IngestCsv, IngestFolder, IngestVoc
+from ray_wsss.commands.show import Show
 from ray_wsss.commands.stages import (
     Demo,
     Embed,
@@ -16,6 +18,11 @@ __all__ = [
     "Demo",
     "Embed",
     "Evaluate",
+    "ExportCoco",
+    "ExportFolder",
+    "ExportLabelStudio",
+    "ExportVoc",
+    "ExportYolo",
     "IngestCoco",
     "IngestCsv",
     "IngestFolder",
@@ -23,6 +30,7 @@ __all__ = [
     "Label",
     "Predict",
     "SegmentEverything",
+    "Show",
     "Sweep",
     "TrainClassifier",
     "TrainSegmenter",

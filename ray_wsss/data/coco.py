@@ -72,8 +72,7 @@ def rasterise(annotations: list[dict[str, Any]], height: int, width: int) -> NDA
         value = 255 if annotation.get("iscrowd") else annotation["class_index"] + 1
         painted.append((value == 255, -sum(runs[1::2]), value, runs))
     for _, _, value, runs in sorted(painted, key=lambda p: p[:2]):
-        inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-        label_map[inside.reshape(width, height).T] = value
+        label_map[_fill(runs, height, width)] = value
     return label_map
 
 
@@ -121,6 +120,17 @@ def encode_rle(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> dict[str, Any]:
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     # Its stubs call them str; the C code gives bytes.
     return {"size": rle["size"], "counts": cast(bytes, rle["counts"]).decode("ascii")}
+
+
+def decode_rle(counts: str, image_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """The mask (H, W) of COCO's compressed RLE. Raises ValueError where it is malformed."""
+    runs = _checked_runs({"size": list(image_hw), "counts": counts}, *image_hw)
+    return _fill(runs, *image_hw)
+
+
+def _fill(runs: list[int], height: int, width: int) -> NDArray[np.bool_]:
+    inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return inside.reshape(width, height).T
 
 
 def _runs(segmentation: Any, height: int, width: int) -> list[int]:

@@ -1,7 +1,6 @@
 """Trained networks on disk: a folder with ``model.safetensors`` and ``model.json``."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -11,12 +10,12 @@ from torch import nn
 from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec, build_segmenter
-from ray_wsss.storage import local_file
+from ray_wsss.storage import AnyPath, local_file
 
 _KINDS = {ClassifierSpec: "classifier", SegmenterSpec: "segmenter"}
 
 
-def save_model(model: nn.Module, spec: ClassifierSpec | SegmenterSpec, folder: Path) -> None:
+def save_model(model: nn.Module, spec: ClassifierSpec | SegmenterSpec, folder: AnyPath) -> None:
     """Write the weights (safetensors) and what builds the network again (JSON) into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
@@ -28,7 +27,7 @@ def save_model(model: nn.Module, spec: ClassifierSpec | SegmenterSpec, folder: P
     )
 
 
-def load_classifier(folder: Path) -> tuple[Classifier, ClassifierSpec]:
+def load_classifier(folder: AnyPath) -> tuple[Classifier, ClassifierSpec]:
     """A trained classifier in eval mode, on the CPU. Raises UserError where there is none."""
     spec = ClassifierSpec(**_read_description(folder, "classifier"))
     model = build_classifier(spec)
@@ -36,7 +35,7 @@ def load_classifier(folder: Path) -> tuple[Classifier, ClassifierSpec]:
     return model.eval(), spec
 
 
-def load_segmenter(folder: Path) -> tuple[Segmenter, SegmenterSpec]:
+def load_segmenter(folder: AnyPath) -> tuple[Segmenter, SegmenterSpec]:
     """A trained segmenter in eval mode, on the CPU. Raises UserError where there is none."""
     spec = SegmenterSpec(**_read_description(folder, "segmenter"))
     model = build_segmenter(spec)
@@ -44,12 +43,12 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, SegmenterSpec]:
     return model.eval(), spec
 
 
-def read_class_names(folder: Path, kind: str) -> tuple[str, ...]:
+def read_class_names(folder: AnyPath, kind: str) -> tuple[str, ...]:
     """Class names of the network in ``folder``, without building it."""
     return _read_description(folder, kind)["class_names"]
 
 
-def _read_description(folder: Path, kind: str) -> dict[str, Any]:
+def _read_description(folder: AnyPath, kind: str) -> dict[str, Any]:
     path = folder / "model.json"
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
@@ -65,7 +64,7 @@ def _read_description(folder: Path, kind: str) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
 
 
-def _load_weights(model: nn.Module, folder: Path) -> None:
+def _load_weights(model: nn.Module, folder: AnyPath) -> None:
     path = folder / "model.safetensors"
     try:
         with local_file(path) as file:

@@ -2,7 +2,6 @@
 
 import struct
 import warnings
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ray_wsss.errors import UserError
-from ray_wsss.storage import local_file
+from ray_wsss.storage import AnyPath, local_file
 
 # What torch.load raises where bytes are not what it wrote: its unpickler trusts their order.
 _DAMAGED = (
@@ -29,7 +28,7 @@ _DAMAGED = (
 )
 
 
-def read_weights(path: Path, setting: str) -> dict[str, Tensor]:
+def read_weights(path: AnyPath, setting: str) -> dict[str, Tensor]:
     """The state dict in ``path``, on the CPU; safetensors by its suffix, else a PyTorch file.
 
     Args:

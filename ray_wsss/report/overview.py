@@ -36,9 +36,15 @@ class OverviewRow:
     """Column title -> label map: 0 background, class c as c + 1, 255 ignore."""
 
 
-def save_overview(rows: Sequence[OverviewRow], class_names: Sequence[str], path: Path) -> None:
-    """Draw ``rows`` and write them as PNG: image, CAMs, prompts, label maps, with a legend of classes."""
-    save_figure(_draw(rows, class_names), path)
+def save_overview(
+    rows: Sequence[OverviewRow], class_names: Sequence[str], path: Path, *, cell_inches: float = 1.35
+) -> None:
+    """Draw ``rows`` and write them as PNG: image, CAMs, prompts, label maps, with a legend of classes.
+
+    Args:
+        cell_inches: side of a picture, at 150 pixels an inch.
+    """
+    save_figure(_draw(rows, class_names, cell_inches), path)
 
 
 def render_overview(rows: Sequence[OverviewRow], class_names: Sequence[str]) -> NDArray[np.uint8]:
@@ -49,12 +55,12 @@ def render_overview(rows: Sequence[OverviewRow], class_names: Sequence[str]) -> 
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str]) -> Figure:
+def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str], cell_inches: float = 1.35) -> Figure:
     # Columns that some row has; prompts belong to CAMs.
     cams = list(dict.fromkeys(title for row in rows for title in row.cams))
     maps = list(dict.fromkeys(title for row in rows for title in row.label_maps))
     titles = ["image", *cams, *(["point prompts"] if cams else []), *maps]
-    figure = Figure(figsize=(1.35 * len(titles), 1.35 * len(rows) + 0.75), dpi=150)
+    figure = Figure(figsize=(cell_inches * len(titles), cell_inches * len(rows) + 0.75), dpi=150)
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, row_axes in zip(rows, axes):
         cells = iter(row_axes)

@@ -139,15 +139,21 @@ class PrepareImages:
             if row["image"] is None:
                 raise ValueError("there is no image in the row")
             pixels = decode_image(row["image"], _orientation_of(row))
-            return PreparedImage(
-                image_id=image_id,
-                image_hw=(pixels.shape[0], pixels.shape[1]),
-                image_labels=_labels_of(row),
-                pixels=shrink(pixels, self.max_side_px) if self.max_side_px is not None else None,
-                **self._sam_input(image_id, pixels),
-            )
+            return self.prepare(image_id, pixels, _labels_of(row))
         except ValueError as error:
             return PreparedImage(image_id=image_id, error=str(error))
+
+    def prepare(
+        self, image_id: str, pixels: NDArray[np.uint8], image_labels: tuple[int, ...]
+    ) -> PreparedImage:
+        """One decoded image (H, W, 3). Raises ValueError where it is too thin for SAM."""
+        return PreparedImage(
+            image_id=image_id,
+            image_hw=(pixels.shape[0], pixels.shape[1]),
+            image_labels=image_labels,
+            pixels=shrink(pixels, self.max_side_px) if self.max_side_px is not None else None,
+            **self._sam_input(image_id, pixels),
+        )
 
     def _sam_input(self, image_id: str, pixels: NDArray[np.uint8]) -> dict[str, Any]:
         if self.embeddings is not None:

@@ -25,9 +25,18 @@ from ray_wsss.data.images import encode_mask
 from ray_wsss.data.schema import ROWS_PER_GROUP
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.store import load_classifier
+from ray_wsss.ops.pseudo_label import stability_score
 from ray_wsss.stages.chunks import PreparedImage, resize_map
 from ray_wsss.stages.embed import embeddings_of
-from ray_wsss.stages.prompting import PairCams, PairMasks, aggregate, decode_pairs, find_cams, find_prompts
+from ray_wsss.stages.prompting import (
+    PairCams,
+    PairMasks,
+    compete,
+    decode_pairs,
+    find_cams,
+    find_prompts,
+    upscale_masks,
+)
 from ray_wsss.stages.tally import Tally
 
 SEGMENT = pa.struct(
@@ -35,6 +44,7 @@ SEGMENT = pa.struct(
         pa.field("class_index", pa.int32()),
         pa.field("points_xy", pa.list_(pa.list_(pa.float32(), 2))),  # pixels of the image, x before y
         pa.field("sam_score", pa.float32()),  # SAM's predicted IoU of the mask
+        pa.field("stability_score", pa.float32()),  # IoU of the masks at logits above 1 and above -1
         pa.field("cam_mean", pa.float32()),  # mean CAM over the mask, in [0, 1]
         pa.field("area", pa.int64()),  # pixels of the mask
         pa.field("rle", pa.string()),  # the mask before classes compete, COCO's compressed RLE
@@ -142,11 +152,13 @@ class SamLabeller:
 
     def _aggregate(self, cams: PairCams, masks: PairMasks, count: int) -> list[_Labelled]:
         """Labels and masks of a group of ``count`` images of one size."""
-        labels, binary = aggregate(self.sam, cams, masks, count, self.config)
+        logits = upscale_masks(self.sam, cams, masks)
+        labels, binary = compete(logits, masks.predicted_iou, cams, count, self.config)
         inside = binary.sum((1, 2)).clamp(min=1)
         columns = {
             "class_index": cams.class_index.tolist(),
             "sam_score": masks.predicted_iou.tolist(),
+            "stability_score": stability_score(logits).tolist(),
             "cam_mean": ((cams.cam * binary).sum((1, 2)) / inside).tolist(),
             "points_xy": [points.flip(-1).tolist() for points in masks.points_yx],
         }

@@ -224,9 +224,13 @@ def aggregate(
 
     ``cams.image_index`` counts within the group here.
     """
+    return compete(upscale_masks(sam, cams, masks), masks.predicted_iou, cams, num_images, config)
+
+
+def upscale_masks(sam: Sam, cams: PairCams, masks: PairMasks) -> Float[Tensor, "N H W"]:
+    """The masks of a group of images of one size at that size, as logits; NaN or -inf without prompts."""
     image_hw = (cams.cam.shape[-2], cams.cam.shape[-1])
-    logits = upscale_logits(sam, masks.logits[:, None], sam_input_hw(sam, image_hw), image_hw)[:, 0]
-    return compete(logits, masks.predicted_iou, cams, num_images, config)
+    return upscale_logits(sam, masks.logits[:, None], sam_input_hw(sam, image_hw), image_hw)[:, 0]
 
 
 def compete(

@@ -62,11 +62,16 @@ def test_a_file_is_replaced_whole_or_not_at_all(root: Path) -> None:
     with replace_atomically(path) as temporary:
         temporary.write_text("one")
         assert not path.exists()
-    with pytest.raises(ZeroDivisionError), replace_atomically(path) as temporary:
-        temporary.write_text("two")
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        _fail_half_way(path)
     assert path.read_text() == "one"
     assert list(find_files(root)) == ["a/b.txt"]
+
+
+def _fail_half_way(path: Path) -> None:
+    with replace_atomically(path) as temporary:
+        temporary.write_text("two")
+        raise ZeroDivisionError
 
 
 def test_find_files_and_remove_tree(root: Path) -> None:

@@ -12,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from segment_anything.utils.amg import calculate_stability_score
 
 from ray_wsss.config import LabelConfig, SamConfig
 from ray_wsss.data.images import decode_mask
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
+from ray_wsss.ops.pseudo_label import stability_score
 from ray_wsss.stages.chunks import PrepareImages, plan_chunks, shrink
 from ray_wsss.stages.label import LABEL_SCHEMA, SamLabeller, to_tensor
 from ray_wsss.stages.prompting import find_cams, find_prompts
@@ -152,6 +154,7 @@ def test_segments_are_consistent(good):
             assert mask.sum() == segment["area"]
             assert mask[pseudo_label == class_index + 1].all()
             assert 0 <= segment["cam_mean"] <= 1
+            assert 0 < segment["stability_score"] <= 1
             covered |= mask
             points = np.array(segment["points_xy"])
             assert len(points) >= 1
@@ -190,3 +193,16 @@ def test_shrink_leaves_small_images_alone():
     assert shrink(pixels, 100) is pixels
     assert shrink(pixels, 50).shape == (10, 50, 3)
     assert shrink(np.zeros((1, 1000, 3), np.uint8), 32).shape == (1, 32, 3)
+
+
+def test_stability_is_that_of_segment_anything(labeller, good, monkeypatch):
+    seen = []
+
+    def watch(logits):
+        seen.append(logits)
+        return stability_score(logits)
+
+    monkeypatch.setattr("ray_wsss.stages.label.stability_score", watch)
+    (result,) = label(labeller, [GOOD[1]])
+    expected = calculate_stability_score(seen[0], 0.0, 1.0)
+    assert [s["stability_score"] for s in result["segments"]] == pytest.approx(expected.tolist())

@@ -1,0 +1,172 @@
+"""Commands that write labels in other tools' forms, one per form."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import tyro
+
+from ray_wsss.data.export.coco import CocoFormat
+from ray_wsss.data.export.folder import FolderFormat
+from ray_wsss.data.export.label_studio import LabelStudioFormat
+from ray_wsss.data.export.record import ExportFormat, InstancesBy
+from ray_wsss.data.export.voc import VocFormat
+from ray_wsss.data.export.yolo import YoloFormat
+from ray_wsss.errors import UserError
+from ray_wsss.stages.export import ExportFilter, run_export
+from ray_wsss.stages.export_source import ExportSource, LabelSource, PredictionSource
+
+FilterFlags = Annotated[ExportFilter, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Export:
+    out: Path
+    """Folder for the export."""
+    labels: Path | None = None
+    """Output of label; with --dataset."""
+    dataset: Path | None = None
+    """Data set that --labels are of."""
+    predictions: Path | None = None
+    """Output of predict, instead of --labels; with --images."""
+    images: Path | None = None
+    """Folder that --predictions were made from, or a data set with the same images."""
+    filters: FilterFlags = field(default_factory=ExportFilter)
+    skip_images: bool = False
+    """Write no pictures, labels alone."""
+    overwrite: bool = False
+    """Replace what --out holds."""
+    format_name: ClassVar[str]
+
+    def run(self) -> None:
+        source = self._source()
+        settings = self._settings()
+        # YOLO has nothing else, and in a folder of masks only the least area asks.
+        components: InstancesBy = "components"
+        report = run_export(
+            source,
+            self._maker(settings),
+            out=self.out,
+            stage=f"export {self.format_name}",
+            settings=settings,
+            filters=self.filters,
+            by=getattr(self, "instances", components),
+            overwrite=self.overwrite,
+        )
+        if report is not None:
+            print("\n".join(report.describe(self.filters)))
+            if report.errors:
+                print(f"{self.out / 'errors.parquet'} lists the images that failed, and why")
+            print(f"in {self.out}")
+
+    def _settings(self) -> dict[str, Any]:
+        """What the format is told beside folder and class names."""
+        return {"skip_images": self.skip_images}
+
+    def _maker(self, settings: dict[str, Any]) -> Callable[[Path, Sequence[str]], ExportFormat]:
+        raise NotImplementedError
+
+    def _source(self) -> ExportSource:
+        if (self.labels is None) == (self.predictions is None):
+            raise UserError("expected either --labels with --dataset, or --predictions with --images")
+        if self.labels is not None:
+            if self.dataset is None or self.images is not None:
+                raise UserError("--labels needs --dataset, the data set that they are of, and no --images")
+            source: ExportSource = LabelSource(self.labels, self.dataset)
+            inputs = {"--labels": self.labels, "--dataset": self.dataset}
+        else:
+            assert self.predictions is not None
+            if self.images is None or self.dataset is not None:
+                raise UserError("--predictions needs --images, a folder or a data set, and no --dataset")
+            source = PredictionSource(self.predictions, self.images)
+            inputs = {"--predictions": self.predictions, "--images": self.images}
+        for flag, folder in inputs.items():
+            if folder.resolve().is_relative_to(self.out.resolve()):
+                raise UserError(f"{flag} {folder} lies in --out {self.out}; expected a folder apart from it")
+        return source
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SplitExport(_Export):
+    split: str = "train"
+    """Name of this part of the data, such as train or val."""
+
+    def _settings(self) -> dict[str, Any]:
+        if not re.fullmatch(r"\w[\w.-]*", self.split):
+            raise UserError(f"--split is {self.split}; expected letters, digits, dots and dashes")
+        return super()._settings() | {"split": self.split}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportVoc(_SplitExport):
+    """Pascal VOC: JPEGImages, SegmentationClass, SegmentationObject, ImageSets, labelmap.txt."""
+
+    instances: InstancesBy = "components"
+    """What an object is: a connected component, or all of a class in an image."""
+    boundary_px: int = 0
+    """Pixels on either side of an object's outline that become 255 (ignore), as in VOC's own masks."""
+    format_name: ClassVar[str] = "voc"
+
+    def _settings(self) -> dict[str, Any]:
+        if self.boundary_px < 0:
+            raise UserError(f"--boundary-px is {self.boundary_px}; expected 0 or more pixels")
+        return super()._settings() | {"boundary_px": self.boundary_px}
+
+    def _maker(self, settings: dict[str, Any]) -> Callable[[Path, Sequence[str]], ExportFormat]:
+        return lambda out, names: VocFormat(out, names, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCoco(_SplitExport):
+    """COCO: an instances JSON with masks as RLE, scores and points."""
+
+    instances: InstancesBy = "components"
+    """What an instance is: a connected component, or all of a class in an image."""
+    polygons: bool = False
+    """Outlines instead of RLE; holes are cut open."""
+    format_name: ClassVar[str] = "coco"
+
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | {"polygons": self.polygons}
+
+    def _maker(self, settings: dict[str, Any]) -> Callable[[Path, Sequence[str]], ExportFormat]:
+        return lambda out, names: CocoFormat(out, names, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportYolo(_SplitExport):
+    """YOLO segmentation: a text file of polygons per image, one per connected component, and data.yaml."""
+
+    format_name: ClassVar[str] = "yolo"
+
+    def _maker(self, settings: dict[str, Any]) -> Callable[[Path, Sequence[str]], ExportFormat]:
+        return lambda out, names: YoloFormat(out, names, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportLabelStudio(_Export):
+    """Label Studio: tasks with brush predictions to correct, and the labelling interface for them."""
+
+    instances: InstancesBy = "components"
+    """What a region is: a connected component, or all of a class in an image."""
+    url_prefix: str = "/data/local-files/?d="
+    """What stands before images/NAME.jpg in a task; by default local storage with --out as its root."""
+    format_name: ClassVar[str] = "label-studio"
+
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | {"url_prefix": self.url_prefix}
+
+    def _maker(self, settings: dict[str, Any]) -> Callable[[Path, Sequence[str]], ExportFormat]:
+        return lambda out, names: LabelStudioFormat(out, names, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFolder(_Export):
+    """A plain folder: masks as palette PNGs, overlays to look at, classes.json."""
+
+    format_name: ClassVar[str] = "folder"
+
+    def _maker(self, settings: dict[str, Any]) -> Callable[[Path, Sequence[str]], ExportFormat]:
+        return lambda out, names: FolderFormat(out, names, **settings)

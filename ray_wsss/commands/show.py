@@ -1,0 +1,133 @@
+"""The command that labels single images and shows the result."""
+
+import os
+import sys
+import tempfile
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from ray_wsss.commands.flags import ConfigFile, PresetName
+from ray_wsss.config import LabelConfig, Recipe, SamConfig
+from ray_wsss.data.export.names import FileNames
+from ray_wsss.errors import UserError
+from ray_wsss.overrides import flatten
+from ray_wsss.report.overview import OverviewRow, save_overview
+from ray_wsss.stages.quick import ImageLabeller, LabelledPicture
+
+_CELL_INCHES = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Label single images: picture, CAM, points and mask side by side. Needs no data set, and no Ray."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files."""
+    classifier: Path
+    """Output of train-classifier."""
+    classes: tuple[str, ...] = ()
+    """What is in the images; by default what the classifier finds in each."""
+    threshold: float = 0.5
+    """Least probability for that, in [0, 1]."""
+    out: Path | None = None
+    """A .png file for all images, or a folder for one picture each. By default a window shows them."""
+    config: ConfigFile = None
+    """TOML file whose settings replace the preset's, such as a sweep's best.toml."""
+    preset: PresetName = "voc"
+    """Where the defaults below come from, else the file's preset."""
+    label: LabelConfig = field(default_factory=LabelConfig)
+    sam: SamConfig = field(default_factory=SamConfig)
+
+    def run(self) -> None:
+        self._check()
+        print(f"loading the classifier and SAM {self.sam.name}", flush=True)
+        recipe = Recipe(label=self.label, sam=self.sam)
+        settings = {k: v for k, v in flatten(recipe).items() if k.split(".")[0] in ("label", "sam")}
+        labeller = ImageLabeller(self.classifier, settings=settings)
+        labelled = []
+        for number, path in enumerate(self.images, 1):
+            picture = labeller(path, classes=self.classes or None, threshold=self.threshold)
+            print(f"[{number}/{len(self.images)}] {describe(picture, self.threshold)}", flush=True)
+            labelled.append(picture)
+        good = [picture for picture in labelled if picture.error is None]
+        if not good:
+            raise UserError(f"none of the {len(labelled)} images could be labelled")
+        for path in self._save(good, labeller.class_names):
+            print(f"{path} shows it")
+
+    def _check(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise UserError(f"--threshold is {self.threshold}; expected a probability in [0, 1]")
+        if not self.images:
+            raise UserError("there are no images; expected one or more files")
+        if self.out is None or not self.out.suffix:
+            return
+        if self.out.suffix.lower() != ".png":
+            raise UserError(f"--out is {self.out}; expected a .png file, or a folder")
+        if any(self.out.resolve() == image.resolve() for image in self.images):
+            raise UserError(f"--out {self.out} is one of the images; expected another file")
+
+    def _save(self, pictures: Sequence[LabelledPicture], class_names: Sequence[str]) -> list[Path]:
+        """Write what was asked for; without --out open it, or leave it here where there is no display."""
+        if self.out is not None and not self.out.suffix:
+            root = os.path.commonpath([path.absolute().parent for path in self.images])
+            ids = [os.path.relpath(Path(p.source).absolute(), root) for p in pictures]
+            names = FileNames(ids)
+            files = {self.out / f"{names.name(i)}_labels.png": [p] for i, p in zip(ids, pictures)}
+        else:
+            files = {self.out or _default_file(): list(pictures)}
+        for path, members in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_overview([as_row(p) for p in members], class_names, path, cell_inches=_CELL_INCHES)
+        if self.out is None and has_display():
+            webbrowser.open(next(iter(files)).absolute().as_uri())
+        return list(files)
+
+
+def describe(picture: LabelledPicture, threshold: float) -> str:
+    """One line on an image: its classes, or why it has none."""
+    if picture.error is not None:
+        return f"{picture.source}: {picture.error}"
+    if not picture.found:
+        best = sorted(picture.probabilities.items(), key=lambda entry: -entry[1])[:3]
+        likeliest = ", ".join(f"{name} {probability:.2f}" for name, probability in best)
+        return (
+            f"{picture.source}: no class reaches {threshold:g}, the likeliest are {likeliest}; "
+            "name some with --classes, or lower --threshold"
+        )
+    size = picture.label_map.size
+    parts = [
+        f"{entry.name} ({_points(len(entry.points_xy))}, score {entry.score:.2f}, "
+        f"{(picture.label_map == entry.class_index + 1).sum() / size:.0%} of the image)"
+        for entry in picture.found
+    ]
+    return f"{picture.source}: {', '.join(parts)}"
+
+
+def as_row(picture: LabelledPicture) -> OverviewRow:
+    """The picture's row in an overview."""
+    return OverviewRow(
+        image=picture.image,
+        cams={"CAM": picture.cam},
+        points=[(f.class_index, float(x), float(y)) for f in picture.found for x, y in f.points_xy],
+        label_maps={"pseudo label": picture.label_map},
+    )
+
+
+def has_display() -> bool:
+    """Whether a window can be opened."""
+    return sys.platform in ("darwin", "win32") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+
+
+def _default_file() -> Path:
+    return Path(tempfile.mkdtemp(prefix="ray_wsss_")) / "labels.png" if has_display() else Path("labels.png")
+
+
+def _points(count: int) -> str:
+    return "1 point" if count == 1 else f"{count} points"
