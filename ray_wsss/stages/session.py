@@ -1,8 +1,9 @@
 """Training in this process: the `Session` without Ray, and where checkpoints lie."""
 
 import shutil
+import weakref
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 import torch
 from torch import nn
@@ -39,10 +40,11 @@ class LocalSession:
             return None
         if not is_remote(self.folder):
             return checkpoints[-1]
-        self._copy = TemporaryDirectory(prefix="ray_wsss_")
+        copy = Path(mkdtemp(prefix="ray_wsss_"))
+        weakref.finalize(self, shutil.rmtree, copy, ignore_errors=True)
         for path in checkpoints[-1].iterdir():
-            copy_file(path, Path(self._copy.name) / path.name)
-        return Path(self._copy.name)
+            copy_file(path, copy / path.name)
+        return copy
 
     def mean_over_workers(self, value: torch.Tensor) -> torch.Tensor:
         """The value itself: there is one worker."""
