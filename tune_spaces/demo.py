@@ -3,7 +3,7 @@ r"""Learning rate, tau and warm-up length of the demo's classifier, on the demo'
     ray-wsss sweep --space tune_spaces/demo.py \
         --dataset demo/train --validation demo/held_out --out demo/sweep
 
-Cost: 8 trials of 500 iterations, or of 300 where ASHA stops one; on 2 CPU cores about a quarter of an hour.
+Cost: 8 trials of 500 iterations, or of 300 where ASHA stops one; on 2 CPU cores about 20 minutes.
 Expected: trials differ by 30 points; the best, with tau below 0.5, end above 60 % mIoU
 (CAMs, best threshold).
 """
