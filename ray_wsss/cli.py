@@ -22,6 +22,7 @@ from ray_wsss.commands import (
     IngestVoc,
     Label,
     Predict,
+    RunAll,
     SegmentEverything,
     Show,
     Sweep,
@@ -88,6 +89,7 @@ def _commands(preset: str, recipe: Recipe) -> Any:
             sam=recipe.sam,
             **common,
         ),
+        "run-all": RunAll(dataset=missing, out=missing, recipe=recipe, **common),
         "demo": Demo(),
     }
     stages = [Annotated[type(d), tyro.conf.subcommand(name, default=d)] for name, d in defaults.items()]

@@ -9,6 +9,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from ray_wsss.cluster.map import Resources
 from ray_wsss.cluster.session import Cluster
 from ray_wsss.cluster.train import Workers
+from ray_wsss.config import Recipe
 from ray_wsss.storage import is_remote, parse_path
 
 PresetName = Literal["voc", "coco", "demo"]
@@ -32,4 +33,5 @@ def _path_rule(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None
 ConfigFile = Path | None
 ClusterFlags = Annotated[Cluster, tyro.conf.arg(name="")]
 ResourcesFlags = Annotated[Resources, tyro.conf.arg(name="")]
+RecipeFlags = Annotated[Recipe, tyro.conf.arg(name="")]
 WorkersFlags = Annotated[Workers, tyro.conf.arg(name="")]

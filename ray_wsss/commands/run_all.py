@@ -7,7 +7,7 @@ from ray_wsss.cluster.map import Resources
 from ray_wsss.cluster.run_all import METRICS, run_all
 from ray_wsss.cluster.session import Cluster
 from ray_wsss.cluster.train import Workers
-from ray_wsss.commands.flags import ClusterFlags, ConfigFile, PresetName, WorkersFlags
+from ray_wsss.commands.flags import ClusterFlags, ConfigFile, PresetName, RecipeFlags, WorkersFlags
 from ray_wsss.config import Recipe
 from ray_wsss.report.table import print_metrics
 
@@ -36,7 +36,7 @@ class RunAll:
     """GPUs of an actor; fractions share one."""
     workers: WorkersFlags = field(default_factory=Workers)
     cluster: ClusterFlags = field(default_factory=Cluster)
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: RecipeFlags = field(default_factory=Recipe)
 
     def run(self) -> None:
         metrics = run_all(
