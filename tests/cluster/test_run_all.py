@@ -1,0 +1,38 @@
+"""Every stage in turn, and again: nothing is made twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ray_wsss.cli import main
+
+FLAGS = [
+    *("--preset", "demo", "--ssc", "--workers", "1", "--cpm.view", "image"),
+    *("--classifier.batch-size", "8", "--classifier.max-iters", "4", "--cpm.warmup-iters", "2"),
+    *("--segmenter.batch-size", "8", "--segmenter.max-iters", "2", "--label.scales", "1.0"),
+]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_run_all(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    paths = ["--dataset", str(dataset), "--validation", str(dataset), "--out", str(out)]
+    assert main(["run-all", *paths, *FLAGS]) == 0
+    told = capsys.readouterr().out
+    steps = ["embed", "segment-everything", "train-classifier", "label", "train-segmenter", "evaluate"]
+    assert all(f"[{k}/6] {name}\n" in told for k, name in enumerate(steps, start=1))
+    assert {"cam_fixed", "cam_best", "segmenter"} <= json.loads((out / "metrics.json").read_text()).keys()
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+    assert main(["run-all", *paths, *FLAGS]) == 0
+    assert capsys.readouterr().out.count("is already finished") == 5
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+def test_validation_of_other_classes(
+    dataset: Path, foreign_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ["--dataset", str(dataset), "--validation", str(foreign_dataset), "--out", str(tmp_path / "out")]
+    assert main(["run-all", *paths, *FLAGS]) == 1
+    assert "has other classes than" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
