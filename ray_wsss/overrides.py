@@ -1,11 +1,10 @@
 """Settings by dotted key: the one way in which command line, Tune and tests change them."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any
 
-from ray_wsss.errors import UserError
+from ray_wsss.errors import UserError, did_you_mean
 
 
 def override(config: Any, changes: Mapping[str, Any]) -> Any:
@@ -28,12 +27,7 @@ def _set(config: Any, path: list[str], value: Any, key: str) -> Any:
     names = [f.name for f in fields(config)]
     prefix = key[: len(key) - len(".".join(path))]
     if head not in names:
-        near = difflib.get_close_matches(head, names, n=1)
-        hint = (
-            f"did you mean {prefix}{near[0]}?"
-            if near
-            else f"known are {', '.join(prefix + n for n in names)}"
-        )
+        hint = did_you_mean(head, names, f"known are {', '.join(prefix + n for n in names)}", prefix)
         raise UserError(f"unknown key {key}: {hint}")
     old = getattr(config, head)
     if bool(rest) != is_dataclass(old):

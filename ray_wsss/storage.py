@@ -138,6 +138,18 @@ def copy_file(source: Path, target: Path) -> None:
         shutil.copyfile(ours, temporary)
 
 
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether ``path`` is ``folder``, or below it once links are followed."""
+    return is_remote(path) == is_remote(folder) and path.resolve().is_relative_to(folder.resolve())
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Remove what killed writers left half written below ``folder``; in a store they leave nothing."""
+    if not is_remote(folder):
+        for path in folder.rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, where there are folders."""
     if not is_remote(path):

@@ -20,7 +20,7 @@ from ray_wsss.cluster.metrics import StageMetrics
 from ray_wsss.cluster.progress import ImageProgress
 from ray_wsss.cluster.session import Cluster, ray_session
 from ray_wsss.data.reader import open_shard
-from ray_wsss.data.schema import write_table_atomically
+from ray_wsss.data.schema import write_errors
 from ray_wsss.errors import UserError
 from ray_wsss.stages.chunks import (
     Chunk,
@@ -36,7 +36,6 @@ from ray_wsss.stages.tally import Tally
 
 _DECODE_MEMORY = 2**30
 """Bytes that a process which decodes chunks is planned to take; half of it is what it imports."""
-_ERRORS = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
 Failures = list[tuple[str, str]]
 """Images that failed, and why."""
 
@@ -222,9 +221,7 @@ def count_done(done: Dataset, report: RunReport, progress: ImageProgress) -> Fai
 
 def _list_errors(parts: Parts, chunks: Sequence[Chunk]) -> None:
     """Write OUT/errors.parquet; none where no image failed."""
-    path = parts.out / "errors.parquet"
-    path.unlink(missing_ok=True)
-    failed: list[dict[str, str]] = []
+    failed: Failures = []
     tallies = parts.finished(chunks)
     for chunk in chunks:
         tally = tallies.get(chunk.index)
@@ -233,9 +230,8 @@ def _list_errors(parts: Parts, chunks: Sequence[Chunk]) -> None:
         if tally.errors:
             with open_shard(parts.path(chunk.index)) as file:
                 rows = file.read(columns=["image_id", "error"]).to_pylist()
-            failed += [{"image_id": r["image_id"], "reason": r["error"]} for r in rows if r["error"]]
-    if failed:
-        write_table_atomically(pa.Table.from_pylist(failed, schema=_ERRORS), path)
+            failed += [(row["image_id"], row["error"]) for row in rows if row["error"]]
+    write_errors(failed, parts.out)
 
 
 def describe_run(report: RunReport, what: str) -> str:

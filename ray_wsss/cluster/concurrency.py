@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-import ray
-
-from ray_wsss.cluster.session import room_on
+from ray_wsss.cluster.session import live_nodes, room_on
 from ray_wsss.cluster.train import Workers
 from ray_wsss.errors import UserError
 
@@ -15,8 +13,7 @@ def trials_at_once(workers: Workers, most: int | None = None) -> tuple[int, str]
     Raises:
         UserError: as `plan_trials`.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return plan_trials(nodes, workers, most)
+    return plan_trials(live_nodes(), workers, most)
 
 
 def plan_trials(

@@ -22,7 +22,7 @@ from ray_wsss.stages.manifest import Output, file_hash, require_finished
 from ray_wsss.stages.predict_folder import FolderPredictor, MaskFolder, PrepareFiles, name_masks
 from ray_wsss.stages.provenance import settings_of
 from ray_wsss.stages.tally import Tally
-from ray_wsss.storage import is_remote
+from ray_wsss.storage import drop_leftovers, lies_in
 
 _IMAGES_PER_BLOCK = 32
 """At most: large photographs of one block, decoded, take some 100 MB."""
@@ -66,7 +66,7 @@ def run_predict(
     arguments = {"segmenter": segmenter.absolute(), "config": recipe.predict, "folder": folder}
     output.reopen()  # finished or not, from here on it is incomplete
     if state == "unfinished":
-        folder.drop_leftovers()
+        drop_leftovers(out)
     folder.write_classes(read_class_names(segmenter, "segmenter"))
     failed = _predict(missing, images, arguments, report, run) if missing else []
     folder.write_errors(failed)
@@ -126,18 +126,14 @@ def _files_of(rows: pa.Table) -> list[tuple[str, str]]:
 
 def _check_apart(out: Path, images: Path, segmenter: Path) -> None:
     """Raise UserError where masks would be taken for images, or --overwrite would delete an input."""
-    if _lies_in(out, images):
+    if lies_in(out, images):
         raise UserError(
             f"--out {out} lies in --images {images}, where masks would be taken for images; "
             "expected a folder apart from it"
         )
     for flag, folder in (("--images", images), ("--segmenter", segmenter)):
-        if _lies_in(folder, out):
+        if lies_in(folder, out):
             raise UserError(f"{flag} {folder} lies in --out {out}; expected a folder apart from it")
-
-
-def _lies_in(path: Path, folder: Path) -> bool:
-    return is_remote(path) == is_remote(folder) and path.resolve().is_relative_to(folder.resolve())
 
 
 def describe_predictions(report: RunReport) -> str:

@@ -148,7 +148,7 @@ def check_resources(*, count: int, cpus: float, gpus: float, what: str, spare_cp
         what: they are, for the message.
         spare_cpus: CPUs that have to be left on one node for others.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = live_nodes()
     room = sum(room_on(node, cpus, gpus) for node in nodes)
     have_cpus, have_gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
     # Where every place is taken, what is left of the nodes may be crumbs of which none is large enough.
@@ -160,6 +160,11 @@ def check_resources(*, count: int, cpus: float, gpus: float, what: str, spare_cp
             f"{what}: {count} processes of {cpus:g} CPUs and {gpus:g} GPUs{spare} are asked for, but the Ray "
             f"cluster has {have_cpus:g} CPUs and {have_gpus:g} GPUs on {len(nodes)} nodes"
         )
+
+
+def live_nodes() -> list[dict[str, float]]:
+    """Resources by name of every node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def room_on(node: Mapping[str, float], cpus: float, gpus: float) -> int:

@@ -18,7 +18,7 @@ from ray_wsss.cluster.train import Workers, fit_on_ray
 from ray_wsss.config import Recipe
 from ray_wsss.data.trials import trial_folder
 from ray_wsss.overrides import override
-from ray_wsss.stages.session import export_model
+from ray_wsss.stages.session import PROGRESS, export_model
 from ray_wsss.stages.train_classifier import train_classifier
 from ray_wsss.stages.training import Session
 
@@ -152,4 +152,4 @@ def make_report(figures: dict[str, float], metric: str, percent: float) -> dict[
 
 def load_history(folder: Path) -> list[dict[str, float]]:
     """Every report of a training run that has ended."""
-    return json.loads((folder / "progress.json").read_text(encoding="utf-8"))["history"]
+    return json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["history"]

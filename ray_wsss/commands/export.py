@@ -17,6 +17,7 @@ from ray_wsss.data.export.yolo import YoloFormat
 from ray_wsss.errors import UserError
 from ray_wsss.stages.export import ExportFilter, run_export
 from ray_wsss.stages.export_source import ExportSource, LabelSource, PredictionSource
+from ray_wsss.storage import lies_in
 
 FilterFlags = Annotated[ExportFilter, tyro.conf.arg(name="")]
 
@@ -83,7 +84,7 @@ class _Export:
             source = PredictionSource(self.predictions, self.images)
             inputs = {"--predictions": self.predictions, "--images": self.images}
         for flag, folder in inputs.items():
-            if folder.resolve().is_relative_to(self.out.resolve()):
+            if lies_in(folder, self.out):
                 raise UserError(f"{flag} {folder} lies in --out {self.out}; expected a folder apart from it")
         return source
 

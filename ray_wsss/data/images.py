@@ -15,10 +15,11 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -216,6 +217,13 @@ def decode_mask(png: bytes) -> NDArray[np.uint8]:
     # Pillow stretches 2- and 4-bit grey (not palettes) to 0..255. The depth is byte 24 of every PNG.
     stretch = {2: 85, 4: 17}.get(png[24], 1) if image.mode == "L" else 1
     return (labels // stretch).astype(np.uint8)
+
+
+def describe_labels(class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """The labels of `encode_mask`: index, name, colour as red, green, blue; background is the first."""
+    colours = voc_palette().tolist()
+    names = ("background", *class_names)
+    return [{"index": k, "name": name, "colour": colours[k]} for k, name in enumerate(names)]
 
 
 def encode_mask(mask: NDArray[np.uint8]) -> bytes:

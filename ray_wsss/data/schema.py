@@ -157,3 +157,17 @@ def write_table_atomically(table: pa.Table, path: Path, rows_per_group: int = RO
             use_dictionary=False,
             write_statistics=False,
         )
+
+
+def write_errors(failed: Sequence[tuple[str, str]], out: Path, column: str = "image_id") -> None:
+    """Write ``out/errors.parquet``; none where no image failed.
+
+    Args:
+        failed: images, by what ``column`` says, and why they failed.
+    """
+    path = out / "errors.parquet"
+    path.unlink(missing_ok=True)
+    if failed:
+        schema = pa.schema([(column, pa.string()), ("reason", pa.string())])
+        rows = [{column: image, "reason": reason} for image, reason in failed]
+        write_table_atomically(pa.Table.from_pylist(rows, schema=schema), path)

@@ -10,6 +10,7 @@ from torch import nn
 from ray_wsss.models.classifier import ClassifierSpec
 from ray_wsss.models.segmenter import SegmenterSpec
 from ray_wsss.models.store import save_model
+from ray_wsss.stages.session import PROGRESS
 
 
 @dataclass
@@ -37,7 +38,7 @@ def save_checkpoint(
     """Write a checkpoint into ``folder``, an empty one."""
     save_model(model, spec, folder)
     torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict()}, folder / "training.pt")
-    (folder / "progress.json").write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
+    (folder / PROGRESS).write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
 
 
 def restore_checkpoint(
@@ -50,4 +51,4 @@ def restore_checkpoint(
     model.load_state_dict(state["model"])
     model.to(device)
     optimiser.load_state_dict(state["optimiser"])
-    return Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+    return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))

@@ -7,7 +7,6 @@ OUT/errors.parquet   images that could not be exported, and why; absent where al
 """
 
 import csv
-import difflib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,18 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from ray_wsss.data.export.files import StreamedFile, drop_leftovers
+from ray_wsss.data.export.files import StreamedFile
 from ray_wsss.data.export.names import FileNames
 from ray_wsss.data.export.record import ExportedImage, ExportFormat, Instance, InstancesBy, find_instances
-from ray_wsss.data.schema import write_table_atomically
-from ray_wsss.errors import UserError
+from ray_wsss.data.schema import write_errors
+from ray_wsss.errors import UserError, did_you_mean
 from ray_wsss.ops.losses import IGNORE_LABEL
 from ray_wsss.stages.export_source import ExportSource, LabelledImage
 from ray_wsss.stages.manifest import Output
-
-_ERRORS = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
+from ray_wsss.storage import drop_leftovers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +51,7 @@ class ExportFilter:
         """Indices of the classes to export. Raises UserError for one that isn't there."""
         for name in self.classes:
             if name not in class_names:
-                near = difflib.get_close_matches(name, class_names, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(class_names[:20])}"
+                hint = did_you_mean(name, class_names, f"there are {', '.join(class_names[:20])}")
                 raise UserError(f"--classes {name}: no such class; {hint}")
         return [k for k, name in enumerate(class_names) if not self.classes or name in self.classes]
 
@@ -209,11 +205,8 @@ class _Export:
         return True
 
     def _write_errors(self, out: Path) -> None:
-        errors, path = self.report.errors, out / "errors.parquet"
-        path.unlink(missing_ok=True)
-        if errors:
-            rows = [{"image_id": image_id, "reason": reason} for image_id, reason in errors]
-            write_table_atomically(pa.Table.from_pylist(rows, schema=_ERRORS), path)
+        errors = self.report.errors
+        write_errors(errors, out)
         if not self.report.images:
             raise UserError(f"all {len(errors)} images failed, the first is {errors[0][0]}: {errors[0][1]}")
 

@@ -21,6 +21,7 @@ from ray_wsss.data.schema import DatasetMetadata, locate
 from ray_wsss.errors import UserError
 from ray_wsss.stages.chunks import plan_chunks, read_chunk
 from ray_wsss.stages.ingest import printable, why_unreadable
+from ray_wsss.stages.label import score_of
 from ray_wsss.stages.manifest import dataset_hash, file_hash, require_finished
 
 _IMAGE = ("image_id", "image", "orientation")
@@ -192,12 +193,11 @@ def _join(
 def _scores_of(segments: Sequence[Mapping[str, Any]]) -> dict[int, MaskScores]:
     found = {}
     for segment in segments:
-        iou, cam_mean = segment["sam_score"], segment["cam_mean"]
         found[segment["class_index"]] = MaskScores(
-            score=min(1.0, max(0.0, iou * cam_mean)),
-            predicted_iou=iou,
+            score=score_of(segment),
+            predicted_iou=segment["sam_score"],
             stability_score=segment.get("stability_score"),  # labels of earlier versions have none
-            cam_mean=cam_mean,
+            cam_mean=segment["cam_mean"],
             points_xy=segment["points_xy"],
         )
     return found

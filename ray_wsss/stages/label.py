@@ -6,7 +6,7 @@ belong to.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -74,6 +74,11 @@ class _Labelled:
     """(P, h, w), one per class that is present."""
     segments: list[dict[str, Any]]
     """Per mask its columns of `SEGMENT`, without what is counted at the image's size."""
+
+
+def score_of(segment: Mapping[str, Any]) -> float:
+    """How sure a `SEGMENT` is: SAM's predicted IoU times the mean CAM over the mask, in [0, 1]."""
+    return min(1.0, max(0.0, segment["sam_score"] * segment["cam_mean"]))
 
 
 class SamLabeller:

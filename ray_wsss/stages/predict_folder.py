@@ -16,13 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
 from ray_wsss.config import PredictConfig
-from ray_wsss.data.images import choose_orientation, decode_image, encode_mask, probe_image, voc_palette
-from ray_wsss.data.schema import write_table_atomically
+from ray_wsss.data.images import (
+    choose_orientation,
+    decode_image,
+    describe_labels,
+    encode_mask,
+    probe_image,
+    voc_palette,
+)
+from ray_wsss.data.schema import write_errors
 from ray_wsss.report.overview import paint_labels
 from ray_wsss.stages.chunks import PreparedImage, resize_map, shrink
 from ray_wsss.stages.ingest import printable, why_unreadable
@@ -30,8 +36,6 @@ from ray_wsss.stages.label import group_by_size
 from ray_wsss.stages.predict import Predictor
 from ray_wsss.stages.tally import Tally
 from ray_wsss.storage import find_files, replace_atomically
-
-_ERRORS = pa.schema([("image", pa.string()), ("reason", pa.string())])
 
 
 def name_masks(images: Sequence[str]) -> dict[str, str]:
@@ -96,12 +100,6 @@ class MaskFolder:
 
         return [(image, mask) for image, mask in masks.items() if not is_done(image, mask)]
 
-    def drop_leftovers(self) -> None:
-        """Remove what killed writers left half written."""
-        for name in find_files(self.out):
-            if name.endswith(".tmp"):
-                (self.out / name).unlink(missing_ok=True)
-
     def write(self, name: str, label_map: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
         """Write a mask (H, W), and the overlay on its image ``pixels`` (h, w, 3), at that size."""
         if self.overlays:
@@ -114,21 +112,11 @@ class MaskFolder:
 
     def write_classes(self, class_names: Sequence[str]) -> None:
         """Write classes.json: index in the masks, name, colour as red, green, blue."""
-        names = ("background", *class_names)
-        colours = voc_palette().tolist()
-        _save_json(
-            [{"index": k, "name": n, "colour": colours[k]} for k, n in enumerate(names)],
-            self.out / "classes.json",
-        )
+        _save_json(describe_labels(class_names), self.out / "classes.json")
 
     def write_errors(self, failed: Sequence[tuple[str, str]]) -> None:
         """Write errors.parquet; none where no image failed."""
-        path = self.out / "errors.parquet"
-        if not failed:
-            path.unlink(missing_ok=True)
-            return
-        rows = [{"image": image, "reason": reason} for image, reason in sorted(failed)]
-        write_table_atomically(pa.Table.from_pylist(rows, schema=_ERRORS), path)
+        write_errors(sorted(failed), self.out, "image")
 
 
 class PrepareFiles:

@@ -3,7 +3,6 @@
 The stages are those of `label`: CAM, peaks, SAM, pseudo label; Ray is not needed.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +15,14 @@ from numpy.typing import NDArray
 from ray_wsss.config import Recipe
 from ray_wsss.data.coco import decode_rle
 from ray_wsss.data.images import choose_orientation, decode_image, decode_mask, probe_image
-from ray_wsss.errors import UserError
+from ray_wsss.errors import UserError, did_you_mean
 from ray_wsss.models.sam.build import sam_side_px
 from ray_wsss.ops.cam import resize_maps
 from ray_wsss.overrides import override
 from ray_wsss.presets import PRESETS
 from ray_wsss.stages.chunks import PreparedImage, PrepareImages, shrink
 from ray_wsss.stages.ingest import why_unreadable
-from ray_wsss.stages.label import SamLabeller, to_tensor
+from ray_wsss.stages.label import SamLabeller, score_of, to_tensor
 from ray_wsss.stages.prompting import find_cams
 
 ImageLike = str | Path | NDArray[np.uint8]
@@ -143,8 +142,8 @@ class ImageLabeller:
     def _indices(self, classes: Sequence[str]) -> list[int]:
         for name in classes:
             if name not in self.class_names:
-                near = difflib.get_close_matches(name, self.class_names, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"it knows {', '.join(self.class_names[:20])}"
+                otherwise = f"it knows {', '.join(self.class_names[:20])}"
+                hint = did_you_mean(name, self.class_names, otherwise)
                 raise UserError(f"the classifier knows no class {name}; {hint}")
         return sorted({self.class_names.index(name) for name in classes})
 
@@ -163,7 +162,7 @@ class ImageLabeller:
                 name=self.class_names[segment["class_index"]],
                 class_index=segment["class_index"],
                 probability=probabilities[segment["class_index"]],
-                score=min(1.0, max(0.0, segment["sam_score"] * segment["cam_mean"])),
+                score=score_of(segment),
                 mask=decode_rle(segment["rle"], prepared.image_hw),
                 points_xy=np.array(segment["points_xy"], np.float32).reshape(-1, 2),
             )

@@ -126,12 +126,6 @@ class JsonList:
         self.count += 1
 
 
-def drop_leftovers(out: Path) -> None:
-    """Remove what a killed export left half written."""
-    for path in out.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
-
-
 def write_text(path: Path, lines: Iterable[str]) -> None:
     """Write a small text file atomically."""
     with replace_atomically(path) as temporary:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ray_wsss.data.export.files import encode_jpeg, write_mask, write_once, write_text
 from ray_wsss.data.export.record import ExportedImage
-from ray_wsss.data.images import decode_image, voc_palette
+from ray_wsss.data.images import decode_image, describe_labels, voc_palette
 from ray_wsss.report.overview import paint_labels
 
 
@@ -29,7 +29,4 @@ class FolderFormat:
             write_once(self.out / "overlays" / f"{image.name}.jpg", painted)
 
     def finish(self) -> None:
-        colours = voc_palette().tolist()
-        names = ("background", *self.class_names)
-        entries = [{"index": k, "name": n, "colour": colours[k]} for k, n in enumerate(names)]
-        write_text(self.out / "classes.json", [json.dumps(entries, indent=2)])
+        write_text(self.out / "classes.json", [json.dumps(describe_labels(self.class_names), indent=2)])
