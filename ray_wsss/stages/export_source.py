@@ -11,18 +11,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ray_wsss.data.export.record import MaskScores
 from ray_wsss.data.images import choose_orientation, decode_mask, probe_image
-from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.reader import ShardReader, open_shard
 from ray_wsss.data.schema import DatasetMetadata, locate
 from ray_wsss.errors import UserError
 from ray_wsss.stages.chunks import plan_chunks, read_chunk
 from ray_wsss.stages.ingest import printable, why_unreadable
 from ray_wsss.stages.label import score_of
 from ray_wsss.stages.manifest import dataset_hash, file_hash, require_finished
+from ray_wsss.storage import parse_path
 
 _IMAGE = ("image_id", "image", "orientation")
 
@@ -148,7 +148,7 @@ class PredictionSource:
         if outside is not None:
             return row | {"error": outside}
         try:
-            data = Path(path).read_bytes()
+            data = parse_path(path).read_bytes()
             return row | {"image": data, "orientation": choose_orientation(probe_image(data), None)}
         except OSError as error:
             return row | {"error": why_unreadable(error, name)}
@@ -160,7 +160,7 @@ class PredictionSource:
             return None, "there is no prediction for it"
         path, outside = locate(self.predictions / "masks", name)
         try:
-            return (Path(path).read_bytes(), None) if outside is None else (None, outside)
+            return (parse_path(path).read_bytes(), None) if outside is None else (None, outside)
         except OSError as error:
             return None, f"its mask {why_unreadable(error, name)}"
 
@@ -231,5 +231,7 @@ def _without_suffix(masks: Mapping[str, str]) -> dict[str, str]:
 def _failures(predictions: Path) -> dict[str, str]:
     """Reasons by image that `predict` failed on."""
     path = predictions / "errors.parquet"
-    rows = pq.read_table(path).to_pylist() if path.exists() else []
-    return {row["image"]: row["reason"] for row in rows}
+    if not path.exists():
+        return {}
+    with open_shard(path) as file:
+        return {row["image"]: row["reason"] for row in file.read().to_pylist()}
