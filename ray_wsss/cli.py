@@ -2,12 +2,15 @@
 
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
 
+from ray_wsss.cluster.session import runs_in_a_copy
 from ray_wsss.cluster.space import load_space
 from ray_wsss.commands import (
+    ComparePrompts,
     Demo,
     Embed,
     Evaluate,
@@ -45,6 +48,9 @@ EXPORT = {
     "label-studio": ExportLabelStudio,
     "folder": ExportFolder,
 }
+
+WRITTEN = ("out", "json")
+"""Flags that say where results go."""
 
 
 def _commands(preset: str, recipe: Recipe) -> Any:
@@ -89,6 +95,14 @@ def _commands(preset: str, recipe: Recipe) -> Any:
             sam=recipe.sam,
             **common,
         ),
+        "compare-prompts": ComparePrompts(
+            dataset=missing,
+            classifier=missing,
+            out=missing,
+            label=recipe.label,
+            sam=recipe.sam,
+            **common,
+        ),
         "run-all": RunAll(dataset=missing, out=missing, recipe=recipe, **common),
         "demo": Demo(),
     }
@@ -128,6 +142,20 @@ def _value_of(flag: str, argv: list[str]) -> str | None:
     return found
 
 
+def _refuse_paths_outside_the_copy(command: Any) -> None:
+    """A submitted job works in a copy of its working directory, which nobody finds again.
+
+    Raises:
+        UserError: a relative path that is to be written, or is not in the copy.
+    """
+    for name, path in vars(command).items():
+        if isinstance(path, Path) and not path.is_absolute() and (name in WRITTEN or not path.exists()):
+            raise UserError(
+                f"--{name} is {path}, and this job runs in a copy of its working directory; expected an "
+                "absolute path that all nodes share, or a URI"
+            )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status is 0, or 1 after an error told in one sentence."""
     argv = sys.argv[1:] if argv is None else argv
@@ -135,6 +163,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         commands = _commands(*_defaults(argv))
         command = tyro.cli(commands, prog="ray-wsss", description=__doc__, args=argv, registry=PATHS)
+        if runs_in_a_copy():
+            _refuse_paths_outside_the_copy(command)
         command.run()
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

@@ -34,8 +34,12 @@ from ray_wsss.stages.manifest import Output
 from ray_wsss.stages.parts import Parts
 from ray_wsss.stages.tally import Tally
 
-_DECODE_MEMORY = 2**30
-"""Bytes that a process which decodes chunks is planned to take; half of it is what it imports."""
+_DECODE_MEMORY = 1000 * 2**20
+"""Bytes that a process which decodes chunks is planned to take; half of it is what it imports.
+
+Not what anybody asks for an actor: Ray Data puts operators that ask for the same resources into one process,
+and it would decode inside the actors, while their GPU waits.
+"""
 Failures = list[tuple[str, str]]
 """Images that failed, and why."""
 
@@ -133,8 +137,6 @@ def decode_ahead(
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=resources.cpus_to_decode,
-        # Ray Data puts operators that ask for the same resources into one process: it would decode inside the
-        # actors, while their GPU waits.
         memory=_DECODE_MEMORY,
     )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from ray_wsss.cluster.session import live_nodes, room_on
+from ray_wsss.cluster.session import counted, describe_nodes, live_nodes, room_on
 from ray_wsss.cluster.train import Workers
 from ray_wsss.errors import UserError
 
@@ -28,24 +28,15 @@ def plan_trials(
     Raises:
         UserError: not even one fits; Ray would wait for ever.
     """
-    count, cpus, gpus = workers.workers, workers.cpus_per_worker, workers.gpus_per_worker
-    room = sum(room_on(node, cpus, gpus) for node in nodes)
-    have_cpus, have_gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-    a_worker = f"{_counted(cpus, 'CPU')} and {_counted(gpus, 'GPU')}"
-    cluster = (
-        f"{_counted(have_cpus, 'CPU')} and {_counted(have_gpus, 'GPU')} on {_counted(len(nodes), 'node')}"
-    )
+    count = workers.workers
+    room = sum(room_on(node, workers.share) for node in nodes)
     arithmetic = (
-        f"a trial takes {_counted(count, 'worker')} of {a_worker}; the cluster has {cluster}, "
-        f"room for {_counted(room, 'such worker')}"
+        f"a trial takes {counted(count, 'worker')} of {workers.share}; the cluster has "
+        f"{describe_nodes(nodes)}, room for {counted(room, 'such worker')}"
     )
     fit = room // count
     if not fit:
         raise UserError(f"{arithmetic}; expected room for {count}: ask for fewer or smaller workers")
     at_once = fit if most is None else min(fit, most)
     held = f" (no more, by --max-concurrent; {fit} would fit)" if at_once < fit else ""
-    return at_once, f"{arithmetic}: {_counted(at_once, 'trial')} at a time{held}"
-
-
-def _counted(count: float, what: str) -> str:
-    return f"{count:g} {what}" if count == 1 else f"{count:g} {what}s"
+    return at_once, f"{arithmetic}: {counted(at_once, 'trial')} at a time{held}"

@@ -12,7 +12,7 @@ import torch
 from ray.data import ActorPoolStrategy, Dataset
 from ray.exceptions import RayError
 
-from ray_wsss.cluster.session import check_resources
+from ray_wsss.cluster.session import Share, check_resources
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.stages.chunks import Chunk, plan_chunks, read_chunk
@@ -28,6 +28,8 @@ class Resources:
     """CPUs, and so torch threads, of an actor."""
     gpus_per_actor: float = 0
     """GPUs of an actor; fractions share one."""
+    memory_gib_per_actor: float = 1
+    """Memory that Ray sets aside for an actor on its node, in GiB; it limits nothing."""
 
     def __post_init__(self) -> None:
         if self.actors < 1:
@@ -37,6 +39,13 @@ class Resources:
                 f"an actor gets {self.cpus_per_actor:g} CPUs and {self.gpus_per_actor:g} GPUs; "
                 "expected more than 0 CPUs and 0 or more GPUs"
             )
+        if self.memory_gib_per_actor < 0:
+            raise UserError(f"memory_gib_per_actor is {self.memory_gib_per_actor:g}; expected 0 or more")
+
+    @property
+    def share(self) -> Share:
+        """Of one actor."""
+        return Share(cpus=self.cpus_per_actor, gpus=self.gpus_per_actor, memory_gib=self.memory_gib_per_actor)
 
     @property
     def device(self) -> str:
@@ -140,20 +149,20 @@ def map_actors(
     """
     check_resources(
         count=resources.actors,
-        cpus=resources.cpus_per_actor,
-        gpus=resources.gpus_per_actor,
+        share=resources.share,
         what=f"{stage.__name__} with {resources.actors} actors",
         spare_cpus=resources.cpus_to_decode,
     )
     threads = max(1, int(resources.cpus_per_actor))
     return blocks.map_batches(
         type(stage.__name__, (actor,), {"stage_class": stage}),  # the dashboard shows the stage's name
-        batch_size=None,
+        batch_size=1,  # a block; with GPUs Ray takes no None for it
         batch_format="pyarrow",
         # A fixed pool: autoscaling pools flap on autoscaling clusters.
         compute=ActorPoolStrategy(size=min(resources.actors, count)),
         num_cpus=resources.cpus_per_actor,
         num_gpus=resources.gpus_per_actor,
+        memory=resources.share.by_name.get("memory"),
         fn_constructor_kwargs={"arguments": arguments, "threads": threads, **extra},
     )
 

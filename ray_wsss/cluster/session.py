@@ -1,12 +1,13 @@
 """Connecting to Ray: a cluster where there is one, else this machine."""
 
+import json
 import logging
 import math
 import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,9 @@ from ray.data import DataContext
 
 from ray_wsss.errors import UserError
 from ray_wsss.storage import filesystem_of, is_remote
+
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray's job server tells a job what it was submitted with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +132,12 @@ def _set_loudness(verbose: bool) -> None:
     context.raise_original_map_exception = True  # else what a stage raised arrives as text alone
 
 
+def runs_in_a_copy() -> bool:
+    """Is this process a submitted job whose working directory was uploaded with it?"""
+    job = json.loads(os.environ.get(_JOB_CONFIG) or "{}")
+    return bool(job.get("runtime_env", {}).get("working_dir"))
+
+
 def storage_of(folder: Path) -> dict[str, Any]:
     """How Ray Train and Ray Tune are told to keep what is theirs in ``folder``, an absolute one."""
     if not is_remote(folder):
@@ -138,28 +148,64 @@ def storage_of(folder: Path) -> dict[str, Any]:
     return {"storage_path": inside, "storage_filesystem": pyarrow.fs.PyFileSystem(handler)}
 
 
-def check_resources(*, count: int, cpus: float, gpus: float, what: str, spare_cpus: float = 0) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one process is given of a node."""
+
+    cpus: float
+    gpus: float = 0
+    memory_gib: float = 0
+
+    @property
+    def by_name(self) -> dict[str, float]:
+        """Under Ray's names, memory in bytes; without what it has none of."""
+        return {kind: each for kind, each in self._all.items() if each > 0}
+
+    @property
+    def _all(self) -> dict[str, float]:
+        return {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_gib * 2**30}
+
+    def __str__(self) -> str:
+        return describe_resources(self._all)
+
+
+def describe_resources(by_name: Mapping[str, float]) -> str:
+    """``2 CPUs, 1 GPU and 4 GiB of memory``."""
+    cpus, gpus, memory = (by_name.get(kind, 0) for kind in ("CPU", "GPU", "memory"))
+    return f"{counted(cpus, 'CPU')}, {counted(gpus, 'GPU')} and {memory / 2**30:.3g} GiB of memory"
+
+
+def counted(count: float, what: str) -> str:
+    """``1 node``, ``2 nodes``."""
+    return f"{count:g} {what}" if count == 1 else f"{count:g} {what}s"
+
+
+def check_resources(*, count: int, share: Share, what: str, spare_cpus: float = 0) -> None:
     """Raise UserError where the cluster has no room for something; Ray would wait for ever.
 
     Args:
         count: how many processes.
-        cpus: CPUs of each; a process does not spread over nodes.
-        gpus: GPUs of each.
+        share: of each; a process does not spread over nodes.
         what: they are, for the message.
         spare_cpus: CPUs that have to be left on one node for others.
     """
     nodes = live_nodes()
-    room = sum(room_on(node, cpus, gpus) for node in nodes)
-    have_cpus, have_gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    room = sum(room_on(node, share) for node in nodes)
+    cpus = sum(node.get("CPU", 0) for node in nodes)
     # Where every place is taken, what is left of the nodes may be crumbs of which none is large enough.
-    left = max((node.get("CPU", 0) - room_on(node, cpus, gpus) * cpus for node in nodes), default=0)
+    left = max((node.get("CPU", 0) - room_on(node, share) * share.cpus for node in nodes), default=0)
     full = room == count and left + 1e-6 < spare_cpus
-    if room < count or full or have_cpus - count * cpus < spare_cpus:
-        spare = f" and {spare_cpus:g} more to read data" if spare_cpus else ""
-        raise UserError(
-            f"{what}: {count} processes of {cpus:g} CPUs and {gpus:g} GPUs{spare} are asked for, but the Ray "
-            f"cluster has {have_cpus:g} CPUs and {have_gpus:g} GPUs on {len(nodes)} nodes"
-        )
+    if room < count or full or cpus - count * share.cpus < spare_cpus:
+        spare = f", and {counted(spare_cpus, 'CPU')} more to read data," if spare_cpus else ""
+        asked = f"{count} x {share}{spare}"
+        raise UserError(f"{what}: {asked} are asked for, but the Ray cluster has {describe_nodes(nodes)}")
+
+
+def describe_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
+    """What nodes have in all."""
+    kinds = ("CPU", "GPU", "memory")
+    whole = {kind: sum(node.get(kind, 0) for node in nodes) for kind in kinds}
+    return f"{describe_resources(whole)} on {counted(len(nodes), 'node')}"
 
 
 def live_nodes() -> list[dict[str, float]]:
@@ -167,7 +213,7 @@ def live_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def room_on(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+def room_on(node: Mapping[str, float], share: Share) -> int:
     """How many processes fit on a node."""
-    wanted = [(node.get(kind, 0.0), each) for kind, each in (("CPU", cpus), ("GPU", gpus)) if each > 0]
-    return min((math.floor(have / each + 1e-6) for have, each in wanted), default=0)
+    wanted = share.by_name.items()
+    return min((math.floor(node.get(kind, 0) / each + 1e-6) for kind, each in wanted), default=0)

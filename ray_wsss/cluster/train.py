@@ -17,7 +17,7 @@ from torch import nn
 
 from ray_wsss.cluster.map import unwrap
 from ray_wsss.cluster.metrics import TrainingMetrics
-from ray_wsss.cluster.session import Cluster, check_resources, ray_session, storage_of
+from ray_wsss.cluster.session import Cluster, Share, check_resources, ray_session, storage_of
 from ray_wsss.errors import UserError
 from ray_wsss.models.data_parallel import match_one_worker
 from ray_wsss.stages.session import LocalSession, export_model, keep_best
@@ -38,6 +38,8 @@ class Workers:
     """CPUs, and so torch threads, of a worker. In this process torch takes what it likes."""
     gpus_per_worker: float = 0
     """GPUs of a worker: 0 or 1."""
+    memory_gib_per_worker: float = 1
+    """Memory that Ray sets aside for a worker on its node, in GiB; it limits nothing."""
     max_failures: int = 3
     """How often training goes on by itself from its last checkpoint after a worker or its node has died."""
 
@@ -50,6 +52,15 @@ class Workers:
             raise UserError(f"max_failures is {self.max_failures}; expected 0 or more")
         if self.gpus_per_worker not in (0, 1):
             raise UserError(f"gpus_per_worker is {self.gpus_per_worker:g}; expected 0 or 1")
+        if self.memory_gib_per_worker < 0:
+            raise UserError(f"memory_gib_per_worker is {self.memory_gib_per_worker:g}; expected 0 or more")
+
+    @property
+    def share(self) -> Share:
+        """Of one worker."""
+        return Share(
+            cpus=self.cpus_per_worker, gpus=self.gpus_per_worker, memory_gib=self.memory_gib_per_worker
+        )
 
 
 class RaySession:
@@ -119,8 +130,7 @@ def fit(
         with ray_session(cluster.address, verbose=cluster.verbose), _follow(out / PROGRESS_LOG):
             check_resources(
                 count=workers.workers,
-                cpus=workers.cpus_per_worker,
-                gpus=workers.gpus_per_worker,
+                share=workers.share,
                 what=f"training with {workers.workers} workers",
             )
             last = fit_on_ray(loop, out.absolute(), workers, keep_checkpoints)
@@ -149,13 +159,12 @@ def fit_on_ray(
     Raises:
         UserError, FloatingPointError: as the loop raised them.
     """
-    resources = {"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.gpus_per_worker else {})
     trainer = TorchTrainer(
         lambda: _run_worker(loop, out, max(1, int(workers.cpus_per_worker))),
         scaling_config=ScalingConfig(
             num_workers=workers.workers,
             use_gpu=workers.gpus_per_worker > 0,
-            resources_per_worker=resources,
+            resources_per_worker=workers.share.by_name,
         ),
         run_config=RunConfig(
             name="ray_train",

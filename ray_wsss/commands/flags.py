@@ -1,5 +1,6 @@
 """Flags that several commands have."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,8 +31,32 @@ def _path_rule(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamActors:
+    """The actors of the stages that run SAM."""
+
+    sam_actors: int = 1
+    """Actors, each with its own networks. Images are decoded beside them, on CPUs that are left."""
+    num_cpus_per_actor: float = 1
+    """CPUs, and so torch threads, of an actor."""
+    num_gpus_per_actor: float = 0
+    """GPUs of an actor; fractions share one."""
+    memory_gib_per_actor: float = 1
+    """Memory that Ray sets aside for an actor on its node, in GiB; it limits nothing."""
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(
+            actors=self.sam_actors,
+            cpus_per_actor=self.num_cpus_per_actor,
+            gpus_per_actor=self.num_gpus_per_actor,
+            memory_gib_per_actor=self.memory_gib_per_actor,
+        )
+
+
 ConfigFile = Path | None
 ClusterFlags = Annotated[Cluster, tyro.conf.arg(name="")]
 ResourcesFlags = Annotated[Resources, tyro.conf.arg(name="")]
 RecipeFlags = Annotated[Recipe, tyro.conf.arg(name="")]
+SamActorsFlags = Annotated[SamActors, tyro.conf.arg(name="")]
 WorkersFlags = Annotated[Workers, tyro.conf.arg(name="")]

@@ -3,11 +3,18 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ray_wsss.cluster.map import Resources
 from ray_wsss.cluster.run_all import METRICS, run_all
 from ray_wsss.cluster.session import Cluster
 from ray_wsss.cluster.train import Workers
-from ray_wsss.commands.flags import ClusterFlags, ConfigFile, PresetName, RecipeFlags, WorkersFlags
+from ray_wsss.commands.flags import (
+    ClusterFlags,
+    ConfigFile,
+    PresetName,
+    RecipeFlags,
+    SamActors,
+    SamActorsFlags,
+    WorkersFlags,
+)
 from ray_wsss.config import Recipe
 from ray_wsss.report.table import print_metrics
 
@@ -28,12 +35,7 @@ class RunAll:
     """TOML file whose settings replace the preset's, such as a sweep's best.toml."""
     preset: PresetName = "voc"
     """Where the defaults below come from, else the file's preset."""
-    sam_actors: int = 1
-    """Actors that run SAM, each with its own networks; evaluation has as many."""
-    num_cpus_per_actor: float = 1
-    """CPUs, and so torch threads, of an actor."""
-    num_gpus_per_actor: float = 0
-    """GPUs of an actor; fractions share one."""
+    actors: SamActorsFlags = field(default_factory=SamActors)
     workers: WorkersFlags = field(default_factory=Workers)
     cluster: ClusterFlags = field(default_factory=Cluster)
     recipe: RecipeFlags = field(default_factory=Recipe)
@@ -45,11 +47,7 @@ class RunAll:
             out=self.out,
             validation=self.validation,
             ssc=self.ssc,
-            resources=Resources(
-                actors=self.sam_actors,
-                cpus_per_actor=self.num_cpus_per_actor,
-                gpus_per_actor=self.num_gpus_per_actor,
-            ),
+            resources=self.actors.resources,
             workers=self.workers,
             cluster=self.cluster,
         )

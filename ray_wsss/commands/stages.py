@@ -6,11 +6,17 @@ from pathlib import Path
 
 from ray_wsss.cluster.chunks import RunReport, describe_run
 from ray_wsss.cluster.labelling import run_embed, run_label, run_segment_everything
-from ray_wsss.cluster.map import Resources
 from ray_wsss.cluster.pipeline import run_train_classifier, run_train_segmenter
 from ray_wsss.cluster.session import Cluster
 from ray_wsss.cluster.train import Workers
-from ray_wsss.commands.flags import ClusterFlags, ConfigFile, PresetName, WorkersFlags
+from ray_wsss.commands.flags import (
+    ClusterFlags,
+    ConfigFile,
+    PresetName,
+    SamActors,
+    SamActorsFlags,
+    WorkersFlags,
+)
 from ray_wsss.config import (
     ClassifierConfig,
     CpmConfig,
@@ -81,26 +87,16 @@ class _SamStage:
     """Where the defaults below come from, else the file's preset."""
     overwrite: bool = False
     """Replace what --out holds."""
-    sam_actors: int = 1
-    """Actors, each with its own networks. Images are decoded beside them, on CPUs that are left."""
-    num_cpus_per_actor: float = 1
-    """CPUs, and so torch threads, of an actor."""
-    num_gpus_per_actor: float = 0
-    """GPUs of an actor; fractions share one."""
+    actors: SamActorsFlags = field(default_factory=SamActors)
     cluster: ClusterFlags = field(default_factory=Cluster)
     sam: SamConfig = field(default_factory=SamConfig)
 
     def _run(self, stage: Callable[..., RunReport], recipe: Recipe, what: str, **inputs: Path | None) -> None:
-        resources = Resources(
-            actors=self.sam_actors,
-            cpus_per_actor=self.num_cpus_per_actor,
-            gpus_per_actor=self.num_gpus_per_actor,
-        )
         report = stage(
             recipe,
             dataset=self.dataset,
             out=self.out,
-            resources=resources,
+            resources=self.actors.resources,
             cluster=self.cluster,
             overwrite=self.overwrite,
             **inputs,

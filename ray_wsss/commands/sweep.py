@@ -42,6 +42,8 @@ class Sweep:
     """CPUs, and so torch threads, of a worker."""
     gpus_per_worker: float = 0
     """GPUs of a worker: 0 or 1."""
+    memory_gib_per_worker: float = 1
+    """Memory that Ray sets aside for a worker on its node, in GiB; it limits nothing."""
     max_failures: int = 3
     """How often a trial goes on from its last checkpoint after a process or node of it has died."""
     config: ConfigFile = None
@@ -69,6 +71,7 @@ class Sweep:
                 workers=self.workers_per_trial,
                 cpus_per_worker=self.cpus_per_worker,
                 gpus_per_worker=self.gpus_per_worker,
+                memory_gib_per_worker=self.memory_gib_per_worker,
                 max_failures=self.max_failures,
             ),
             cluster=self.cluster,

@@ -10,7 +10,7 @@ from ray_wsss.errors import UserError
 
 
 def node(cpus: float, gpus: float = 0) -> dict[str, float]:
-    return {"CPU": cpus, "memory": 1e9} | ({"GPU": gpus} if gpus else {})
+    return {"CPU": cpus, "memory": cpus * 4 * 2**30} | ({"GPU": gpus} if gpus else {})
 
 
 def make_workers(count: int, cpus: float = 1, gpus: float = 0) -> Workers:
@@ -38,7 +38,8 @@ def test_how_many_fit(nodes: list[dict[str, float]], workers: Workers, expected:
 def test_the_arithmetic_is_shown() -> None:
     _, said = plan_trials([node(4), node(4)], make_workers(2, cpus=2))
     assert said == (
-        "a trial takes 2 workers of 2 CPUs and 0 GPUs; the cluster has 8 CPUs and 0 GPUs on 2 nodes, "
+        "a trial takes 2 workers of 2 CPUs, 0 GPUs and 1 GiB of memory; "
+        "the cluster has 8 CPUs, 0 GPUs and 32 GiB of memory on 2 nodes, "
         "room for 4 such workers: 2 trials at a time"
     )
     at_once, said = plan_trials([node(4)], make_workers(1), most=2)
@@ -52,11 +53,15 @@ def test_the_arithmetic_is_shown() -> None:
         (
             [node(4)],
             make_workers(5),
-            "5 workers of 1 CPU and 0 GPUs; the cluster has 4 CPUs",
+            "5 workers of 1 CPU, 0 GPUs and 1 GiB of memory; the cluster has 4 CPUs",
         ),
         ([node(2), node(2)], make_workers(1, cpus=3), "room for 0 such workers; expected room for 1"),
-        ([node(4)], make_workers(1, 1, 1), "1 worker of 1 CPU and 1 GPU; the cluster has 4 CPUs and 0 GPUs"),
-        ([], make_workers(1), "0 CPUs and 0 GPUs on 0 nodes"),
+        (
+            [node(4)],
+            make_workers(1, 1, 1),
+            "1 worker of 1 CPU, 1 GPU and 1 GiB of memory; the cluster has 4 CPUs, 0 GPUs",
+        ),
+        ([], make_workers(1), "0 CPUs, 0 GPUs and 0 GiB of memory on 0 nodes"),
     ],
 )
 def test_what_never_fits_is_refused(nodes: list[dict[str, float]], workers: Workers, words: str) -> None:

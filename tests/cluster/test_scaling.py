@@ -59,7 +59,7 @@ def test_throughput_grows_with_the_nodes(tmp_path: Path) -> None:
 
 
 def node(cpus: float, gpus: float = 0) -> dict:
-    return {"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}}
+    return {"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus, "memory": cpus * 4 * 2**30}}
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,7 @@ def node(cpus: float, gpus: float = 0) -> dict:
         ([node(8, 1)], 1, 1, 1, True),
         ([node(8, 1)], 2, 1, 0.5, True),
         ([node(1, 1)], 1, 0.5, 1, False),  # beside a GPU, decoding wants a CPU
+        ([{**node(8), "Resources": {"CPU": 8, "memory": 2**29}}], 1, 1, 0, False),
         ([], 1, 0.5, 0, False),
     ],
 )
@@ -88,12 +89,11 @@ def test_what_a_pool_of_actors_and_their_decoding_have_room_on(
     resources = Resources(actors=actors, cpus_per_actor=cpus, gpus_per_actor=gpus)
 
     def check() -> None:
-        check_resources(
-            count=actors, cpus=cpus, gpus=gpus, what="a pool", spare_cpus=resources.cpus_to_decode
-        )
+        spare = resources.cpus_to_decode
+        check_resources(count=actors, share=resources.share, what="a pool", spare_cpus=spare)
 
     if fits:
         check()
     else:
-        with pytest.raises(UserError, match=r"a pool: .* more to read data are asked for"):
+        with pytest.raises(UserError, match=r"a pool: .* more to read data, are asked for"):
             check()

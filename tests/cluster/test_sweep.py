@@ -154,5 +154,8 @@ def test_a_trial_that_never_fits_is_refused(
     command = [*command[:-1], str(tmp_path / "out"), "--cpus-per-worker", "3", "--workers-per-trial", "2"]
     assert main(command) == 1
     told = capsys.readouterr().err
-    assert "a trial takes 2 workers of 3 CPUs and 0 GPUs; the cluster has 4 CPUs and 0 GPUs" in told
+    assert (
+        "a trial takes 2 workers of 3 CPUs, 0 GPUs and 1 GiB of memory; the cluster has 4 CPUs, 0 GPUs"
+        in told
+    )
     assert "room for 1 such worker; expected room for 2" in told

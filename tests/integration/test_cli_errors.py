@@ -199,6 +199,9 @@ def test_sam_offline(refuse: Refuse, dataset: Path, tmp_path: Path, monkeypatch:
     refuse([*command, "--sam.name", "vit_b"], "sam_vit_b_01ec64.pth", str(tmp_path / "cache"))
 
 
+MUCH_MEMORY = ["--memory-gib-per-actor", 4000]
+
+
 @pytest.mark.usefixtures("ray_cluster")
 class TestOnRay:
     """What is found out where Ray runs."""
@@ -208,11 +211,16 @@ class TestOnRay:
     ) -> None:
         label = ["label", "--dataset", dataset, "--classifier", classifier, "--preset", "demo"]
         label += ["--out", tmp_path / "labels"]
-        for flags in (["--sam-actors", 4], ["--num-gpus-per-actor", 1], ["--num-cpus-per-actor", 8]):
-            refuse([*label, *flags], "SamLabeller", "4 CPUs and 0 GPUs on 1 nodes")
+        for flags in (
+            ["--sam-actors", 4],
+            ["--num-gpus-per-actor", 1],
+            ["--num-cpus-per-actor", 8],
+            MUCH_MEMORY,
+        ):
+            refuse([*label, *flags], "SamLabeller", "has 4 CPUs, 0 GPUs and", "on 1 node")
         train = ["train-classifier", "--dataset", dataset, "--out", tmp_path / "trained", *TRAIN]
         for flags in (["--workers", 8], ["--workers", 2, "--gpus-per-worker", 1]):
-            refuse([*train, *flags], "training with", "0 GPUs on 1 nodes")
+            refuse([*train, *flags], "training with", "has 4 CPUs, 0 GPUs and")
 
     def test_corrupt_classifier(
         self, refuse: Refuse, dataset: Path, classifier: Path, tmp_path: Path
