@@ -81,6 +81,9 @@ class LabelConfig(PromptingConfig):
 
     section: ClassVar[str] = "label"
 
+    prompts: Literal["points", "box", "boxes", "mask"] = "points"
+    """What SAM is shown: all peaks of a class (paper); else, of the region above tau around them, one box,
+    a box for each peak's share, or the region itself as a mask."""
     flip: bool = True
     """Add the class maps of the mirrored image at every scale."""
     max_side_px: int = 1024

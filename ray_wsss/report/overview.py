@@ -66,7 +66,7 @@ def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str], cell_inches: 
         cells = iter(row_axes)
         next(cells).imshow(row.image)
         for title in cams:
-            next(cells).imshow(_overlay_heat(row.image, row.cams[title]))
+            next(cells).imshow(overlay_heat(row.image, row.cams[title]))
         if cams:
             prompt_cell = next(cells)
             prompt_cell.imshow(_fade(row.image))
@@ -133,6 +133,6 @@ def _fade(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return (0.55 * grey + 0.2 * image).astype(np.uint8)
 
 
-def _overlay_heat(image: NDArray[np.uint8], cam: NDArray[np.float32]) -> NDArray[np.uint8]:
+def overlay_heat(image: NDArray[np.uint8], cam: NDArray[np.float32]) -> NDArray[np.uint8]:
     heat = colormaps["inferno"](np.clip(cam, 0, 1))[..., :3] * 255
     return (0.35 * image + 0.65 * heat).astype(np.uint8)

@@ -37,6 +37,7 @@ from ray_wsss.stages.prompting import (
     find_prompts,
     upscale_masks,
 )
+from ray_wsss.stages.region_prompts import decode_regions
 from ray_wsss.stages.tally import Tally
 
 SEGMENT = pa.struct(
@@ -138,14 +139,21 @@ class SamLabeller:
                 replace(group, image_index=torch.tensor(members)[group.image_index])
                 for group, members in zip(cams, groups)
             ]
-            output, size = self.config.mask_output, self.sam_config.decode_batch_size
-            masks = decode_pairs(self.sam, embeddings, over_all, points_yx, output, size)
+            masks = self._decode(embeddings, over_all, points_yx)
             results: dict[int, _Labelled] = {}
             for members, group_cams, group_masks in zip(groups, cams, masks):
                 results.update(zip(members, self._aggregate(group_cams, group_masks, len(members))))
         tally.masks += sum(len(points) for points in points_yx)
         tally.prompts += sum(len(points) for group in points_yx for points in group)
         return [results[at] for at in range(len(batch))]
+
+    def _decode(
+        self, embeddings: Tensor, cams: Sequence[PairCams], points_yx: Sequence[list[Tensor]]
+    ) -> list[PairMasks]:
+        size = self.sam_config.decode_batch_size
+        if self.config.prompts != "points":
+            return decode_regions(self.sam, embeddings, cams, points_yx, self.config, size)
+        return decode_pairs(self.sam, embeddings, cams, points_yx, self.config.mask_output, size)
 
     def _cams(self, batch: Sequence[PreparedImage], members: list[int]) -> PairCams:
         image_labels = torch.zeros(len(members), len(self.spec.class_names))

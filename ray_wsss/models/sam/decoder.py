@@ -16,14 +16,18 @@ from ray_wsss.models.sam.two_way import run_two_way
 
 
 def encode_prompts(
-    sam: Sam, points_xy: Tensor | None, point_labels: Tensor | None, boxes_xyxy: Tensor | None = None
+    sam: Sam,
+    points_xy: Tensor | None,
+    point_labels: Tensor | None,
+    boxes_xyxy: Tensor | None = None,
+    mask_logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sparse (N, T, D) and dense (N or 1, D, h, w) prompt embeddings of N prompt sets.
 
     Arguments as for `decode_prompts`. The points come first, and equal those of SAM's ``prompt_encoder``.
     """
     encoder = sam.prompt_encoder
-    sparse, dense = encoder(points=None, boxes=boxes_xyxy, masks=None)
+    sparse, dense = encoder(points=None, boxes=boxes_xyxy, masks=mask_logits)
     if points_xy is None or point_labels is None:
         return sparse, dense
     if boxes_xyxy is not None:
@@ -48,6 +52,7 @@ def decode_prompts(
     points_xy: Tensor | None,
     point_labels: Tensor | None,
     boxes_xyxy: Tensor | None = None,
+    mask_logits: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Masks of N prompt sets, each on its own image embedding.
@@ -60,6 +65,7 @@ def decode_prompts(
         points_xy: (N, P, 2) pixels of SAM's input frame, x before y; None without points.
         point_labels: (N, P), 1 foreground, 0 background; None without points.
         boxes_xyxy: (N, 4) boxes in SAM's input frame; None without boxes.
+        mask_logits: (N, 1, 4h, 4w) low-resolution logits, as an earlier call gave them; None without masks.
         valid: (N, P) bool, False for a point that fills up its set: the masks are those of the set without
             it, up to rounding. None: all are valid, and the result is SAM's to the bit.
 
@@ -68,7 +74,7 @@ def decode_prompts(
             1 to 3 are the multimask outputs sub-part, part and whole.
         predicted_iou: (N, 4).
     """
-    sparse, dense = encode_prompts(sam, points_xy, point_labels, boxes_xyxy)
+    sparse, dense = encode_prompts(sam, points_xy, point_labels, boxes_xyxy, mask_logits)
     decoder = sam.mask_decoder
     count = sparse.shape[0]
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])

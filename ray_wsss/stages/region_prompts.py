@@ -1,0 +1,89 @@
+"""Boxes and masks made of CAMs as prompts, which the paper argues against."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam
+from torch import Tensor
+from torch.nn import functional as F
+
+from ray_wsss.config import LabelConfig
+from ray_wsss.models.sam.decoder import decode_prompts
+from ray_wsss.models.sam.encoder import sam_input_hw
+from ray_wsss.ops.regions import box_around, peak_regions
+from ray_wsss.stages.prompting import PairCams, PairMasks, choose_masks
+
+_SURE = 10.0
+"""Logit of a mask prompt inside, its negative outside: SAM takes a mask as the logits it once gave."""
+
+
+def decode_regions(
+    sam: Sam,
+    embeddings: Float[Tensor, "B D h w"],
+    cams: Sequence[PairCams],
+    points_yx: Sequence[list[Tensor]],
+    config: LabelConfig,
+    batch_size: int,
+) -> list[PairMasks]:
+    """As `prompting.decode_pairs`, with what `LabelConfig.prompts` names in place of the points.
+
+    Of several boxes of a pair the mask is what any of them covers: the highest logit of each pixel, and the
+    mean of the predicted IoUs.
+    """
+    prompts: list[NDArray[np.float32]] = []
+    pair_of: list[int] = []
+    ends = [0]
+    for group, group_points in zip(cams, points_yx):
+        frame_hw = sam_input_hw(sam, (group.cam.shape[-2], group.cam.shape[-1]))
+        for pair, (cam, points) in enumerate(zip(group.cam.cpu().numpy(), group_points), start=ends[-1]):
+            if len(points):
+                regions = peak_regions(cam, points.cpu().numpy(), config.tau)
+                made = _make_prompts(sam, regions, config.prompts, frame_hw)
+                prompts += made
+                pair_of += [pair] * len(made)
+        ends.append(ends[-1] + len(group_points))
+    image_of = torch.cat([group.image_index for group in cams])
+    low = 4 * embeddings.shape[-1]
+    logits = embeddings.new_full((ends[-1], low, low), -torch.inf)
+    predicted_iou = embeddings.new_zeros(ends[-1])
+    for start in range(0, len(prompts), batch_size):
+        batch = torch.from_numpy(np.stack(prompts[start : start + batch_size])).to(embeddings)
+        pairs = torch.tensor(pair_of[start : start + batch_size])
+        kind = "mask_logits" if config.prompts == "mask" else "boxes_xyxy"
+        images = image_of[pairs].to(embeddings.device)
+        masks, iou = choose_masks(
+            *decode_prompts(sam, embeddings[images], None, None, **{kind: batch}), config.mask_output
+        )
+        for pair, mask in zip(pairs.tolist(), masks):
+            torch.maximum(logits[pair], mask, out=logits[pair])
+        predicted_iou.index_add_(0, pairs.to(iou.device), iou)
+    counts = torch.bincount(torch.tensor(pair_of, dtype=torch.long), minlength=ends[-1]).clamp(min=1)
+    predicted_iou /= counts.to(predicted_iou)
+    return [
+        PairMasks(logits[start:end], predicted_iou[start:end], list(group))
+        for start, end, group in zip(ends, ends[1:], points_yx)
+    ]
+
+
+def _make_prompts(
+    sam: Sam, regions: NDArray[np.int32], kind: str, frame_hw: tuple[int, int]
+) -> list[NDArray[np.float32]]:
+    """A pair's prompts: boxes (4,) in SAM's frame, left, top, right, bottom, or a mask (1, 4h, 4w)."""
+    if kind == "mask":
+        return [_mask_logits(sam, regions > 0, frame_hw)]
+    covered = [regions > 0] if kind == "box" else [regions == k for k in range(1, regions.max() + 1)]
+    to_frame = np.array(frame_hw)[[1, 0, 1, 0]] / np.array(regions.shape)[[1, 0, 1, 0]]
+    return [(np.array(box_around(region)) * to_frame).astype(np.float32) for region in covered]
+
+
+def _mask_logits(sam: Sam, inside: NDArray[np.bool_], frame_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """A mask of the image as SAM's decoder would have given it: low resolution, the padding outside."""
+    side = sam.image_encoder.img_size
+    low = sam.prompt_encoder.mask_input_size
+    signs = torch.from_numpy(np.where(inside, 1.0, -1.0).astype(np.float32))[None, None]
+    frame = F.interpolate(signs, frame_hw, mode="bilinear", align_corners=False)
+    square = F.pad(frame, (0, side - frame_hw[1], 0, side - frame_hw[0]), value=-1.0)
+    return (_SURE * F.interpolate(square, low, mode="area"))[0].numpy()
