@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_wsss.cluster.evaluate import run_evaluate, save_metrics
+from ray_wsss.cluster.evaluate import save_metrics
 from ray_wsss.cluster.labelling import run_embed, run_label
 from ray_wsss.cluster.map import Resources
 from ray_wsss.cluster.session import Cluster, ray_session
@@ -13,6 +13,7 @@ from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.overrides import override
 from ray_wsss.report.prompt_figure import TITLES, save_prompt_figure
+from ray_wsss.stages.evaluate import measure_labels
 from ray_wsss.stages.prompt_cases import Pair, choose_examples, measure_pairs, summarise
 from ray_wsss.stages.prompt_examples import ExampleMaker
 from ray_wsss.storage import make_folder
@@ -53,7 +54,6 @@ def compare_prompts(
         raise UserError(f"{dataset} has no ground-truth masks; expected a data set with them to compare on")
     run: Any = {"resources": resources, "cluster": cluster}
     labels = {kind: out / kind for kind in TITLES}
-    miou: dict[str, float] = {}
     make_folder(out)
     with ray_session(cluster.address, verbose=cluster.verbose):
         if embeddings is None:
@@ -64,10 +64,8 @@ def compare_prompts(
             asked = override(recipe, {"label.prompts": kind})
             inputs = {"dataset": dataset, "classifier": classifier, "embeddings": embeddings}
             run_label(asked, out=folder, **inputs, **run)
-            measured = run_evaluate(
-                asked, dataset=dataset, classifier=None, labels=folder, segmenter=None, **run
-            )
-            miou[kind] = measured["pseudo_label"]["miou"]
+    num_labels = 1 + len(metadata.class_names)
+    miou = {kind: measure_labels(dataset, folder, num_labels).miou() for kind, folder in labels.items()}
     pairs = list(measure_pairs(dataset, labels))
     metrics = {"miou": miou, "cases": summarise(pairs, list(labels))}
     save_metrics(metrics, out / METRICS)

@@ -17,6 +17,7 @@ from ray_wsss.errors import UserError
 from ray_wsss.overrides import flatten
 from ray_wsss.report.overview import OverviewRow, save_overview
 from ray_wsss.stages.quick import ImageLabeller, LabelledPicture
+from ray_wsss.storage import is_remote, parse_path
 
 _CELL_INCHES = 3.0
 
@@ -74,18 +75,24 @@ class Show:
     def _save(self, pictures: Sequence[LabelledPicture], class_names: Sequence[str]) -> list[Path]:
         """Write what was asked for; without --out open it, or leave it here where there is no display."""
         if self.out is not None and not self.out.suffix:
-            root = os.path.commonpath([path.absolute().parent for path in self.images])
-            ids = [os.path.relpath(Path(p.source).absolute(), root) for p in pictures]
+            ids = _names([parse_path(p.source) for p in pictures])
             names = FileNames(ids)
             files = {self.out / f"{names.name(i)}_labels.png": [p] for i, p in zip(ids, pictures)}
         else:
             files = {self.out or _default_file(): list(pictures)}
         for path, members in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
             save_overview([as_row(p) for p in members], class_names, path, cell_inches=_CELL_INCHES)
         if self.out is None and has_display():
             webbrowser.open(next(iter(files)).absolute().as_uri())
         return list(files)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What tells files apart: their paths from the folder that all are in."""
+    if any(is_remote(path) for path in paths):
+        return [str(path) for path in paths]
+    root = os.path.commonpath([path.absolute().parent for path in paths])
+    return [os.path.relpath(path.absolute(), root) for path in paths]
 
 
 def describe(picture: LabelledPicture, threshold: float) -> str:

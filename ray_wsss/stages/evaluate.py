@@ -17,7 +17,7 @@ from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.cam import resize_maps
 from ray_wsss.ops.metrics import ConfusionMatrix
-from ray_wsss.stages.chunks import shrink
+from ray_wsss.stages.chunks import plan_chunks, read_chunk, shrink
 from ray_wsss.stages.label import to_tensor
 from ray_wsss.stages.predict import Predictor
 from ray_wsss.stages.prompting import find_cams
@@ -119,6 +119,14 @@ class LabelEvaluator:
         except KeyError:
             png = None
         return torch.zeros_like(truth) if png is None else torch.from_numpy(decode_mask(png))
+
+
+def measure_labels(dataset: Path, labels: Path, num_labels: int) -> ConfusionMatrix:
+    """Confusion counts of the output of ``label`` on all images that have ground truth, in this process."""
+    evaluator = LabelEvaluator(labels, num_labels)
+    tables = (read_chunk(chunk, ["image_id", "mask"]) for chunk in plan_chunks(dataset))
+    counted = add_up(row for table in tables for row in evaluator(table).to_pylist())
+    return counted["pseudo_label"][0]
 
 
 class Evaluator:

@@ -24,6 +24,7 @@ from ray_wsss.stages.chunks import PreparedImage, PrepareImages, shrink
 from ray_wsss.stages.ingest import why_unreadable
 from ray_wsss.stages.label import SamLabeller, score_of, to_tensor
 from ray_wsss.stages.prompting import find_cams
+from ray_wsss.storage import parse_path
 
 ImageLike = str | Path | NDArray[np.uint8]
 
@@ -95,7 +96,7 @@ class ImageLabeller:
         recipe: Recipe = override(PRESETS[preset], settings or {})
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.config = recipe.label
-        self.labeller = SamLabeller(recipe.label, recipe.sam, Path(classifier), device)
+        self.labeller = SamLabeller(recipe.label, recipe.sam, parse_path(str(classifier)), device)
         self.prepare = PrepareImages(
             max_side_px=recipe.label.max_side_px, sam_side_px=sam_side_px(recipe.sam)
         )
@@ -116,7 +117,7 @@ class ImageLabeller:
         """Label one image; one that can't be read comes back with its ``error``.
 
         Args:
-            image: a file, or (H, W, 3) uint8 RGB.
+            image: a file, its path or URI, or (H, W, 3) uint8 RGB.
             classes: what is in it; by default what the classifier finds.
             threshold: least probability for that, in [0, 1].
             source: what to call an array.
@@ -125,7 +126,7 @@ class ImageLabeller:
             UserError: a class that the classifier doesn't know.
         """
         chosen = self._indices(classes) if classes is not None else None
-        source = str(image) if isinstance(image, str | Path) else source
+        source = source if isinstance(image, np.ndarray) else str(image)
         try:
             pixels = _read(image)
             small = shrink(pixels, self.config.max_side_px)
@@ -213,8 +214,8 @@ def label_images(
 
 def _read(image: ImageLike) -> NDArray[np.uint8]:
     """Pixels (H, W, 3), files upright by their EXIF orientation, as ingest has them."""
-    if isinstance(image, str | Path):
-        data = Path(image).read_bytes()
+    if not isinstance(image, np.ndarray):
+        data = parse_path(str(image)).read_bytes()
         return decode_image(data, choose_orientation(probe_image(data), None))
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"the array is {image.dtype} of shape {image.shape}; expected uint8 (H, W, 3), RGB")

@@ -11,6 +11,7 @@ from PIL import Image
 from ray_wsss.cli import main
 from ray_wsss.data.images import encode_mask
 from ray_wsss.stages.manifest import Output
+from ray_wsss.storage import find_files
 
 FORMATS = ("voc", "coco", "yolo", "label-studio", "folder")
 
@@ -196,3 +197,15 @@ def test_leftovers_of_a_killed_export_go(export) -> None:
     (out / "labels" / ".0123.tmp").write_text("half")
     export("yolo")
     assert not list(out.rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_into_a_bucket(kind: str, export, labelled, bucket: Path) -> None:
+    here = files(export(kind))
+    out = bucket / kind
+    paths = ["--labels", str(labelled.labels), "--dataset", str(labelled.dataset), "--out", str(out)]
+    assert main(["export", kind, *paths]) == 0
+    there = {name: (out / name).read_bytes() for name in find_files(out)}
+    made_at = {"manifest.json"}  # has times and paths
+    assert there.keys() == here.keys()
+    assert all(there[name] == here[name] for name in here.keys() - made_at)

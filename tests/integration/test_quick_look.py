@@ -18,6 +18,7 @@ from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
+from ray_wsss.storage import copy_file, find_files
 
 SETTINGS = {"label.scales": (1.0,)}
 README = Path(__file__).parents[2] / "README.md"
@@ -173,3 +174,14 @@ def test_importing_the_package_is_cheap() -> None:
     code = "import sys, ray_wsss; print([n for n in ('torch', 'ray', 'numpy') if n in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
+
+
+def test_files_in_a_bucket(images: list[Path], classifier: Path, bucket: Path) -> None:
+    copy_file(images[0], bucket / "a" / "one.jpg")
+    copy_file(images[0], bucket / "b" / "one.jpg")
+    for name in ("model.json", "model.safetensors", "manifest.json"):
+        copy_file(classifier / name, bucket / "classifier" / name)
+    there = [str(bucket / folder / "one.jpg") for folder in "ab"]
+    flags = ["--classifier", str(bucket / "classifier"), "--preset", "demo", "--threshold", "0"]
+    assert main(["show", *there, *flags, "--out", str(bucket / "shown")]) == 0
+    assert len(find_files(bucket / "shown")) == 2

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import tempfile
+import weakref
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +15,7 @@ from PIL import Image
 
 from ray_wsss.data.export.record import ExportedImage
 from ray_wsss.data.images import ImageError, decode_image, encode_mask, probe_image
-from ray_wsss.storage import replace_atomically
+from ray_wsss.storage import copy_file, is_remote, make_folder, replace_atomically
 
 _MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"BM": ".bmp"}
 _QUALITY = 95
@@ -80,13 +82,18 @@ def write_mask(path: Path, label_map: NDArray[np.uint8]) -> None:
 class StreamedFile:
     """A text file that grows piece by piece and takes its name only when it is finished.
 
-    It is open only while it is written to, so a failed export leaves nothing but a temporary file.
+    It is open only while it is written to, so a failed export leaves nothing but a temporary file: beside it,
+    or, of a file in a store, on this machine until the process ends.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = path.with_name(f".{uuid4().hex}.tmp")
+        make_folder(path.parent)
+        folder = path.parent
+        if is_remote(path):  # there is no appending to a file there
+            folder = Path(tempfile.mkdtemp(prefix="ray_wsss_"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._temporary = folder / f".{uuid4().hex}.tmp"
         self._pieces: list[str] = []
         self._held = 0
 
@@ -106,7 +113,10 @@ class StreamedFile:
 
     def finish(self) -> None:
         self._flush()
-        self._temporary.replace(self.path)
+        if is_remote(self.path):
+            copy_file(self._temporary, self.path)
+        else:
+            self._temporary.replace(self.path)
 
     def _flush(self) -> None:
         with self._temporary.open("a", encoding="utf-8", newline="\n") as file:

@@ -25,7 +25,7 @@ def segment(class_index: int, mask: np.ndarray, points_xy: list[list[float]]) ->
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Two images, the second without truth: class 0 twice, class 1 once, class 2 not labelled, ignored pixels."""
+    """Two images, the second without truth; in the first class 0 twice, 1 once, 2 not in the labels."""
     truth = np.zeros(HW, np.uint8)
     truth[square(1, 1, 5) | square(10, 1, 5)] = 1
     truth[square(1, 15, 6)] = 2
