@@ -167,6 +167,14 @@ def live_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def describe_cluster() -> dict[str, Any]:
+    """Nodes, CPUs, GPUs and kinds of accelerator of the cluster, for the record of a run."""
+    nodes = live_nodes()
+    kinds = {name.partition(":")[2] for node in nodes for name in node if name.startswith("accelerator_type:")}
+    sums = {kind.lower() + "s": sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
+    return {"nodes": len(nodes), **sums, "accelerators": sorted(kinds)}
+
+
 def room_on(node: Mapping[str, float], cpus: float, gpus: float) -> int:
     """How many processes fit on a node."""
     wanted = [(node.get(kind, 0.0), each) for kind, each in (("CPU", cpus), ("GPU", gpus)) if each > 0]
