@@ -170,7 +170,8 @@ def live_nodes() -> list[dict[str, float]]:
 def describe_cluster() -> dict[str, Any]:
     """Nodes, CPUs, GPUs and kinds of accelerator of the cluster, for the record of a run."""
     nodes = live_nodes()
-    kinds = {name.partition(":")[2] for node in nodes for name in node if name.startswith("accelerator_type:")}
+    prefix = "accelerator_type:"
+    kinds = {name.removeprefix(prefix) for node in nodes for name in node if name.startswith(prefix)}
     sums = {kind.lower() + "s": sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
     return {"nodes": len(nodes), **sums, "accelerators": sorted(kinds)}
 

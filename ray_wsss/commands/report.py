@@ -1,6 +1,6 @@
 """The command that writes a report."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ RunFolder = Annotated[Path | None, tyro.conf.Positional]
 
 @dataclass(frozen=True, kw_only=True)
 class WriteReport:
-    """One HTML file on a run: what ran, how fast, how good, and its images, to be opened without a network."""
+    """One HTML file on a run, for a browser without a network: what ran, how fast, how good, its images."""
 
     run_folder: RunFolder = None
     """Output of run-all, of demo, or of a single stage. What a report is made of is found in it by itself."""

@@ -1,4 +1,4 @@
-"""An image of the report's gallery, as the page's script gets it: facts to sort and filter by, and pictures."""
+"""An image of the report's gallery, as the page's script gets it: facts to sort by, and pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -24,12 +24,12 @@ _IGNORE = 255
 
 
 def report_palette(class_count: int) -> NDArray[np.uint8]:
-    """Colours (1 + class_count, 3) RGB of background and classes: the overview's, else VOC's, which has more."""
+    """Colours (1 + class_count, 3) RGB of background and classes: the overview's, or VOC's for many."""
     return COLOURS[: 1 + class_count] if class_count < len(COLOURS) else voc_palette()[: 1 + class_count]
 
 
 def thumbnail_hw(image_hw: tuple[int, int], side_px: int) -> tuple[int, int]:
-    """Size (height, width) of a thumbnail: the image's own where its long side is no longer than ``side_px``."""
+    """Size (height, width) of a thumbnail; the image's own where no side is longer than ``side_px``."""
     scale = min(1.0, side_px / max(image_hw))
     return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))
 
@@ -52,7 +52,7 @@ def encode_heat(cam: NDArray[np.float32]) -> str:
 
 
 def encode_labels(label_map: NDArray[np.uint8], palette: NDArray[np.uint8], side_px: int) -> str:
-    """A label map (H, W) in the classes' colours; background is transparent, ignored pixels (255) are white."""
+    """A label map (H, W) in the classes' colours; background is transparent, ignore (255) is white."""
     small = _nearest(label_map, side_px)
     labels = np.where(small == _IGNORE, len(palette), np.minimum(small, len(palette) - 1)).astype(np.uint8)
     colours = np.concatenate([palette, [[255, 255, 255]]]).astype(np.uint8)
@@ -65,7 +65,7 @@ def encode_labels(label_map: NDArray[np.uint8], palette: NDArray[np.uint8], side
 def encode_outlines(
     masks: Sequence[tuple[int, NDArray[np.bool_]]], palette: NDArray[np.uint8], side_px: int
 ) -> str:
-    """Outlines of (class index, mask (H, W)), which may overlap; there is at least one, the last is on top."""
+    """Outlines of (class index, mask (H, W)), one or more; they may overlap, the last is on top."""
     drawn: NDArray[np.uint8] | None = None
     for class_index, mask in masks:
         small = _nearest(mask.astype(np.uint8), side_px).astype(bool)

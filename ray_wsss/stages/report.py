@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ray_wsss.config import LabelConfig
 from ray_wsss.data.reader import open_shard
@@ -148,8 +149,8 @@ def _label_config(labels: StageFolder | None) -> LabelConfig:
     """How the labels' CAMs were made, so that the gallery's are the same."""
     settings = labels.settings if labels is not None else {}
     known = {f.name: settings.get(f"label.{f.name}") for f in fields(LabelConfig)}
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items() if v is not None}
-    return LabelConfig(**given)
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+    return LabelConfig(**{name: value for name, value in given.items() if value is not None})
 
 
 def _usable_predictions(found: FoundRun) -> Path | None:
@@ -180,7 +181,8 @@ def _failures(found: FoundRun) -> list[tuple[str, str, str]]:
 def _add_failed(report: Report, failed: list[tuple[str, str, str]]) -> None:
     report.failed_in_all = len(failed)
     report.failed = [
-        FailedImage(image=image, stage=stage, reason=reason) for image, stage, reason in failed[:_FAILED_SHOWN]
+        FailedImage(image=image, stage=stage, reason=reason)
+        for image, stage, reason in failed[:_FAILED_SHOWN]
     ]
 
 

@@ -41,7 +41,7 @@ class ChosenImage:
 
 
 def choose_images(images: Sequence[SurveyedImage], count: int | None, seed: int = 0) -> list[ChosenImage]:
-    """A third each of the best, the worst, and the rest at random; all in the data set's order where they fit.
+    """A third each of the best, the worst, and the rest at random, in the data set's order; all, if few.
 
     They are ranked by IoU where there is ground truth, else by score; without either all are random.
     """

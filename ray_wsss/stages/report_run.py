@@ -196,8 +196,8 @@ def _dataset_of(found: FoundRun) -> Path | None:
             return same[0]
         if there and there[0] == parse_path(named):
             found.missing.append(
-                f"{named} is not as it was when {folder.path} was made of it (or an earlier version of ray-wsss "
-                "made it); images are matched by their ids."
+                f"{named} is not as it was when {folder.path} was made of it, or an earlier version of "
+                "ray-wsss made that; images are matched by their ids."
             )
             return there[0]
         if folder is found.labels:

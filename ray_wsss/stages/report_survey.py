@@ -1,6 +1,6 @@
 """One look at all labels of a data set: how sure they are, how right where there is truth, what failed."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Survey:
     prompts: int = 0
     masks: Counter[int] = field(default_factory=Counter)
     """By class index."""
-    score_sums: Counter[int] = field(default_factory=Counter)
+    score_sums: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     """Of the masks' scores, by class index."""
     histograms: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     """Counts over [0, 1] by name."""

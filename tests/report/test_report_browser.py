@@ -59,7 +59,7 @@ class Visit:
         script = "all => all.filter(image => image.complete && image.naturalWidth > 0).length"
         return self.page.locator(f"#cards img.{layer}").evaluate_all(script)
 
-    def facts(self, key: str) -> list[float]:
+    def facts(self, key: str) -> list[Any]:
         """What the shown images' facts say, in order."""
         data = self.page.evaluate("() => JSON.parse(document.getElementById('data').textContent).facts")
         by_id = {entry["id"]: entry[key] for entry in data}
@@ -156,7 +156,8 @@ def test_nothing_can_be_fetched(browser: Any, report: Path) -> None:
     visit = Visit(browser, report)
     fetching = "fetch('http://127.0.0.1:9/x').then(() => 'fetched', () => 'refused')"
     assert visit.page.evaluate(fetching) == "refused"
-    visit.page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=//127.0.0.1:9/x onerror=alert(3)>')")
+    image = "<img src=//127.0.0.1:9/x onerror=alert(3)>"
+    visit.page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", image)
     visit.page.wait_for_timeout(200)
     assert visit.requests == [visit.url]
     assert "3" not in visit.said
