@@ -194,7 +194,7 @@ def render_report(report: Report, images: Iterator[GalleryImage], side_px: int) 
         lstrip_blocks=True,
     )
     environment.filters["percent"] = _percent
-    style, script = (_asset(name) for name in ("report.css", "report.js"))
+    style, script = _asset("report.css"), _asset("theme.js") + _asset("gallery.js")
     gallery = {
         "facts": facts,
         "layers": layers,

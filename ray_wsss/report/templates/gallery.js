@@ -1,5 +1,6 @@
 "use strict";
-// The gallery and the colours of the page. Names from the data set are only ever set as text.
+// The images of the report: facts to sort and filter by, and pictures that are read when they are shown.
+// Names from the data set are only ever set as text.
 
 const PER_PAGE = 48;
 const LAYERS = { cam: "CAM", masks: "SAM mask", label: "pseudo label", prediction: "prediction", truth: "ground truth" };
@@ -20,28 +21,6 @@ function option(value, text) {
   const element = make("option", "", text);
   element.value = value;
   return element;
-}
-
-// Colours: those of the system, until the reader chooses.
-function startTheme() {
-  const button = byId("theme");
-  const themes = ["", "light", "dark"];
-  const said = { "": "as the system has them", light: "light", dark: "dark" };
-  let theme = "";
-  const set = (name) => {
-    theme = themes.includes(name) ? name : "";
-    document.documentElement.dataset.theme = theme;
-    button.textContent = { "": "◐", light: "☀", dark: "☾" }[theme];
-    button.setAttribute("aria-label", `Colours: ${said[theme]}`);
-    button.title = button.getAttribute("aria-label");
-  };
-  let kept = "";
-  try { kept = localStorage.getItem("ray-wsss-theme") || ""; } catch { /* not allowed for this file */ }
-  set(kept);
-  button.addEventListener("click", () => {
-    set(themes[(themes.indexOf(theme) + 1) % themes.length]);
-    try { localStorage.setItem("ray-wsss-theme", theme); } catch { /* as above */ }
-  });
 }
 
 class Gallery {
@@ -306,5 +285,4 @@ class Gallery {
   }
 }
 
-startTheme();
 if (byId("gallery")) new Gallery(JSON.parse(byId("data").textContent));
