@@ -31,6 +31,7 @@ from ray_wsss.commands import (
     Sweep,
     TrainClassifier,
     TrainSegmenter,
+    WriteReport,
 )
 from ray_wsss.commands.flags import PATHS
 from ray_wsss.config import Recipe
@@ -104,6 +105,7 @@ def _commands(preset: str, recipe: Recipe) -> Any:
             **common,
         ),
         "run-all": RunAll(dataset=missing, out=missing, recipe=recipe, **common),
+        "report": WriteReport(),
         "demo": Demo(),
     }
     stages = [Annotated[type(d), tyro.conf.subcommand(name, default=d)] for name, d in defaults.items()]

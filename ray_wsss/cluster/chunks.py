@@ -18,7 +18,7 @@ from ray.data import DataContext, Dataset
 from ray_wsss.cluster.map import Resources, StageActor, chunk_of, iterate, map_actors, plan_rows
 from ray_wsss.cluster.metrics import StageMetrics
 from ray_wsss.cluster.progress import ImageProgress
-from ray_wsss.cluster.session import Cluster, ray_session
+from ray_wsss.cluster.session import Cluster, describe_cluster, ray_session
 from ray_wsss.data.reader import open_shard
 from ray_wsss.data.schema import write_errors
 from ray_wsss.errors import UserError
@@ -32,6 +32,7 @@ from ray_wsss.stages.chunks import (
 )
 from ray_wsss.stages.manifest import Output
 from ray_wsss.stages.parts import Parts
+from ray_wsss.stages.run_record import recorded_run
 from ray_wsss.stages.tally import Tally
 
 _DECODE_MEMORY = 1000 * 2**20
@@ -79,6 +80,12 @@ class RunReport:
     def images_per_s(self) -> float:
         """Of this run, its start taken off."""
         return (self.total.images + self.total.errors - self.done_before) / max(self.work_s, 1e-9)
+
+    def figures(self) -> dict[str, Any]:
+        """As plain data, for `stages.run_record`."""
+        times = {"startup_s": round(self.startup_s, 2), "work_s": round(self.work_s, 2)}
+        speed = {"images_per_s": round(self.images_per_s, 2)} if self.work_s else {}
+        return asdict(self.total) | {"done_before": self.done_before} | times | speed
 
 
 class ImagesActor(StageActor):
@@ -183,9 +190,11 @@ def run_chunks(
         with (
             ray_session(cluster.address, verbose=cluster.verbose),
             ImageProgress(output.stage, images, report.done_before) as progress,
+            recorded_run(output.out, resources=asdict(resources), cluster=describe_cluster()) as figures,
         ):
             DataContext.get_current().enable_progress_bars = cluster.verbose
             count_done(_pipeline(missing, parts, stage, output.stage, resources), report, progress)
+            figures |= report.figures()
     if not report.total.images:
         raise UserError(
             f"all {report.total.errors} images failed; the column 'error' of {output.out / 'shards'} says why"

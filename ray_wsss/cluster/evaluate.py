@@ -12,9 +12,16 @@ from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.stages.chunks import IMAGE_COLUMNS
-from ray_wsss.stages.evaluate import CamEvaluator, Evaluator, LabelEvaluator, SegmenterEvaluator, add_up
+from ray_wsss.stages.evaluate import (
+    CamEvaluator,
+    Evaluator,
+    LabelEvaluator,
+    SegmenterEvaluator,
+    add_up,
+    describe_confusion,
+)
 from ray_wsss.stages.manifest import require_finished
-from ray_wsss.stages.provenance import check_classes
+from ray_wsss.stages.provenance import check_classes, dataset_settings
 from ray_wsss.storage import replace_atomically
 
 
@@ -31,9 +38,10 @@ def run_evaluate(
     """Measure CAMs, pseudo labels and segmenter against the ground truth of ``dataset``.
 
     Returns:
-        Per measure its ``miou`` and ``iou`` per class name (None for a class that never occurs), and for
-        CAMs ``threshold``: ``cam_fixed`` at the configured threshold, ``cam_best`` at the best of the sweep
-        (picked on this ground truth, so an upper bound).
+        Per measure its ``miou``, ``iou`` per class name (None for a class that never occurs), ``confusion``
+        (pixels by true and then by predicted class name, without zeros), and for CAMs ``threshold``:
+        ``cam_fixed`` at the configured threshold, ``cam_best`` at the best of the sweep (picked on this
+        ground truth, so an upper bound). ``data`` says what it was measured on.
 
     Raises:
         UserError: nothing to measure, or classes that differ.
@@ -68,7 +76,7 @@ def run_evaluate(
             resources=resources,
         )
         rows = list(iterate(counted))
-    return _metrics(rows, metadata.class_names, threshold)
+    return {"data": dataset_settings(dataset)} | _metrics(rows, metadata.class_names, threshold)
 
 
 def _check_labels(dataset: Path, labels: Path) -> None:
@@ -86,7 +94,8 @@ def _metrics(rows: list[dict[str, Any]], class_names: tuple[str, ...], threshold
     def entry(key: str) -> dict[str, Any]:
         matrix, images = totals[key]
         iou = [None if value != value else value for value in matrix.iou().tolist()]
-        return {"miou": matrix.miou(), "images": images, "iou": dict(zip(names, iou))}
+        confusion = describe_confusion(matrix, names)
+        return {"miou": matrix.miou(), "images": images, "iou": dict(zip(names, iou)), "confusion": confusion}
 
     cams = [key for key in totals if key.startswith("cam@")]
     if cams:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,7 +13,7 @@ from ray.data import DataContext, Dataset
 from ray_wsss.cluster.chunks import Failures, ImagesActor, RunOptions, RunReport, count_done, decode_ahead
 from ray_wsss.cluster.map import map_actors
 from ray_wsss.cluster.progress import ImageProgress
-from ray_wsss.cluster.session import ray_session
+from ray_wsss.cluster.session import describe_cluster, ray_session
 from ray_wsss.config import Recipe
 from ray_wsss.data.folder import list_images
 from ray_wsss.errors import UserError
@@ -21,6 +22,7 @@ from ray_wsss.stages.chunks import PreparedImage
 from ray_wsss.stages.manifest import Output, file_hash, require_finished
 from ray_wsss.stages.predict_folder import FolderPredictor, MaskFolder, PrepareFiles, name_masks
 from ray_wsss.stages.provenance import settings_of
+from ray_wsss.stages.run_record import recorded_run
 from ray_wsss.stages.tally import Tally
 from ray_wsss.storage import drop_leftovers, lies_in
 
@@ -84,13 +86,14 @@ def _predict(
     run: RunOptions,
 ) -> Failures:
     """Make the masks of some (image, mask) names; returns the images that failed."""
-    cluster, resources = run["cluster"], run["resources"]
+    cluster, resources, out = run["cluster"], run["resources"], arguments["folder"].out
     done = report.done_before
     if done:
         print(f"{done:,} images are done already", flush=True)
     with (
         ray_session(cluster.address, verbose=cluster.verbose),
         ImageProgress("predict", done + len(missing), done) as progress,
+        recorded_run(out, resources=asdict(resources), cluster=describe_cluster()) as figures,
     ):
         DataContext.get_current().enable_progress_bars = cluster.verbose
         prepare = PrepareFiles(images, arguments["config"].max_side_px)
@@ -104,7 +107,9 @@ def _predict(
         actors = map_actors(
             decoded, _FolderActor, FolderPredictor, arguments, resources, len(blocks), {"name": "predict"}
         )
-        return count_done(actors, report, progress)
+        failed = count_done(actors, report, progress)
+        figures |= report.figures()
+        return failed
 
 
 class _FolderActor(ImagesActor):

@@ -213,6 +213,15 @@ def live_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def describe_cluster() -> dict[str, Any]:
+    """Nodes, CPUs, GPUs and kinds of accelerator of the cluster, for the record of a run."""
+    nodes = live_nodes()
+    prefix = "accelerator_type:"
+    kinds = {name.removeprefix(prefix) for node in nodes for name in node if name.startswith(prefix)}
+    sums = {kind.lower() + "s": sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
+    return {"nodes": len(nodes), **sums, "accelerators": sorted(kinds)}
+
+
 def room_on(node: Mapping[str, float], share: Share) -> int:
     """How many processes fit on a node."""
     wanted = share.by_name.items()

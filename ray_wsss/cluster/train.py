@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
@@ -17,9 +17,17 @@ from torch import nn
 
 from ray_wsss.cluster.map import unwrap
 from ray_wsss.cluster.metrics import TrainingMetrics
-from ray_wsss.cluster.session import Cluster, Share, check_resources, ray_session, storage_of
+from ray_wsss.cluster.session import (
+    Cluster,
+    Share,
+    check_resources,
+    describe_cluster,
+    ray_session,
+    storage_of,
+)
 from ray_wsss.errors import UserError
 from ray_wsss.models.data_parallel import match_one_worker
+from ray_wsss.stages.run_record import recorded_run
 from ray_wsss.stages.session import LocalSession, export_model, keep_best
 from ray_wsss.stages.training import Session
 from ray_wsss.storage import copy_file, growing_folder, is_remote, make_folder
@@ -124,7 +132,8 @@ def fit(
     if workers.workers == 0:
         device = "cuda" if workers.gpus_per_worker else "cpu"
         session = LocalSession(out, device, keep_checkpoints)
-        loop(session)
+        with recorded_run(out, workers=asdict(workers)):
+            loop(session)
         last = session.latest_checkpoint()
     else:
         with ray_session(cluster.address, verbose=cluster.verbose), _follow(out / PROGRESS_LOG):
@@ -133,7 +142,8 @@ def fit(
                 share=workers.share,
                 what=f"training with {workers.workers} workers",
             )
-            last = fit_on_ray(loop, out.absolute(), workers, keep_checkpoints)
+            with recorded_run(out, workers=asdict(workers), cluster=describe_cluster()):
+                last = fit_on_ray(loop, out.absolute(), workers, keep_checkpoints)
     assert last is not None, "a finished run has a checkpoint"
     export_model(last, out)
 

@@ -4,6 +4,7 @@ from ray_wsss.commands.apply import Evaluate, Predict
 from ray_wsss.commands.compare_prompts import ComparePrompts
 from ray_wsss.commands.export import ExportCoco, ExportFolder, ExportLabelStudio, ExportVoc, ExportYolo
 from ray_wsss.commands.ingest import IngestCoco, IngestCsv, IngestFolder, IngestVoc
+from ray_wsss.commands.report import WriteReport
 from ray_wsss.commands.run_all import RunAll
 from ray_wsss.commands.show import Show
 from ray_wsss.commands.stages import (
@@ -38,4 +39,5 @@ __all__ = [
     "Sweep",
     "TrainClassifier",
     "TrainSegmenter",
+    "WriteReport",
 ]

@@ -155,6 +155,17 @@ def add_up(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[ConfusionMatrix, i
     return totals
 
 
+def describe_confusion(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Pixels by true class, then by predicted class, without zeros; for JSON.
+
+    Args:
+        names: of all classes, background first.
+    """
+    rows = {truth: dict(zip(names, counts)) for truth, counts in zip(names, matrix.to_list())}
+    found = {truth: {name: n for name, n in row.items() if n} for truth, row in rows.items()}
+    return {truth: row for truth, row in found.items() if row}
+
+
 def _with_truth(table: pa.Table) -> Iterable[tuple[dict[str, Any], NDArray[np.uint8], NDArray[np.uint8]]]:
     """Row, pixels and ground truth of each image that has one."""
     for row in table.select(["image_id", "image", "orientation", "image_labels", "mask"]).to_pylist():

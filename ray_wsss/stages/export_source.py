@@ -135,6 +135,10 @@ class PredictionSource:
     def image_ids(self) -> Iterator[str]:
         return _dataset_ids(self.images) if self.is_dataset else map(printable, self.masks)
 
+    def mask_of(self, image_id: str) -> bytes | None:
+        """The label map (PNG) of an image of the data set; None where there is none that can be read."""
+        return self._read_mask(self._by_id.get(image_id))[0]
+
     def __iter__(self) -> Iterator[LabelledImage]:
         rows = _dataset_rows(self.images) if self.is_dataset else map(self._read_file, self.masks)
         for row in rows:

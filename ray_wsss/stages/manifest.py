@@ -41,7 +41,7 @@ class Output:
         """
         if self.out.is_file():
             raise UserError(f"--out {self.out} is a file; expected a folder")
-        found = _read_manifest(self.out)
+        found = read_manifest(self.out)
         if found is None and self.out.exists() and any(self.out.iterdir()):
             raise UserError(
                 f"--out {self.out} exists and is no output of ray-wsss; expected a new or empty folder"
@@ -99,8 +99,12 @@ def _as_compared(value: Any) -> Any:
     return float(value) if type(value) is int else value
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Our manifest in ``folder``, or None; other programs have files of that name too."""
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Our manifest in ``folder``, or None; other programs have files of that name too.
+
+    Raises:
+        UserError: it is no JSON.
+    """
     path = folder / "manifest.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -118,7 +122,7 @@ def require_finished(folder: Path, stage: str) -> dict[str, Any]:
     Raises:
         UserError: ``folder`` is something else, or unfinished.
     """
-    found = _read_manifest(folder)
+    found = read_manifest(folder)
     if found is None:
         raise UserError(f"{folder} is no output of {stage} (it has no manifest.json of ray-wsss)")
     if found["stage"] != stage:

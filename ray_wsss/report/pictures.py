@@ -1,0 +1,104 @@
+"""The report's pictures: small enough that thousands of them fit into one file.
+
+Each is a data URL. What lies over an image is a palette PNG of a few hundred bytes, transparent where it says
+nothing, of the same shape as the image's thumbnail.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image
+
+from ray_wsss.data.images import voc_palette
+from ray_wsss.report.overview import COLOURS
+
+_HEAT_LEVELS = 32
+_HEAT_SIDE_PX = 96
+"""CAMs are smooth: browsers scale them up as well as we would."""
+_WEBP_QUALITY = 78
+_IGNORE = 255
+
+
+def report_palette(class_count: int) -> NDArray[np.uint8]:
+    """Colours (1 + class_count, 3) RGB of background and classes: the overview's, or VOC's for many."""
+    return COLOURS[: 1 + class_count] if class_count < len(COLOURS) else voc_palette()[: 1 + class_count]
+
+
+def thumbnail_hw(image_hw: tuple[int, int], side_px: int) -> tuple[int, int]:
+    """Size (height, width) of a thumbnail; the image's own where no side is longer than ``side_px``."""
+    scale = min(1.0, side_px / max(image_hw))
+    return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))
+
+
+def encode_photo(pixels: NDArray[np.uint8], side_px: int) -> str:
+    """An image (H, W, 3) RGB as a WebP thumbnail."""
+    height, width = thumbnail_hw((pixels.shape[0], pixels.shape[1]), side_px)
+    small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX)
+    return _as_url(small, "WEBP", quality=_WEBP_QUALITY)
+
+
+def encode_heat(cam: NDArray[np.float32]) -> str:
+    """A CAM (h, w) in [0, 1]: dark and transparent at 0, bright and opaque at 1."""
+    height, width = thumbnail_hw((cam.shape[0], cam.shape[1]), _HEAT_SIDE_PX)
+    small = Image.fromarray(cam.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    levels = np.clip(np.asarray(small) * _HEAT_LEVELS, 0, _HEAT_LEVELS - 1).astype(np.uint8)
+    share = np.arange(_HEAT_LEVELS) / (_HEAT_LEVELS - 1)
+    colours = (colormaps["inferno"](share)[:, :3] * 255).astype(np.uint8)
+    return _palette_png(levels, colours, (np.minimum(1, share * 1.6) * 255).astype(np.uint8))
+
+
+def encode_labels(label_map: NDArray[np.uint8], palette: NDArray[np.uint8], side_px: int) -> str:
+    """A label map (H, W) in the classes' colours; background is transparent, ignore (255) is white."""
+    small = _nearest(label_map, side_px)
+    labels = np.where(small == _IGNORE, len(palette), np.minimum(small, len(palette) - 1)).astype(np.uint8)
+    colours = np.concatenate([palette, [[255, 255, 255]]]).astype(np.uint8)
+    alpha = np.full(len(colours), 255, np.uint8)
+    alpha[0] = 0
+    used = int(labels.max(initial=0)) + 1
+    return _palette_png(labels, colours[:used], alpha[:used])
+
+
+def encode_outlines(
+    masks: Sequence[tuple[int, NDArray[np.bool_]]], palette: NDArray[np.uint8], side_px: int
+) -> str:
+    """Outlines of (class index, mask (H, W)), one or more; they may overlap, the last is on top."""
+    drawn: NDArray[np.uint8] | None = None
+    for class_index, mask in masks:
+        small = _nearest(mask.astype(np.uint8), side_px).astype(bool)
+        drawn = np.zeros(small.shape, np.uint8) if drawn is None else drawn
+        drawn[_outline(small, max(1, max(small.shape) // 128))] = class_index + 1
+    assert drawn is not None
+    return encode_labels(drawn, palette, side_px)
+
+
+def _outline(mask: NDArray[np.bool_], width_px: int) -> NDArray[np.bool_]:
+    """Pixels of a mask with something else within ``width_px`` up, down, left or right."""
+    inside = mask
+    for _ in range(width_px):
+        padded = np.pad(inside, 1)
+        around = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        inside = inside & around
+    return mask & ~inside
+
+
+def _nearest(labels: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
+    height, width = thumbnail_hw((labels.shape[0], labels.shape[1]), side_px)
+    if (height, width) == labels.shape:
+        return labels
+    return np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+
+
+def _palette_png(indices: NDArray[np.uint8], colours: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> str:
+    image = Image.fromarray(indices)
+    image.putpalette(colours.tobytes())
+    return _as_url(image, "PNG", transparency=alpha.tobytes(), optimize=True)
+
+
+def _as_url(image: Image.Image, kind: str, **options: object) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -1,0 +1,288 @@
+"use strict";
+// The images of the report: facts to sort and filter by, and pictures that are read when they are shown.
+// Names from the data set are only ever set as text.
+
+const PER_PAGE = 48;
+const LAYERS = { cam: "CAM", masks: "SAM mask", label: "pseudo label", prediction: "prediction", truth: "ground truth" };
+const KEYS = ["cam", "points", "masks", "label", "prediction", "truth"];
+const SVG = "http://www.w3.org/2000/svg";
+
+const byId = (id) => document.getElementById(id);
+const percent = (value) => (value === null ? "–" : (100 * value).toFixed(1));
+
+function make(tag, className, text) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+function option(value, text) {
+  const element = make("option", "", text);
+  element.value = value;
+  return element;
+}
+
+class Gallery {
+  constructor(data) {
+    this.data = data;
+    this.all = data.facts.map((facts, index) => ({ ...facts, index }));
+    this.shown = [];
+    this.page = 0;
+    this.opened = -1;
+    this.blocks = new Map();
+    this.fillChoices();
+    this.listen();
+    this.update();
+  }
+
+  // Pictures stand in blocks of text, of which the last few are kept as objects.
+  picturesOf(image) {
+    const number = Math.floor(image.index / this.data.perBlock);
+    if (!this.blocks.has(number)) {
+      if (this.blocks.size > 24) this.blocks.delete(this.blocks.keys().next().value);
+      this.blocks.set(number, JSON.parse(byId(`pictures-${number}`).textContent));
+    }
+    return this.blocks.get(number)[image.index % this.data.perBlock];
+  }
+
+  className(index) {
+    return this.data.classNames[index] ?? `class ${index}`;
+  }
+
+  fillChoices() {
+    const present = new Set(this.all.flatMap((image) => image.classes));
+    const classes = [...present].sort((a, b) => a - b);
+    for (const index of classes) {
+      byId("class").append(option(index, this.className(index)));
+      const entry = make("li");
+      const swatch = make("span", "swatch");
+      swatch.style.background = this.data.colours[index];
+      entry.append(swatch, this.className(index));
+      byId("legend").append(entry);
+    }
+    const groups = [...new Set(this.all.map((image) => image.group))].filter(Boolean).sort();
+    for (const group of groups) byId("group").append(option(group, group));
+    byId("group").parentElement.hidden = groups.length === 0;
+    for (const box of this.boxes()) {
+      if (box.value in this.data.layers) continue;
+      box.checked = false;
+      box.disabled = true;
+      box.parentElement.hidden = true;
+    }
+    for (const choice of [...byId("sort").options]) {
+      const key = choice.value.replace("-", "");
+      if (!["id", "class"].includes(key) && this.all.every((image) => image[key] === null)) choice.remove();
+    }
+    byId("sort").selectedIndex = 0;
+  }
+
+  boxes() {
+    return [...document.querySelectorAll("#layers input[type=checkbox]")];
+  }
+
+  layers() {
+    return new Set(this.boxes().filter((box) => box.checked).map((box) => box.value));
+  }
+
+  listen() {
+    byId("controls").addEventListener("submit", (event) => event.preventDefault());
+    byId("layers").addEventListener("change", () => this.draw());
+    byId("strength").addEventListener("input", (event) =>
+      document.documentElement.style.setProperty("--strength", event.target.value));
+    for (const id of ["sort", "class", "group"]) byId(id).addEventListener("change", () => this.update());
+    byId("name").addEventListener("input", () => this.update());
+    byId("previous").addEventListener("click", () => this.turn(-1));
+    byId("next").addEventListener("click", () => this.turn(1));
+    byId("detail-previous").addEventListener("click", () => this.open(this.opened - 1));
+    byId("detail-next").addEventListener("click", () => this.open(this.opened + 1));
+    byId("detail-close").addEventListener("click", () => byId("detail").close());
+    byId("detail").addEventListener("close", () => this.closed());
+    document.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const typing = event.target.matches("input[type=search], input[type=range], select");
+    if (typing) return;
+    if (byId("detail").open) {
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (step) { event.preventDefault(); this.open(this.opened + step); }
+      return;
+    }
+    const box = this.boxes().find((candidate) => candidate.value === KEYS[Number(event.key) - 1]);
+    if (box && !box.disabled) { box.checked = !box.checked; this.draw(); return; }
+    if (event.key === "n") this.turn(1);
+    else if (event.key === "p") this.turn(-1);
+    else if (event.key === "/") { event.preventDefault(); byId("name").focus(); }
+    else if (event.target.matches(".image")) this.move(event);
+  }
+
+  // Arrows move among the cards, which are one stop for Tab.
+  move(event) {
+    const cards = [...byId("cards").children];
+    const at = cards.indexOf(event.target);
+    const columns = cards.filter((card) => card.offsetTop === cards[0].offsetTop).length;
+    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -at, End: cards.length - 1 - at };
+    const to = cards[at + steps[event.key]];
+    if (!(event.key in steps)) return;
+    event.preventDefault();
+    if (to) this.focus(to);
+  }
+
+  focus(card) {
+    for (const other of byId("cards").children) other.tabIndex = other === card ? 0 : -1;
+    card.focus();
+  }
+
+  update() {
+    const wanted = byId("class").value, group = byId("group").value, name = byId("name").value.toLowerCase();
+    this.shown = this.all.filter((image) =>
+      (wanted === "" || image.classes.includes(Number(wanted)))
+      && (group === "" || image.group === group)
+      && image.id.toLowerCase().includes(name));
+    this.shown.sort(this.order(byId("sort").value));
+    this.page = 0;
+    const of = this.shown.length === this.all.length ? "" : ` of ${this.all.length}`;
+    byId("count").textContent = `${this.shown.length}${of} image${this.all.length === 1 ? "" : "s"}`;
+    this.draw();
+  }
+
+  order(choice) {
+    const collator = new Intl.Collator(undefined, { numeric: true });
+    const byName = (a, b) => collator.compare(a.id, b.id) || a.index - b.index;
+    if (choice === "id") return byName;
+    if (choice === "class") return (a, b) => (a.classes[0] ?? Infinity) - (b.classes[0] ?? Infinity) || byName(a, b);
+    const sign = choice.startsWith("-") ? -1 : 1, key = choice.replace("-", "");
+    // What has no figure comes last, either way.
+    return (a, b) => (a[key] === null) - (b[key] === null) || sign * (a[key] - b[key]) || byName(a, b);
+  }
+
+  turn(step) {
+    const page = this.page + step;
+    if (page < 0 || page >= this.pages()) return;
+    this.page = page;
+    this.draw();
+    byId("count").scrollIntoView({ block: "start" });
+  }
+
+  pages() {
+    return Math.max(1, Math.ceil(this.shown.length / PER_PAGE));
+  }
+
+  draw() {
+    const layers = this.layers();
+    const cards = this.shown.slice(this.page * PER_PAGE, (this.page + 1) * PER_PAGE).map((image, at) =>
+      this.card(image, this.page * PER_PAGE + at, layers));
+    const before = [...byId("cards").children].indexOf(document.activeElement);
+    byId("cards").replaceChildren(...cards);
+    if (cards.length) cards[0].tabIndex = 0;
+    if (before >= 0 && cards[before]) this.focus(cards[before]);
+    byId("page").textContent = `page ${this.page + 1} of ${this.pages()}`;
+    byId("previous").disabled = this.page === 0;
+    byId("next").disabled = this.page + 1 >= this.pages();
+    byId("page").parentElement.hidden = this.pages() === 1;
+  }
+
+  card(image, at, layers) {
+    const card = make("button", "image");
+    card.type = "button";
+    card.tabIndex = -1;
+    const facts = make("span", "facts");
+    facts.append(make("b", "", image.id), this.told(image));
+    const stack = this.stack(image, layers);
+    stack.classList.add("square");
+    card.append(stack, facts);
+    card.title = `${image.id}: ${image.classes.map((index) => this.className(index)).join(", ")}`;
+    card.addEventListener("click", () => this.open(at));
+    return card;
+  }
+
+  told(image) {
+    const parts = [];
+    if (image.score !== null) parts.push(`score ${image.score.toFixed(2)}`);
+    if (image.iou !== null) parts.push(`IoU ${percent(image.iou)}`);
+    if (image.predictionIou !== null) parts.push(`predicted ${percent(image.predictionIou)}`);
+    if (image.group) parts.push(image.group);
+    return parts.join(", ");
+  }
+
+  // The image with layers over it, each a picture of the same shape.
+  stack(image, layers) {
+    const stack = make("span", "stack");
+    const pictures = this.picturesOf(image);
+    for (const name of ["image", ...Object.keys(LAYERS)]) {
+      if (!(name in pictures) || (name !== "image" && !layers.has(name))) continue;
+      const picture = make("img", name);
+      picture.alt = "";
+      picture.src = pictures[name];
+      stack.append(picture);
+    }
+    if (layers.has("points")) stack.append(this.points(image));
+    return stack;
+  }
+
+  points(image) {
+    const drawing = document.createElementNS(SVG, "svg");
+    drawing.setAttribute("viewBox", `0 0 ${image.width} ${image.height}`);
+    for (const mask of image.masks) {
+      for (const [x, y] of mask.points) {
+        const circle = document.createElementNS(SVG, "circle");
+        circle.setAttribute("cx", x);
+        circle.setAttribute("cy", y);
+        circle.setAttribute("r", Math.max(image.width, image.height) / 45);
+        circle.setAttribute("fill", this.data.colours[mask.class]);
+        drawing.append(circle);
+      }
+    }
+    return drawing;
+  }
+
+  open(at) {
+    if (at < 0 || at >= this.shown.length) return;
+    this.opened = at;
+    const image = this.shown[at], pictures = this.picturesOf(image);
+    byId("detail-title").textContent = image.id;
+    const names = image.classes.map((index) => this.className(index)).join(", ") || "no class";
+    byId("detail-facts").textContent = [names, this.told(image), `${image.width} × ${image.height} pixels`].filter(Boolean).join("; ");
+    const panels = [["image", new Set()]];
+    if ("cam" in pictures) panels.push(["CAM", new Set(["cam"])]);
+    if (image.masks.length) panels.push(["points", new Set(["points"])]);
+    for (const name of ["masks", "label", "prediction", "truth"]) {
+      if (name in pictures) panels.push([LAYERS[name], new Set([name])]);
+    }
+    byId("panels").replaceChildren(...panels.map(([title, layers]) => {
+      const figure = make("figure");
+      const stack = this.stack(image, layers);
+      stack.style.aspectRatio = `${image.width} / ${image.height}`;
+      figure.append(stack, make("figcaption", "", title));
+      return figure;
+    }));
+    this.fillMasks(image);
+    byId("detail-previous").disabled = at === 0;
+    byId("detail-next").disabled = at + 1 === this.shown.length;
+    if (!byId("detail").open) byId("detail").showModal();
+  }
+
+  fillMasks(image) {
+    const rows = image.masks.map((mask) => [this.className(mask.class), mask.score.toFixed(3), mask.samScore.toFixed(3),
+      mask.stability === null ? "–" : mask.stability.toFixed(3), mask.camMean.toFixed(3), mask.points.length, mask.areaPx.toLocaleString("en")]);
+    const line = (cells, tag) => {
+      const row = make("tr");
+      row.append(...cells.map((cell) => make(tag, "", cell)));
+      return row;
+    };
+    const head = line(["class", "score", "SAM's IoU", "stability", "mean CAM", "points", "pixels"], "th");
+    byId("detail-masks").replaceChildren(...(rows.length ? [head, ...rows.map((row) => line(row, "td"))] : []));
+  }
+
+  // Back to the card of the image that was looked at last.
+  closed() {
+    const page = Math.floor(this.opened / PER_PAGE);
+    if (page !== this.page) { this.page = page; this.draw(); }
+    const card = byId("cards").children[this.opened % PER_PAGE];
+    if (card) this.focus(card);
+  }
+}
+
+if (byId("gallery")) new Gallery(JSON.parse(byId("data").textContent));
