@@ -26,7 +26,7 @@ def measured(metrics: list[Metrics], survey: Survey | None, survey_name: str) ->
         for figures in same:
             figures.setdefault("confusion", own["confusion"])  # earlier versions did not write it
         if not same:
-            note = "all images of it that have a label"
+            note = "images without a label count as background"
             found.insert(0, (f"{survey_name} against their data set's masks", note, {"pseudo_label": own}))
     return found
 

@@ -73,25 +73,27 @@ def survey(dataset: Path, labels: Path | None) -> Survey:
         if label_rows is None:
             result.images.append(SurveyedImage(row=row, image_id=image_id))
             continue
-        try:
-            label = label_rows.read(label_rows.index_of(image_id))
-        except KeyError:
-            result.failed.append((image_id, "it has no label"))
-            continue
-        if label["error"] is not None:
-            result.failed.append((image_id, label["error"]))
-            continue
-        scores = [_count_segment(result, segment) for segment in label["segments"]]
+        label = _label_of(label_rows, image_id)
+        scores = [_count_segment(result, segment) for segment in label["segments"] or []]
         score = sum(scores) / len(scores) if scores else None
+        truth = rows.read(row, ["mask"])["mask"] if metadata.has_masks else None
         try:
-            truth = rows.read(row, ["mask"])["mask"] if metadata.has_masks else None
             iou = _compare(result, label["pseudo_label"], truth) if truth is not None else None
+            if label["error"] is not None:
+                raise ValueError(label["error"])
         except ValueError as error:
             result.failed.append((image_id, str(error)))
             continue
         result.count("iou", iou)
         result.images.append(SurveyedImage(row=row, image_id=image_id, score=score, iou=iou))
     return result
+
+
+def _label_of(labels: ShardReader, image_id: str) -> dict[str, Any]:
+    try:
+        return labels.read(labels.index_of(image_id))
+    except KeyError:
+        return {"pseudo_label": None, "segments": None, "error": "it has no label"}
 
 
 def _count_segment(result: Survey, segment: dict[str, Any]) -> float:
@@ -105,9 +107,15 @@ def _count_segment(result: Survey, segment: dict[str, Any]) -> float:
     return score
 
 
-def _compare(result: Survey, pseudo_label: bytes, truth: bytes) -> float | None:
-    """Count the pixels of one image. Raises ValueError where label and truth don't fit."""
-    matrix = confusion_of(decode_mask(pseudo_label), decode_mask(truth), 1 + len(result.class_names))
+def _compare(result: Survey, pseudo_label: bytes | None, truth: bytes) -> float | None:
+    """Count the pixels of one image; one without a label is all background, as for evaluate.
+
+    Raises:
+        ValueError: label and truth don't fit.
+    """
+    expected = decode_mask(truth)
+    found = decode_mask(pseudo_label) if pseudo_label is not None else np.zeros_like(expected)
+    matrix = confusion_of(found, expected, 1 + len(result.class_names))
     result.confusion = matrix if result.confusion is None else result.confusion + matrix
     result.compared += 1
     return mean_iou(matrix)

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from ray_wsss.cli import main
-from ray_wsss.data.images import decode_mask
+from ray_wsss.data.images import decode_mask, describe_labels
 from ray_wsss.data.reader import ShardReader
+from ray_wsss.stages.manifest import Output
+from ray_wsss.storage import copy_file
 
 
 class Page(HTMLParser):
@@ -127,6 +129,9 @@ def test_gallery_shows_what_the_stages_made(page: Page, run: Any) -> None:
 def test_figures(page: Page, run: Any) -> None:
     measured = json.loads((run.root / "metrics.json").read_text())["pseudo_label"]
     assert f"{100 * measured['miou']:.1f}" in page.text
+    # Its own count of the pseudo labels is that of evaluate, so there is one table.
+    assert sum(tag == "table" and a.get("class") == "iou" for tag, a in page.tags) == 2
+    assert "against their data set's masks" not in page.text
     assert re.search(r"12\.0 images/s in 2 s", page.text)
     for words in ("loss: image labels", "loss: pseudo labels", "resnet_small", "Most confused"):
         assert words in page.text
@@ -215,3 +220,31 @@ def test_errors(
     assert main(["report", *filled, "--out", str(tmp_path / "r.html")]) == 1
     assert told in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()
+
+
+def test_a_run_in_a_store(run: Any, bucket: Path, tmp_path: Path) -> None:
+    for path in run.root.parent.rglob("*"):
+        if path.is_file():
+            copy_file(path, bucket / path.relative_to(run.root.parent).as_posix())
+    flags = ["--dataset", bucket / "dataset", "--images", "3", "--skip-predictions"]
+    assert main(["report", *map(str, [bucket / run.root.name, *flags, "--out", bucket / "r.html"])]) == 0
+    copy_file(bucket / "r.html", tmp_path / "r.html")
+    assert len(Page(tmp_path / "r.html").pictures()) == 3
+
+
+def test_predictions_of_predict_are_shown(run: Any, tmp_path: Path) -> None:
+    predictions = tmp_path / "masks"
+    output = Output(predictions, "predict", {})
+    output.begin()
+    dataset = ShardReader(run.dataset)
+    names = {name: f"{k}.png" for k, name in enumerate(dataset.image_ids)}
+    (predictions / "masks").mkdir()
+    for k in range(len(dataset)):
+        truth = dataset.read(k, ["mask"])["mask"]
+        (predictions / "masks" / f"{k}.png").write_bytes(truth)
+    (predictions / "masks.json").write_text(json.dumps(names))
+    (predictions / "classes.json").write_text(json.dumps(describe_labels(run.class_names)))
+    output.finish()
+    page = report(run.root, "--predictions", predictions, "--images", "5", out=tmp_path / "r.html")
+    assert [entry["predictionIou"] for entry in page.gallery["facts"]] == [1.0] * 5
+    assert all(layers["prediction"] == layers["truth"] for layers in page.pictures())

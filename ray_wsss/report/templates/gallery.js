@@ -143,8 +143,8 @@ class Gallery {
       && image.id.toLowerCase().includes(name));
     this.shown.sort(this.order(byId("sort").value));
     this.page = 0;
-    const of = this.shown.length === this.all.length ? "" : ` of ${this.all.length}`;
-    byId("count").textContent = `${this.shown.length}${of} image${this.all.length === 1 ? "" : "s"}`;
+    const of = this.shown.length === this.all.length ? "" : ` of ${this.all.length.toLocaleString("en")}`;
+    byId("count").textContent = `${this.shown.length.toLocaleString("en")}${of} image${this.all.length === 1 ? "" : "s"}`;
     this.draw();
   }
 
