@@ -26,7 +26,7 @@ _GOLDEN = 0.6180339887
 
 
 def report_palette(class_count: int) -> NDArray[np.uint8]:
-    """Colours (1 + class_count, 3) RGB of background and classes: the overview's, others where it has too few.
+    """Colours (1 + class_count, 3) RGB of background and classes: the overview's, others where those are few.
 
     Those are bright on photographs, where VOC's are often dark; neighbours lie far apart.
     """
