@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.colors import hsv_to_rgb
 from numpy.typing import NDArray
 from PIL import Image
 
-from ray_wsss.data.images import voc_palette
 from ray_wsss.report.overview import COLOURS
 
 _HEAT_LEVELS = 32
@@ -21,11 +21,20 @@ _HEAT_SIDE_PX = 96
 """CAMs are smooth: browsers scale them up as well as we would."""
 _WEBP_QUALITY = 78
 _IGNORE = 255
+_GOLDEN = 0.6180339887
+"""Multiples of it, modulo 1, never come close to each other early."""
 
 
 def report_palette(class_count: int) -> NDArray[np.uint8]:
-    """Colours (1 + class_count, 3) RGB of background and classes: the overview's, or VOC's for many."""
-    return COLOURS[: 1 + class_count] if class_count < len(COLOURS) else voc_palette()[: 1 + class_count]
+    """Colours (1 + class_count, 3) RGB of background and classes: the overview's, others where those are few.
+
+    Those are bright on photographs, where VOC's are often dark; neighbours lie far apart.
+    """
+    if class_count < len(COLOURS):
+        return COLOURS[: 1 + class_count]
+    k = np.arange(class_count)
+    hsv = np.stack([k * _GOLDEN % 1, np.array([0.9, 0.55])[k % 2], np.array([1, 0.78, 0.9])[k % 3]], -1)
+    return np.concatenate([COLOURS[:1], np.rint(255 * hsv_to_rgb(hsv)).astype(np.uint8)])
 
 
 def thumbnail_hw(image_hw: tuple[int, int], side_px: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from ray_wsss.errors import UserError
 from ray_wsss.report.charts import histogram
 from ray_wsss.report.gallery import GalleryImage
 from ray_wsss.report.page import ClassRow, FailedImage, Report, Tile, render_report
+from ray_wsss.stages.provenance import check_classes
 from ray_wsss.stages.report_gallery import GallerySource, choose_images
 from ray_wsss.stages.report_history import describe_stage, describe_training, describe_work
 from ray_wsss.stages.report_metrics import make_confusions, make_table, measured
@@ -131,9 +132,9 @@ def _gallery(
     gallery = GallerySource(
         found.dataset,
         found.labels.path if found.labels is not None else None,
-        classifier=found.classifier.path if found.classifier and not options.skip_cams else None,
+        classifier=None if options.skip_cams else _usable(found.classifier, "classifier", found),
         config=_label_config(found.labels),
-        segmenter=found.segmenter.path if found.segmenter and not options.skip_predictions else None,
+        segmenter=None if options.skip_predictions else _usable(found.segmenter, "segmenter", found),
         predictions=_usable_predictions(found),
         failed=unread,
     )
@@ -151,6 +152,18 @@ def _label_config(labels: StageFolder | None) -> LabelConfig:
     known = {f.name: settings.get(f"label.{f.name}") for f in fields(LabelConfig)}
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
     return LabelConfig(**{name: value for name, value in given.items() if value is not None})
+
+
+def _usable(model: StageFolder | None, kind: str, found: FoundRun) -> Path | None:
+    """A network's folder, unless its training is unfinished or it has other classes than the data set."""
+    if model is None or found.dataset is None:
+        return None
+    try:
+        check_classes(found.dataset, model.path, kind)
+    except UserError as error:
+        found.missing.append(f"{error}.")
+        return None
+    return model.path
 
 
 def _usable_predictions(found: FoundRun) -> Path | None:

@@ -182,6 +182,26 @@ def test_what_is_missing_is_said(
     assert f"not in it: {told}" in capsys.readouterr().out
 
 
+def test_a_run_that_is_not_at_its_end_has_a_report(run: Any, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    shutil.copytree(run.root, part)
+    shutil.rmtree(part / "labels" / "shards")
+    for stage in ("labels", "segmenter", "classifier"):
+        manifest = part / stage / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"finished"', '"unfinished"'))
+    page = report(part, "--images", "2", out=tmp_path / "r.html")
+    assert f"{part / 'segmenter'} is unfinished" in page.text
+    assert f"{part / 'labels'} holds no labels yet" in page.text
+    assert page.gallery["layers"].keys() == {"image", "truth"}
+
+
+def test_networks_of_other_classes_are_left_out(run: Any, foreign_dataset: Path, tmp_path: Path) -> None:
+    flags = ["--dataset", foreign_dataset, "--images", "2"]
+    page = report(run.root / "classifier", *flags, out=tmp_path / "r.html")
+    assert "expected the same in the same order" in page.text
+    assert "cam" not in page.gallery["layers"]
+
+
 def test_a_single_stage_is_a_run(run: Any, tmp_path: Path) -> None:
     page = report(run.root / "labels", "--images", "3", out=tmp_path / "r.html")
     assert len(page.gallery["facts"]) == 3

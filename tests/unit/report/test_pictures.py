@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from ray_wsss.data.images import voc_palette
 from ray_wsss.report.charts import HEIGHT, WIDTH, histogram, line_chart
 from ray_wsss.report.overview import class_colour
 from ray_wsss.report.pictures import (
@@ -28,10 +27,10 @@ def rgba(url: str) -> np.ndarray:
     return np.asarray(decoded(url).convert("RGBA"))
 
 
-def test_few_classes_have_the_overviews_colours_and_many_have_vocs() -> None:
+def test_few_classes_have_the_overviews_colours_and_many_have_bright_ones() -> None:
     assert (report_palette(10)[10] == class_colour(9)).all()
     assert len({tuple(colour) for colour in report_palette(254).tolist()}) == 255
-    np.testing.assert_array_equal(report_palette(80), voc_palette()[:81])
+    assert report_palette(254)[1:].max(1).min() > 190
 
 
 def test_labels_keep_their_colours_and_background_is_transparent() -> None:
@@ -70,7 +69,7 @@ def test_outlines_are_the_mask_without_its_inside(side_px: int) -> None:
     mask[0:9, 0:12] = True
     shown = rgba(encode_outlines([(1, mask)], report_palette(3), 512))[..., 3] > 0
     inside = binary_erosion(mask, iterations=max(1, side_px // 128))
-    np.testing.assert_array_equal(shown, mask & ~inside)
+    np.testing.assert_array_equal(shown, np.logical_and(mask, np.logical_not(inside)))
 
 
 def test_photos_shrink_and_never_grow() -> None:
