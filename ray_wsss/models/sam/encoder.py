@@ -1,13 +1,14 @@
 """Images to SAM embeddings."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
+
+from ray_wsss.models.sam.fast_vit import fast_forward, make_tables
 
 
 def sam_input_hw(sam: Sam, image_hw: tuple[int, int]) -> tuple[int, int]:
@@ -32,9 +33,8 @@ def encode_images(sam: Sam, images: Sequence[NDArray]) -> Tensor:
 
 def encode_inputs(sam: Sam, inputs: Tensor) -> Tensor:
     """Embeddings (N, D, h, w) of SAM's inputs (N, 3, S, S); the host never waits for a GPU."""
-    # segment_anything makes the relative positions of every block on the default device, and copies them.
-    with inputs.device if inputs.is_cuda else nullcontext():
-        return sam.image_encoder(inputs)
+    make_tables(sam.image_encoder)
+    return fast_forward(sam.image_encoder, inputs)
 
 
 @torch.no_grad()
