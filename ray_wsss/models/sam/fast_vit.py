@@ -90,7 +90,7 @@ def _fold(encoder: ImageEncoderViT, attn: Attention, q: Tensor, k: Tensor) -> tu
 
 
 def _mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Means of the values (M, heads, L, D), weighted by softmax of the products of q and k, which are wider."""
+    """Means of values (M, heads, L, D), weighted by softmax of the products of q and k, wider ones."""
     if q.device.type == "cpu" and q.dtype != torch.float32:
         # Here torch's fused attention is slower than in float32, and matrix multiplication faster.
         bands = q.split(_BAND, 2)

@@ -10,11 +10,11 @@ from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import nn
 from torch.testing import assert_close
 
+from ray_wsss.config import SamConfig
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.sam.decoder import decode_prompts
-from ray_wsss.models.sam.encoder import encode_inputs, prepare_images
+from ray_wsss.models.sam.encoder import encode_inputs, load_sam, prepare_images
 from ray_wsss.models.sam.tiny import build_tiny_sam
-
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -43,6 +43,26 @@ def assert_equals_stock(sam: Sam, inputs: torch.Tensor) -> None:
 def test_tiny_equals_stock(tiny_sam, weights):
     sam = tiny_sam if weights == "shipped" else disturbed(build_tiny_sam())
     assert_equals_stock(sam, prepare_images(sam, [make_scene(seed).image for seed in range(4)]))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32"])
+@torch.no_grad()
+def test_masks_in_less_precision(precision):
+    """SAM's masks of the scenes' objects and grounds, one point each."""
+    sam = load_sam(SamConfig(name="tiny", precision=precision), torch.device("cpu"))
+    stock = load_sam(SamConfig(name="tiny"), torch.device("cpu"))
+    inputs = prepare_images(stock, [make_scene(seed).image for seed in range(32)])
+    generator = torch.Generator().manual_seed(0)
+    points, labels = 127 * torch.rand(32, 1, 2, generator=generator), torch.ones(32, 1)
+    embeddings = encode_inputs(sam, inputs)
+    assert embeddings.dtype == torch.float32
+    theirs = decode_prompts(stock, stock.image_encoder(inputs), points, labels)[0] > 0
+    ours = decode_prompts(sam, embeddings, points, labels)[0] > 0
+    there = theirs.any(-1).any(-1)
+    iou = ((ours & theirs).sum((2, 3)) / (ours | theirs).sum((2, 3)))[there]
+    assert len(iou) > 64
+    assert iou.mean() >= 0.99
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.slow
