@@ -41,7 +41,8 @@ def run_label(
     """
     check_classes(dataset, classifier, "classifier")
     recipe = with_absolute_paths(recipe)
-    depends_on = settings_of(recipe, "label") | sam_settings(recipe) | dataset_settings(dataset)
+    device = run["resources"].device if embeddings is None else None
+    depends_on = settings_of(recipe, "label") | sam_settings(recipe, device) | dataset_settings(dataset)
     depends_on["classifier"] = file_hash(classifier / "model.safetensors")
     depends_on |= cache_settings(embeddings, recipe, dataset)
     stage = Stage(
@@ -74,10 +75,14 @@ def run_embed(
         UserError: as `run_chunks`.
     """
     recipe = with_absolute_paths(recipe)
-    depends_on = settings_of(recipe, "embed") | sam_settings(recipe) | dataset_settings(dataset)
+    depends_on = (
+        settings_of(recipe, "embed")
+        | sam_settings(recipe, run["resources"].device)
+        | dataset_settings(dataset)
+    )
     stage = Stage(
         stage_class=SamEmbedder,
-        arguments={"config": recipe.embed, "sam": recipe.sam, "device": run["resources"].device},
+        arguments={"config": recipe.embed, "sam": recipe.sam, "device": device},
         prepare=PrepareImages(sam_side_px=sam_side_px(recipe.sam)),
     )
     return run_chunks(Output(out, "embed", depends_on), stage, dataset=dataset, **run)
@@ -97,7 +102,8 @@ def run_segment_everything(
         UserError: as `run_label`.
     """
     recipe = with_absolute_paths(recipe)
-    depends_on = settings_of(recipe, "segments") | sam_settings(recipe) | dataset_settings(dataset)
+    device = run["resources"].device if embeddings is None else None
+    depends_on = settings_of(recipe, "segments") | sam_settings(recipe, device) | dataset_settings(dataset)
     depends_on |= cache_settings(embeddings, recipe, dataset)
     stage = Stage(
         stage_class=SegmentEverything,

@@ -107,7 +107,7 @@ def run_train_classifier(
         UserError: inputs that don't fit together, or too few images.
     """
     recipe = with_absolute_paths(recipe)
-    settings = classifier_settings(recipe, dataset, segments, embeddings)
+    settings = classifier_settings(recipe, dataset, segments, embeddings, workers.device)
     output = Output(out, "train-classifier", settings)
     share_of_batch(recipe.classifier, max(1, workers.workers), "classifier")
     check_trainable(dataset, recipe.classifier.batch_size)
@@ -128,16 +128,16 @@ def run_train_classifier(
 
 
 def classifier_settings(
-    recipe: Recipe, dataset: Path, segments: Path | None, embeddings: Path | None
+    recipe: Recipe, dataset: Path, segments: Path | None, embeddings: Path | None, device: str
 ) -> dict[str, Any]:
-    """What a classifier's training depends on.
+    """What a classifier's training on a device depends on.
 
     Raises:
         UserError: inputs that don't fit together.
     """
     settings = dataset_settings(dataset) | settings_of(recipe, "classifier", "cpm")
     if recipe.cpm.enabled:
-        settings |= sam_settings(recipe)
+        settings |= sam_settings(recipe, device if recipe.cpm.view == "crop" else None)
     if segments is not None:
         settings |= segments_settings(segments, dataset)
     if recipe.cpm.enabled and recipe.cpm.view == "image":

@@ -99,7 +99,7 @@ def run_sweep(
     scheduler = options.scheduler or space.scheduler
     check_space(space, recipe)
     _check_recipes(recipe, space, workers, scheduler)
-    settings = _settings(recipe, space, dataset, segments, embeddings)
+    settings = _settings(recipe, space, dataset, segments, embeddings, workers.device)
     check_trainable(dataset, recipe.classifier.batch_size)
     check_validation(validation, dataset)
     settings |= {"validation": str(validation.absolute()), "validation.sha256": dataset_hash(validation)}
@@ -148,12 +148,17 @@ def _check_recipes(recipe: Recipe, space: Space, workers: Workers, scheduler: Sc
 
 
 def _settings(
-    recipe: Recipe, space: Space, dataset: Path, segments: Path | None, embeddings: Path | None
+    recipe: Recipe,
+    space: Space,
+    dataset: Path,
+    segments: Path | None,
+    embeddings: Path | None,
+    device: str,
 ) -> dict[str, Any]:
-    settings = classifier_settings(recipe, dataset, segments, embeddings)
-    if "image" in [value for key, value in space.bounds() if key == "cpm.view"]:
-        with_cache = override(recipe, {"cpm.view": "image"})
-        settings |= classifier_settings(with_cache, dataset, segments, embeddings)
+    settings: dict[str, Any] = {}
+    for view in [*(value for key, value in space.bounds() if key == "cpm.view"), recipe.cpm.view]:
+        of_view = override(recipe, {"cpm.view": view})
+        settings |= classifier_settings(of_view, dataset, segments, embeddings, device)
     config = recipe.classifier
     measured = {"validate_every": config.validate_every, "validate_images": config.validate_images}
     settings |= {f"classifier.{name}": value for name, value in measured.items()}

@@ -64,6 +64,11 @@ class Workers:
             raise UserError(f"memory_gib_per_worker is {self.memory_gib_per_worker:g}; expected 0 or more")
 
     @property
+    def device(self) -> str:
+        """Torch device of a worker."""
+        return "cuda" if self.gpus_per_worker > 0 else "cpu"
+
+    @property
     def share(self) -> Share:
         """Of one worker."""
         return Share(

@@ -9,6 +9,7 @@ from ray_wsss.config.recipe import EvaluateConfig, Recipe
 from ray_wsss.config.sam import (
     CpmConfig,
     EmbedConfig,
+    EncoderPrecision,
     LabelConfig,
     PromptingConfig,
     SamConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "ClassifierConfig",
     "CpmConfig",
     "EmbedConfig",
+    "EncoderPrecision",
     "EvaluateConfig",
     "LabelConfig",
     "LossWeights",

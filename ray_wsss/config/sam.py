@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from ray_wsss.config.checks import check, check_choices
 
 SamName = Literal["tiny", "vit_b", "vit_l", "vit_h"]
+EncoderPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +19,8 @@ class SamConfig:
     """tiny ships with the package and knows generated scenes only; the others are Meta's."""
     checkpoint: str | None = None
     """Path of the checkpoint. Without one, Meta's file is downloaded once and its hash verified."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """How the image encoder computes; embeddings are float32 always. auto: bf16 on a GPU, fp32 on a CPU."""
     encode_batch_size: int = 8
     """Images per pass of the image encoder."""
     decode_batch_size: int = 32
@@ -26,6 +29,12 @@ class SamConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         check(self, lambda v: v >= 1, "encode_batch_size decode_batch_size", "at least 1")
+
+    def precision_on(self, device: str) -> EncoderPrecision:
+        """The precision on a torch device, such as cuda or cuda:1, with auto resolved."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16" if device.startswith("cuda") else "fp32"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

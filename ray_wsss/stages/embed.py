@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ray_wsss.config import EmbedConfig, SamConfig
 from ray_wsss.data.embeddings import EMBEDDING_SCHEMA, GROUP_BYTES, store_embedding
-from ray_wsss.models.sam.build import build_sam
-from ray_wsss.models.sam.encoder import encode_resized
+from ray_wsss.models.sam.encoder import encode_resized, load_sam
 from ray_wsss.stages.chunks import PreparedImage
 from ray_wsss.stages.tally import Tally
 
@@ -47,7 +46,7 @@ class SamEmbedder:
 
     def __init__(self, config: EmbedConfig, sam: SamConfig, device: str = "cpu") -> None:
         self.config, self.batch_size = config, sam.encode_batch_size
-        self.sam = build_sam(sam).to(device)
+        self.sam = load_sam(sam, torch.device(device))
         encoder = self.sam.image_encoder
         grid = self.sam.prompt_encoder.image_embedding_size
         shape = (self.sam.prompt_encoder.embed_dim, *grid)

@@ -23,7 +23,7 @@ from ray_wsss.config import LabelConfig, SamConfig
 from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.images import encode_mask
 from ray_wsss.data.schema import ROWS_PER_GROUP
-from ray_wsss.models.sam.build import build_sam
+from ray_wsss.models.sam.encoder import load_sam
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.pseudo_label import stability_score
 from ray_wsss.stages.chunks import PreparedImage, resize_map
@@ -95,7 +95,7 @@ class SamLabeller:
         self.device = torch.device(device)
         model, self.spec = load_classifier(classifier)
         self.model = model.to(self.device)
-        self.sam = build_sam(sam).to(self.device)
+        self.sam = load_sam(sam, self.device)
         # On a CPU there is nothing to overlap: labels are encoded when they are asked for.
         self.map = ThreadPoolExecutor(_WRITE_THREADS).map if self.device.type == "cuda" else map
 

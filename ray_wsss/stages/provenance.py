@@ -30,9 +30,16 @@ def settings_of(recipe: Recipe, *sections: str) -> dict[str, Any]:
     return {k: v for k, v in kept.items() if k in training or k.split(".")[-1] not in _INCIDENTAL}
 
 
-def sam_settings(recipe: Recipe) -> dict[str, str]:
-    """SAM's name and the hash of its weights."""
-    return {"sam.name": recipe.sam.name, "sam.sha256": file_hash(resolve_checkpoint(recipe.sam))}
+def sam_settings(recipe: Recipe, device: str | None = None) -> dict[str, str]:
+    """SAM's name, the hash of its weights, and the precision of its encoder on a device.
+
+    Args:
+        device: None where the encoder does not run.
+    """
+    settings = {"sam.name": recipe.sam.name, "sam.sha256": file_hash(resolve_checkpoint(recipe.sam))}
+    precision = recipe.sam.precision_on(device) if device is not None else "fp32"
+    # Outputs that are older than this setting were made in fp32, and don't have it.
+    return settings if precision == "fp32" else settings | {"sam.precision": precision}
 
 
 def dataset_settings(dataset: Path) -> dict[str, str]:
@@ -78,7 +85,12 @@ def embeddings_settings(embeddings: Path, recipe: Recipe) -> dict[str, str]:
             f"{embeddings} holds embeddings of SAM {theirs['sam.name']} with other weights "
             f"(SHA-256 {theirs['sam.sha256'][:12]}, sam.checkpoint has {ours['sam.sha256'][:12]})"
         )
-    return {"embeddings.dtype": theirs["embed.dtype"], "embeddings.dataset.sha256": theirs["dataset.sha256"]}
+    settings = {
+        "embeddings.dtype": theirs["embed.dtype"],
+        "embeddings.dataset.sha256": theirs["dataset.sha256"],
+    }
+    precision = theirs.get("sam.precision")
+    return settings if precision is None else settings | {"embeddings.precision": precision}
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ray_wsss.config import SamConfig, SegmentsConfig
 from ray_wsss.data.images import encode_segments
 from ray_wsss.data.schema import ROWS_PER_GROUP
-from ray_wsss.models.sam.build import build_sam
+from ray_wsss.models.sam.encoder import load_sam
 from ray_wsss.models.sam.everything import FoundMasks, find_masks, masks_at_image_size
 from ray_wsss.ops.segments import paint_segments, rank_masks
 from ray_wsss.stages.chunks import PreparedImage, resize_map, working_hw
@@ -49,7 +49,7 @@ class SegmentEverything:
     def __init__(self, config: SegmentsConfig, sam: SamConfig, device: str = "cpu") -> None:
         self.config, self.sam_config = config, sam
         self.device = torch.device(device)
-        self.sam = build_sam(sam).to(self.device)
+        self.sam = load_sam(sam, self.device)
 
     def __call__(self, images: Sequence[PreparedImage]) -> tuple[pa.Table, Tally]:
         """Images to rows of `SEGMENTS_SCHEMA`, in order, and what it took."""

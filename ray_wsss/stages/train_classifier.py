@@ -14,7 +14,7 @@ from ray_wsss.data.reader import ShardReader, failed_images
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
-from ray_wsss.models.sam.build import build_sam
+from ray_wsss.models.sam.encoder import load_sam
 from ray_wsss.ops.cam import make_cam
 from ray_wsss.ops.contrast import ssc_loss
 from ray_wsss.ops.losses import IGNORE_LABEL, StepLosses, classification_loss, cpm_loss
@@ -111,7 +111,7 @@ def train_classifier(
     torch.manual_seed(config.seed)
     model = build_classifier(spec, pretrained=config.pretrained, checkpoint=config.backbone_checkpoint)
     model.backbone.freeze(config.freeze_stages, config.freeze_norm)
-    sam = build_sam(recipe.sam).to(session.device) if with_cpm else None
+    sam = load_sam(recipe.sam, session.device) if with_cpm else None
     bf16 = config.precision == "bf16"
     cpm = Cpm(sam, recipe.cpm, recipe.sam, bf16=bf16) if sam is not None else None
     run = TrainingRun(model=model, spec=spec, config=config, crops=crops, session=session, name="classifier")

@@ -1,13 +1,43 @@
 """Images to SAM embeddings."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
+
+from ray_wsss.config import EncoderPrecision, SamConfig
+from ray_wsss.models.sam.build import build_sam
+from ray_wsss.models.sam.fast_vit import fast_forward, make_tables
+
+_DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+_TF32 = "_multiplies_in_tf32"
+"""Attribute of an encoder that is to use TensorFloat-32, which no tensor's type tells."""
+
+
+def load_sam(config: SamConfig, device: torch.device) -> Sam:
+    """SAM with its weights on a device, its image encoder in the precision of the settings.
+
+    Raises:
+        UserError: as `build_sam`.
+    """
+    sam = build_sam(config).to(device)
+    set_precision(sam, config.precision_on(device.type))
+    return sam
+
+
+def set_precision(sam: Sam, precision: EncoderPrecision) -> None:
+    """Cast SAM's image encoder; prompt encoder and decoder stay in float32."""
+    sam.image_encoder.to(_DTYPES[precision])
+    vars(sam.image_encoder)[_TF32] = precision == "tf32"
 
 
 def sam_input_hw(sam: Sam, image_hw: tuple[int, int]) -> tuple[int, int]:
@@ -31,10 +61,20 @@ def encode_images(sam: Sam, images: Sequence[NDArray]) -> Tensor:
 
 
 def encode_inputs(sam: Sam, inputs: Tensor) -> Tensor:
-    """Embeddings (N, D, h, w) of SAM's inputs (N, 3, S, S); the host never waits for a GPU."""
-    # segment_anything makes the relative positions of every block on the default device, and copies them.
-    with inputs.device if inputs.is_cuda else nullcontext():
-        return sam.image_encoder(inputs)
+    """Embeddings (N, D, h, w), float32, of SAM's inputs (N, 3, S, S); the host never waits for a GPU."""
+    make_tables(sam.image_encoder)
+    with _matmul_precision("high") if vars(sam.image_encoder).get(_TF32) else nullcontext():
+        return fast_forward(sam.image_encoder, inputs).float()
+
+
+@contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @torch.no_grad()

@@ -65,6 +65,22 @@ def test_unfinished_embeddings_are_refused(embeddings):
         embeddings_settings(embeddings.out, DEMO)
 
 
+def test_the_precision_of_sams_encoder_decides():
+    """Where the encoder runs, with auto resolved; fp32 is not noted, as before there was a choice."""
+    bf16 = override(DEMO, {"sam.precision": "bf16"})
+    on_cpu = sam_settings(DEMO, "cpu")
+    assert on_cpu == sam_settings(DEMO) == sam_settings(bf16)
+    assert sam_settings(DEMO, "cuda") == sam_settings(bf16, "cpu") == on_cpu | {"sam.precision": "bf16"}
+
+
+def test_embeddings_made_in_bf16(embeddings, tmp_path):
+    bf16 = Output(tmp_path / "bf16", "embed", {**embeddings.depends_on, "sam.precision": "bf16"})
+    bf16.begin()
+    bf16.finish()
+    settings = embeddings_settings(embeddings.out, DEMO)
+    assert embeddings_settings(bf16.out, DEMO) == settings | {"embeddings.precision": "bf16"}
+
+
 def test_batch_sizes_of_labelling_decide_nothing():
     changes = {"label.batch_size": 3, "label.cam_batch_size": 2, "sam.decode_batch_size": 1}
     assert settings_of(override(DEMO, changes), "label", "sam") == settings_of(DEMO, "label", "sam")
