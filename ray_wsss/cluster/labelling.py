@@ -75,11 +75,8 @@ def run_embed(
         UserError: as `run_chunks`.
     """
     recipe = with_absolute_paths(recipe)
-    depends_on = (
-        settings_of(recipe, "embed")
-        | sam_settings(recipe, run["resources"].device)
-        | dataset_settings(dataset)
-    )
+    device = run["resources"].device
+    depends_on = settings_of(recipe, "embed") | sam_settings(recipe, device) | dataset_settings(dataset)
     stage = Stage(
         stage_class=SamEmbedder,
         arguments={"config": recipe.embed, "sam": recipe.sam, "device": device},
