@@ -2,6 +2,7 @@
 
     python jobs/benchmark.py label --images 2000 --json label.json
     python jobs/benchmark.py train --sam vit_b --checkpoint random --batch-size 2 --steps 2
+    python jobs/benchmark.py sam --model vit_b --batch-size 2 --images 2
     python jobs/benchmark.py scale --nodes 1 2 4 8 16
     python jobs/benchmark.py project --nodes 1000 --images 100e6
 
@@ -22,6 +23,7 @@ import tyro
 from ray_wsss.benchmark.inputs import make_classifier, make_dataset, make_embeddings, make_random_sam
 from ray_wsss.benchmark.label import LabelBenchmark
 from ray_wsss.benchmark.projection import Deployment, project
+from ray_wsss.benchmark.sam import SamBenchmark
 from ray_wsss.benchmark.scale import ScaleBenchmark
 from ray_wsss.benchmark.train import TrainBenchmark
 from ray_wsss.config import Recipe, SamConfig, SamName
@@ -117,6 +119,56 @@ class Train(_Benchmark):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sam:
+    """SAM's image encoder: segment_anything's, one image at a time and in batches, ours, compiled, on Ray."""
+
+    model: SamName = "tiny"
+    """Which SAM. The tiny one has its trained weights, the others random ones, which are as fast."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where it runs."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """Of ours. segment_anything's is float32."""
+    images: int = 32
+    """Generated scenes."""
+    batch_size: int = 8
+    """Images at a time. Of ViT-B, L and H in float32 each takes segment_anything gigabytes."""
+    repeats: int = 3
+    """Rounds of each way in turn, after a batch to warm up."""
+    compile: bool = True
+    """Also ours compiled; that itself takes minutes and is not counted."""
+    ray: bool = True
+    """Also the embed command's work on Ray, with one actor, where Ray is installed."""
+    profile: bool = False
+    """Also list the operations that take the most time."""
+    work: Path = WORK
+    """Folder for inputs and results."""
+    json: Path | None = None
+    """Also write the figures here."""
+
+    def run(self) -> dict[str, Any]:
+        """The figures of `SamBenchmark`."""
+        if min(self.images, self.batch_size, self.repeats) < 1 or self.images % self.batch_size:
+            raise UserError(
+                f"--images is {self.images}, --batch-size {self.batch_size} and --repeats {self.repeats}; "
+                "expected at least 1 of each, and full batches"
+            )
+        sam = SamConfig(name="tiny")
+        if self.model != "tiny":
+            sam = make_random_sam(self.model, self.work / f"random_{self.model}_positions.safetensors")
+        sam = replace(sam, precision=self.precision, encode_batch_size=self.batch_size)
+        return SamBenchmark(
+            recipe=replace(PRESETS["demo"], sam=sam),
+            device=self.device,
+            images=self.images,
+            repeats=self.repeats,
+            work=self.work,
+            compile=self.compile,
+            ray=self.ray,
+            profile=self.profile,
+        ).run()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scale:
     """Throughput on 1, 2, ... Ray nodes of this machine, with a stage that sleeps instead of computing.
 
@@ -160,6 +212,7 @@ class Project(Deployment):
 _COMMANDS: Any = (
     Annotated[Label, tyro.conf.subcommand("label")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Sam, tyro.conf.subcommand("sam")]
     | Annotated[Scale, tyro.conf.subcommand("scale")]
     | Annotated[Project, tyro.conf.subcommand("project")]
 )

@@ -54,7 +54,11 @@ def make_random_sam(name: SamName, out: Path) -> SamConfig:
     if not out.exists():
         torch.manual_seed(0)
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(sam_model_registry[name]().state_dict(), out)
+        sam = sam_model_registry[name]()
+        for key, parameter in sam.image_encoder.named_parameters():
+            if "rel_pos" in key or "pos_embed" in key:  # zeros otherwise, which would agree with anything
+                torch.nn.init.normal_(parameter, std=0.02)
+        save_file(sam.state_dict(), out)
     return SamConfig(name=name, checkpoint=str(out))
 
 

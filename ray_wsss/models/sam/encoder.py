@@ -1,7 +1,7 @@
 """Images to SAM embeddings."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from numpy.typing import NDArray
@@ -63,14 +63,16 @@ def encode_images(sam: Sam, images: Sequence[NDArray]) -> Tensor:
 def encode_inputs(sam: Sam, inputs: Tensor) -> Tensor:
     """Embeddings (N, D, h, w), float32, of SAM's inputs (N, 3, S, S); the host never waits for a GPU."""
     make_tables(sam.image_encoder)
-    with _matmul_precision("high") if vars(sam.image_encoder).get(_TF32) else nullcontext():
+    with matmul_precision(sam):
         return fast_forward(sam.image_encoder, inputs).float()
 
 
 @contextmanager
-def _matmul_precision(precision: str) -> Iterator[None]:
+def matmul_precision(sam: Sam) -> Iterator[None]:
+    """Where SAM's encoder is to use TensorFloat-32, torch does in this context."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
+    if vars(sam.image_encoder).get(_TF32):
+        torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:

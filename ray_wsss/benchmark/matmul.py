@@ -1,0 +1,45 @@
+"""What a device's matrix units can do, and what SAM's encoder asks of them."""
+
+import time
+from copy import deepcopy
+
+import torch
+from segment_anything.modeling import ImageEncoderViT
+from torch.utils.flop_counter import FlopCounterMode
+
+_SIDE = {"cuda": 8192, "cpu": 2048}
+"""Rows and columns of matrices large enough for the best rate."""
+
+
+class MatmulPeak:
+    """Multiplies two square matrices."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.side = _SIDE[device.type]
+        self.a, self.b = (torch.randn(self.side, self.side, device=device).to(dtype) for _ in range(2))
+
+    def rate(self, times: int = 5) -> float:
+        """Floating-point operations a second, best of some products; an addition counts as one."""
+        best = 0.0
+        for _ in range(times + 1):
+            wait(self.a.device)
+            began = time.perf_counter()
+            torch.mm(self.a, self.b)
+            wait(self.a.device)
+            best = max(best, 2 * self.side**3 / (time.perf_counter() - began))
+        return best
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def encoder_flops(encoder: ImageEncoderViT) -> int:
+    """Of matrix products and convolutions, for an image, as segment_anything computes them."""
+    side = encoder.img_size
+    # Shapes are enough.
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        deepcopy(encoder).to("meta", torch.float32)(torch.empty(1, 3, side, side))
+    return counter.get_total_flops()
