@@ -77,7 +77,7 @@ def test_a_sweep(
         time.sleep(0.5)
 
     printed = capsys.readouterr().out
-    assert "3 trials, 1 of them done already; a trial takes 1 worker of 1 CPU and 0 GPUs" in printed
+    assert "3 trials, 1 of them done already; a trial takes 1 worker of 1 CPU, 0 GPUs" in printed
     assert "trial 1  2/6  val_miou" in printed
     assert "trial 1  stopped after" in printed
     assert "trial 2  failed: FloatingPointError" in printed

@@ -210,17 +210,18 @@ class TestOnRay:
         self, refuse: Refuse, dataset: Path, classifier: Path, tmp_path: Path
     ) -> None:
         label = ["label", "--dataset", dataset, "--classifier", classifier, "--preset", "demo"]
-        label += ["--out", tmp_path / "labels"]
         for flags in (
             ["--sam-actors", 4],
             ["--num-gpus-per-actor", 1],
             ["--num-cpus-per-actor", 8],
             MUCH_MEMORY,
         ):
-            refuse([*label, *flags], "SamLabeller", "has 4 CPUs, 0 GPUs and", "on 1 node")
-        train = ["train-classifier", "--dataset", dataset, "--out", tmp_path / "trained", *TRAIN]
+            out = tmp_path / f"labels_{flags[0]}"
+            refuse([*label, *flags, "--out", out], "SamLabeller", "has 4 CPUs, 0 GPUs and", "on 1 node")
+        train = ["train-classifier", "--dataset", dataset, *TRAIN]
         for flags in (["--workers", 8], ["--workers", 2, "--gpus-per-worker", 1]):
-            refuse([*train, *flags], "training with", "has 4 CPUs, 0 GPUs and")
+            out = tmp_path / f"trained_{len(flags)}"
+            refuse([*train, *flags, "--out", out], "training with", "has 4 CPUs, 0 GPUs and")
 
     def test_corrupt_classifier(
         self, refuse: Refuse, dataset: Path, classifier: Path, tmp_path: Path
