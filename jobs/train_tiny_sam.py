@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ray_wsss.data.scenes import Scene, make_scene
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
-from ray_wsss.models.sam.encoder import encode_images, prepare_images, sam_input_hw
+from ray_wsss.models.sam.encoder import SamEncoder, prepare_images, sam_input_hw
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX, build_tiny_sam
 
 HELD_OUT_SEED = 2**31
@@ -201,7 +201,7 @@ def measure(sam: Sam, scenes: int) -> dict[str, float]:
     for i in range(scenes):
         scene = make_scene(HELD_OUT_SEED + i)
         image_hw = scene.image.shape[:2]
-        embedding = encode_images(sam, [scene.image])
+        embedding = SamEncoder(sam)([scene.image])
         for thing in (t for t in scene.objects if t.emblem.any()):
             clicks = [_click(rng, thing.body), _click(rng, thing.emblem)]
             points = torch.tensor([[(x + 0.5, y + 0.5)] for y, x in clicks], device=sam.device)

@@ -7,15 +7,20 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch.utils.flop_counter import FlopCounterMode
 
+from ray_wsss.config import EncoderPrecision
+from ray_wsss.models.sam.encoder import DTYPES, matmul_precision
+
 _SIDE = {"cuda": 8192, "cpu": 2048}
 """Rows and columns of matrices large enough for the best rate."""
 
 
 class MatmulPeak:
-    """Multiplies two square matrices."""
+    """Multiplies two square matrices in a precision."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, precision: EncoderPrecision) -> None:
+        self.precision: EncoderPrecision = precision
         self.side = _SIDE[device.type]
+        dtype = DTYPES[precision]
         self.a, self.b = (torch.randn(self.side, self.side, device=device).to(dtype) for _ in range(2))
 
     def rate(self, times: int = 5) -> float:
@@ -24,7 +29,8 @@ class MatmulPeak:
         for _ in range(times + 1):
             wait(self.a.device)
             began = time.perf_counter()
-            torch.mm(self.a, self.b)
+            with matmul_precision(self.precision):
+                torch.mm(self.a, self.b)
             wait(self.a.device)
             best = max(best, 2 * self.side**3 / (time.perf_counter() - began))
         return best

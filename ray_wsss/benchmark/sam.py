@@ -1,17 +1,17 @@
-"""SAM's image encoder: segment_anything's own, ours, ours compiled, and ours in the pipeline on Ray."""
+"""SAM's image encoder: segment_anything's own, ours step by step, and ours in the pipeline on Ray."""
 
 import importlib.util
 import os
 import resource
-import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -20,10 +20,11 @@ from ray_wsss.benchmark.inputs import make_dataset
 from ray_wsss.benchmark.matmul import MatmulPeak, encoder_flops, wait
 from ray_wsss.config import Recipe, SamConfig
 from ray_wsss.data.scenes import make_scene
+from ray_wsss.errors import UserError
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.decoder import decode_prompts
-from ray_wsss.models.sam.encoder import encode_inputs, load_sam, matmul_precision, prepare_images
-from ray_wsss.models.sam.fast_vit import fast_forward, make_tables
+from ray_wsss.models.sam.encoder import SamEncoder, compiles, precision_on, prepare_images
+from ray_wsss.models.sam.fast_vit import compile_block
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -32,8 +33,9 @@ Encode = Callable[[Tensor], Tensor]
 class SamBenchmark:
     """What is compared, and on what.
 
-    Inputs are on the device, resized and normalised; only on Ray images are read, decoded and resized, and
-    embeddings written, as the embed command does.
+    Inputs are on the device, resized and normalised, but for ``from_host``, which begins with the images in
+    the host's memory, and on Ray, where they are read and decoded, and embeddings written, as the embed
+    command does.
     """
 
     recipe: Recipe
@@ -52,80 +54,111 @@ class SamBenchmark:
     def run(self) -> dict[str, Any]:
         """The figures. Rates are medians over the rounds; what was not measured is None, with a reason.
 
-        ``matmul_share`` is that of the faster of ours: the operations that segment_anything's formulas need
-        over what the device does in a product of large matrices of the same type. ``mask_iou``, a mean, and
-        ``max_logit_diff`` compare ours with segment_anything in float32, for a point in each image;
-        ``trained`` has the same of the tiny SAM, whose masks are none of random weights.
+        ``steps`` has all ways in the order in which each builds on the one before, and its gain over that.
+        ``matmul_share`` is that of the faster of eager and compiled: the operations that segment_anything's
+        formulas need over what the device does in a product of large matrices of the same type.
+        ``mask_iou``, a mean, and ``max_logit_diff`` compare those two with segment_anything in float32, for a
+        point in each image, and are the worse one's; ``trained`` has the same of the tiny SAM, whose masks
+        are none of random weights.
         """
-        device, config = torch.device(self.device), self.recipe.sam
-        precision = config.precision_on(self.device)
-        stock, sam = build_sam(config).to(device), load_sam(config, device)
-        inputs = prepare_images(stock, [make_scene(seed).image for seed in range(self.images)])
-        ways, missing = self._ways(stock, sam)
-        seconds, peaks, memory = self._time(ways, inputs, sam)
-        rates: dict[str, float | None] = dict.fromkeys(("stock", "stock_batched", "eager", "compiled", "ray"))
-        rates |= {name: self.images / median(values) for name, values in seconds.items()}
-        rates["ray"] = None if "ray" in missing else self._on_ray()
-        ours = max(rates["eager"] or 0, rates["compiled"] or 0)
+        device, missing = torch.device(self.device), self._missing()
+        config = replace(self.recipe.sam, precision=precision_on(self.recipe.sam, self.device))
+        stock = build_sam(config).to(device)
+        images = [make_scene(seed).image for seed in range(self.images)]
+        inputs = prepare_images(stock, images)
+        encoders = self._encoders(config, missing)
+        ways = self._ways(stock, encoders, images)
+        seconds, peaks, memory = self._time(ways, inputs, encoders["eager"])
+        per_s = {name: self.images / median(values) for name, values in seconds.items()}
+        ours, flops = max(per_s.get("compiled", 0.0), per_s["eager"]), encoder_flops(stock.image_encoder)
+        keys = ("stock", "stock_batched", "eager", "compiled")
         figures = {
             "sam": config.name,
             "device": self.device,
             "device_name": torch.cuda.get_device_name() if self.device == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
-            "precision": precision,
+            "precision": config.precision,
             "images": self.images,
             "batch_size": config.encode_batch_size,
             "repeats": self.repeats,
-            "images_per_s": rates,
+            "images_per_s": {
+                **{key: per_s.get(key) for key in keys},
+                "ray": None if "ray" in missing else self._on_ray(),
+            },
             "not_measured": missing,
-            "eager_over_stock": (rates["eager"] or 0) / (rates["stock"] or 1),
-            "gflop_per_image": encoder_flops(stock.image_encoder) / 1e9,
+            "steps": _gains(ways, per_s),
+            "ours_over_stock": ours / per_s["stock"],
+            "gflop_per_image": flops / 1e9,
             "matmul_peak_gflops": median(peaks) / 1e9,
-            "matmul_share": ours * encoder_flops(stock.image_encoder) / median(peaks),
+            "matmul_share": ours * flops / median(peaks),
             "peak_memory_mib": memory,
-            **compare(stock, sam, inputs[: config.encode_batch_size]),
-            "trained": compare_tiny(config, device),
+            **compare_all(stock, encoders, inputs[: config.encode_batch_size]),
+            "trained": self._compare_tiny(config, missing),
         }
-        return figures | ({"profile": _profile(ways["eager"], inputs)} if self.profile else {})
+        if not self.profile:
+            return figures
+        return figures | {"profile": _profile(encoders.get("compiled", encoders["eager"]).encode, inputs)}
 
-    def _ways(self, stock: Sam, sam: Sam) -> tuple[dict[str, Encode], dict[str, str]]:
-        """How inputs become embeddings, and why ways are missing."""
-        size = self.recipe.sam.encode_batch_size
-        ways = {
-            "stock": _in_batches(stock.image_encoder, 1),
-            "stock_batched": _in_batches(stock.image_encoder, size),
-            "eager": _in_batches(lambda x: encode_inputs(sam, x), size),
-        }
+    def _missing(self) -> dict[str, str]:
+        """Why keys of ``images_per_s`` are not measured."""
         missing = {}
         if not self.compile:
             missing["compiled"] = "--no-compile"
-        elif not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-            missing["compiled"] = "torch.compile needs a C++ compiler, and there is none"
         else:
-            make_tables(sam.image_encoder)
-            forward: Any = torch.compile(fast_forward, dynamic=False)
-
-            def compiled(x: Tensor) -> Tensor:
-                with matmul_precision(sam):
-                    return forward(sam.image_encoder, x).float()
-
-            ways["compiled"] = _in_batches(compiled, size)
+            try:
+                compiles(replace(self.recipe.sam, compile="on"), self.device, self.images)
+            except UserError as error:
+                missing["compiled"] = str(error)
         if not self.ray:
             missing["ray"] = "--no-ray"
         elif importlib.util.find_spec("ray") is None:
             missing["ray"] = "Ray is not installed"
-        return ways, missing
+        return missing
+
+    def _encoders(self, config: SamConfig, missing: Mapping[str, str]) -> dict[str, SamEncoder]:
+        """Ours, each building on the one before."""
+        device, size, precision = torch.device(self.device), config.encode_batch_size, config.precision
+        assert precision != "auto"
+        encoders: dict[str, SamEncoder] = {}
+        if precision != "fp32":
+            full = build_sam(config).to(device)
+            encoders["fp32"] = SamEncoder(full, "fp32", size)
+            if self.device == "cuda" and precision != "tf32":
+                encoders["tf32"] = SamEncoder(full, "tf32", size)
+        sam = build_sam(config).to(device)
+        encoders["eager"] = SamEncoder(sam, precision, size)
+        if "compiled" not in missing:
+            if self.device == "cuda":
+                encoders["compiled_folded"] = SamEncoder(sam, precision, size, compile_block(flex=False))
+            block = compile_block(flex=self.device == "cuda")
+            encoders["compiled"] = SamEncoder(sam, precision, size, block)
+        return encoders
+
+    def _ways(
+        self, stock: Sam, encoders: Mapping[str, SamEncoder], images: Sequence[NDArray]
+    ) -> dict[str, Encode]:
+        """How inputs become embeddings, in the order of the steps."""
+        size = self.recipe.sam.encode_batch_size
+        ways: dict[str, Encode] = {
+            "stock": _in_batches(stock.image_encoder, 1),
+            "stock_batched": _in_batches(stock.image_encoder, size),
+            **{name: encoder.encode for name, encoder in encoders.items()},
+        }
+        last = encoders.get("compiled", encoders["eager"])
+        if self.device == "cuda":
+            ways["cuda_graph"] = _in_batches(CudaGraph(last.encode), size)
+        ways["from_host"] = lambda inputs: last(images[: len(inputs)])
+        return ways
 
     def _time(
-        self, ways: dict[str, Encode], inputs: Tensor, sam: Sam
+        self, ways: Mapping[str, Encode], inputs: Tensor, ours: SamEncoder
     ) -> tuple[dict[str, list[float]], list[float], dict[str, float]]:
         """Seconds of each way in turn, the device's rate in between, and memory; a first batch warms up."""
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         memory, peaks = {}, []
-        peak = MatmulPeak(inputs.device, next(sam.image_encoder.parameters()).dtype)
+        peak = MatmulPeak(inputs.device, ours.precision)
         for turn in range(self.repeats + 1):
-            with matmul_precision(sam):
-                peaks.append(peak.rate())
+            peaks.append(peak.rate())
             for name, encode in ways.items():
                 if inputs.is_cuda:
                     torch.cuda.reset_peak_memory_stats()
@@ -140,6 +173,12 @@ class SamBenchmark:
         if not inputs.is_cuda:
             memory["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         return seconds, peaks, memory
+
+    def _compare_tiny(self, config: SamConfig, missing: Mapping[str, str]) -> dict[str, float]:
+        tiny = SamConfig(name="tiny", precision=config.precision)
+        stock = build_sam(tiny).to(self.device)
+        inputs = prepare_images(stock, [make_scene(seed).image for seed in range(32)])
+        return compare_all(stock, self._encoders(tiny, missing), inputs)
 
     def _on_ray(self) -> float:
         from ray_wsss.cluster.labelling import run_embed
@@ -158,27 +197,83 @@ class SamBenchmark:
         ).images_per_s
 
 
+class CudaGraph:
+    """A function of one tensor of one shape as a CUDA graph: its kernels are replayed as one."""
+
+    def __init__(self, function: Encode) -> None:
+        self.function = function
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.graph is None:
+            self._capture(x)
+        self.given.copy_(x)
+        assert self.graph is not None
+        self.graph.replay()
+        return self.made.clone()
+
+    def _capture(self, x: Tensor) -> None:
+        self.given = x.clone()
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):  # what is made or chosen at first calls is no part of a graph
+            for _ in range(3):
+                self.function(self.given)
+        torch.cuda.current_stream().wait_stream(beside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.made = self.function(self.given)
+
+
+def compare_all(stock: Sam, encoders: Mapping[str, SamEncoder], inputs: Tensor) -> dict[str, float]:
+    """The worse figures of `compare`, of eager and compiled."""
+    found = [compare(stock, encoders[name], inputs) for name in ("eager", "compiled") if name in encoders]
+    return {
+        "mask_iou": min(each["mask_iou"] for each in found),
+        "max_logit_diff": max(each["max_logit_diff"] for each in found),
+    }
+
+
 @torch.no_grad()
-def compare(stock: Sam, sam: Sam, inputs: Tensor) -> dict[str, float]:
+def compare(stock: Sam, encoder: SamEncoder, inputs: Tensor) -> dict[str, float]:
     """Mean IoU of the masks, and the largest difference of their logits, a point in each image."""
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(len(inputs), 1, 2, generator=generator).to(inputs.device)
     points, labels = points * (stock.image_encoder.img_size - 1), points.new_ones(len(inputs), 1)
     theirs, ours = (
         decode_prompts(stock, embeddings, points, labels)[0]
-        for embeddings in (stock.image_encoder(inputs), encode_inputs(sam, inputs))
+        for embeddings in (_in_batches(stock.image_encoder, 1)(inputs), encoder.encode(inputs))
     )
     union = ((theirs > 0) | (ours > 0)).sum((2, 3))
     iou = torch.where(union > 0, ((theirs > 0) & (ours > 0)).sum((2, 3)) / union, 1.0)
     return {"mask_iou": iou.mean().item(), "max_logit_diff": (theirs - ours).abs().max().item()}
 
 
-def compare_tiny(config: SamConfig, device: torch.device) -> dict[str, float]:
-    """`compare` for the tiny SAM, its trained weights and 32 scenes, in the precision of ``config``."""
-    tiny = SamConfig(name="tiny", precision=config.precision)
-    stock = build_sam(tiny).to(device)
-    inputs = prepare_images(stock, [make_scene(seed).image for seed in range(32)])
-    return compare(stock, load_sam(tiny, device), inputs)
+_STEPS = {
+    "stock": "segment_anything, fp32, an image at a time",
+    "stock_batched": "segment_anything, fp32, batches",
+    "fp32": "ours, fp32: positions folded into queries and keys",
+    "tf32": "ours, tf32",
+    "eager": "ours, in the precision asked for",
+    "compiled_folded": "blocks compiled",
+    "compiled": "blocks compiled; on CUDA with flex_attention",
+    "cuda_graph": "as a CUDA graph",
+    "from_host": "from images in the host's memory: copied, resized, normalised",
+}
+
+
+def _gains(ways: Mapping[str, Encode], per_s: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Every way, what it is, its rate, and the gain over the one before."""
+    before = dict(zip(list(ways)[1:], ways))
+    return [
+        {
+            "way": name,
+            "what": _STEPS[name],
+            "images_per_s": per_s[name],
+            "gain": per_s[name] / per_s[before[name]] if name in before else None,
+        }
+        for name in ways
+    ]
 
 
 def _in_batches(encode: Encode, size: int) -> Encode:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ray_wsss.benchmark.naive_cpm import NaiveCpm
-from ray_wsss.config import CpmConfig, Recipe
+from ray_wsss.config import Recipe
 from ray_wsss.data.loader import IterationBatches, TrainingCrops, make_loader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.sam.build import build_sam
+from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.models.store import load_classifier
 from ray_wsss.overrides import override
 from ray_wsss.stages.cpm import Cpm
@@ -82,10 +83,9 @@ class TrainBenchmark:
         sam = build_sam(recipe.sam).to(self.device)
         crop, image = (replace(recipe.cpm, view=view) for view in ("crop", "image"))
 
-        def ours(config: CpmConfig) -> Cpm:
-            return Cpm(sam, config, recipe.sam)
-
-        cpms = {"cls": None, "cpm_crop": ours(crop), "cpm_image": ours(image), "naive": NaiveCpm(sam, crop)}
+        encoder = SamEncoder(sam, batch_size=recipe.sam.encode_batch_size)
+        ours = {f"cpm_{config.view}": Cpm(encoder, config) for config in (crop, image)}
+        cpms = {"cls": None, **ours, "naive": NaiveCpm(sam, crop)}
         return {name: _Way(recipe, deepcopy(model), cpm, self.device) for name, cpm in cpms.items()}
 
     def _batches(self) -> Sequence[Batch]:

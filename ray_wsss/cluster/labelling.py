@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Unpack
 
 from ray_wsss.cluster.chunks import RunOptions, RunReport, Stage, run_chunks
+from ray_wsss.cluster.map import Resources
 from ray_wsss.config import Recipe
+from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.models.sam.build import sam_side_px
 from ray_wsss.stages.chunks import PrepareImages
 from ray_wsss.stages.embed import SamEmbedder
@@ -16,7 +18,7 @@ from ray_wsss.stages.provenance import (
     dataset_settings,
     sam_settings,
     settings_of,
-    with_absolute_paths,
+    settled,
 )
 from ray_wsss.stages.segment import SegmentEverything
 
@@ -40,9 +42,10 @@ def run_label(
             lack images, or as `run_chunks`.
     """
     check_classes(dataset, classifier, "classifier")
-    recipe = with_absolute_paths(recipe)
-    device = run["resources"].device if embeddings is None else None
-    depends_on = settings_of(recipe, "label") | sam_settings(recipe, device) | dataset_settings(dataset)
+    device = run["resources"].device
+    recipe = settled(recipe, device)
+    encoder = device if embeddings is None else None
+    depends_on = settings_of(recipe, "label") | sam_settings(recipe, encoder) | dataset_settings(dataset)
     depends_on["classifier"] = file_hash(classifier / "model.safetensors")
     depends_on |= cache_settings(embeddings, recipe, dataset)
     stage = Stage(
@@ -51,12 +54,14 @@ def run_label(
             "config": recipe.label,
             "sam": recipe.sam,
             "classifier": classifier.absolute(),
-            "device": run["resources"].device,
+            "device": device,
+            "images": _images_each(dataset, run["resources"]) if embeddings is None else 0,
         },
         prepare=PrepareImages(
             max_side_px=recipe.label.max_side_px,
             sam_side_px=sam_side_px(recipe.sam),
             embeddings=embeddings,
+            resize=device == "cpu",
         ),
     )
     return run_chunks(Output(out, "label", depends_on), stage, dataset=dataset, **run)
@@ -74,13 +79,18 @@ def run_embed(
     Raises:
         UserError: as `run_chunks`.
     """
-    recipe = with_absolute_paths(recipe)
     device = run["resources"].device
+    recipe = settled(recipe, device)
     depends_on = settings_of(recipe, "embed") | sam_settings(recipe, device) | dataset_settings(dataset)
     stage = Stage(
         stage_class=SamEmbedder,
-        arguments={"config": recipe.embed, "sam": recipe.sam, "device": device},
-        prepare=PrepareImages(sam_side_px=sam_side_px(recipe.sam)),
+        arguments={
+            "config": recipe.embed,
+            "sam": recipe.sam,
+            "device": device,
+            "images": _images_each(dataset, run["resources"]),
+        },
+        prepare=PrepareImages(sam_side_px=sam_side_px(recipe.sam), resize=device == "cpu"),
     )
     return run_chunks(Output(out, "embed", depends_on), stage, dataset=dataset, **run)
 
@@ -98,16 +108,28 @@ def run_segment_everything(
     Raises:
         UserError: as `run_label`.
     """
-    recipe = with_absolute_paths(recipe)
-    device = run["resources"].device if embeddings is None else None
-    depends_on = settings_of(recipe, "segments") | sam_settings(recipe, device) | dataset_settings(dataset)
+    device = run["resources"].device
+    recipe = settled(recipe, device)
+    encoder = device if embeddings is None else None
+    depends_on = settings_of(recipe, "segments") | sam_settings(recipe, encoder) | dataset_settings(dataset)
     depends_on |= cache_settings(embeddings, recipe, dataset)
     stage = Stage(
         stage_class=SegmentEverything,
-        arguments={"config": recipe.segments, "sam": recipe.sam, "device": run["resources"].device},
+        arguments={
+            "config": recipe.segments,
+            "sam": recipe.sam,
+            "device": device,
+            "images": _images_each(dataset, run["resources"]) if embeddings is None else 0,
+        },
         prepare=PrepareImages(
             sam_side_px=sam_side_px(recipe.sam),
             embeddings=embeddings,
+            resize=device == "cpu",
         ),
     )
     return run_chunks(Output(out, "segment-everything", depends_on), stage, dataset=dataset, **run)
+
+
+def _images_each(dataset: Path, resources: Resources) -> int:
+    """Images of an actor, about."""
+    return DatasetMetadata.load(dataset).images // resources.actors

@@ -24,6 +24,7 @@ from ray_wsss.stages.provenance import (
     sam_settings,
     segments_settings,
     settings_of,
+    settled,
     with_absolute_paths,
 )
 from ray_wsss.stages.train_classifier import check_trainable, train_classifier
@@ -106,7 +107,7 @@ def run_train_classifier(
     Raises:
         UserError: inputs that don't fit together, or too few images.
     """
-    recipe = with_absolute_paths(recipe)
+    recipe = settled(recipe, workers.device)
     settings = classifier_settings(recipe, dataset, segments, embeddings, workers.device)
     output = Output(out, "train-classifier", settings)
     share_of_batch(recipe.classifier, max(1, workers.workers), "classifier")

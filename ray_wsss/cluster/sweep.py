@@ -27,7 +27,7 @@ from ray_wsss.data.trials import ENDED, Trial, load_trials, trial_folder
 from ray_wsss.errors import UserError
 from ray_wsss.overrides import override
 from ray_wsss.stages.manifest import Output, dataset_hash
-from ray_wsss.stages.provenance import check_validation, with_absolute_paths
+from ray_wsss.stages.provenance import check_validation, settled
 from ray_wsss.stages.train_classifier import check_trainable
 from ray_wsss.stages.training import share_of_batch
 from ray_wsss.storage import remove_tree
@@ -95,7 +95,7 @@ def run_sweep(
     """
     if workers.workers < 1:
         raise UserError(f"workers_per_trial is {workers.workers}; expected at least 1")
-    recipe = with_absolute_paths(recipe)
+    recipe = settled(recipe, workers.device)
     scheduler = options.scheduler or space.scheduler
     check_space(space, recipe)
     _check_recipes(recipe, space, workers, scheduler)

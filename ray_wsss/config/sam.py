@@ -20,7 +20,11 @@ class SamConfig:
     checkpoint: str | None = None
     """Path of the checkpoint. Without one, Meta's file is downloaded once and its hash verified."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """How the image encoder computes; embeddings are float32 always. auto: bf16 on a GPU, fp32 on a CPU."""
+    """How the image encoder computes; embeddings are float32 always. auto: bf16 where the device has units
+    for it (GPUs; CPUs with AVX512-BF16 or AMX), else fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the image encoder (torch.compile): half a minute at first, then faster. auto: where there are
+    so many images that it pays."""
     encode_batch_size: int = 8
     """Images per pass of the image encoder."""
     decode_batch_size: int = 32
@@ -29,12 +33,6 @@ class SamConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         check(self, lambda v: v >= 1, "encode_batch_size decode_batch_size", "at least 1")
-
-    def precision_on(self, device: str) -> EncoderPrecision:
-        """The precision on a torch device, such as cuda or cuda:1, with auto resolved."""
-        if self.precision != "auto":
-            return self.precision
-        return "bf16" if device.startswith("cuda") else "fp32"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

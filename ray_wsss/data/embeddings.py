@@ -3,6 +3,7 @@
 EMBEDDINGS/shards/part-000000.parquet  see ``EMBEDDING_SCHEMA``
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ray_wsss.data.reader import ShardReader
 
@@ -41,22 +45,31 @@ class StoredEmbedding:
     """(D,) for int8, else None."""
 
 
-def store_embedding(embedding: NDArray[np.float32], dtype: EmbeddingDtype) -> StoredEmbedding:
-    """Round an embedding (D, h, w) for storing; int8 is symmetric, each channel's largest value is 127.
+def store_embeddings(
+    embeddings: Float[Tensor, "N D h w"], dtype: EmbeddingDtype
+) -> list[StoredEmbedding | ValueError]:
+    """Round embeddings for storing, on their device; int8 is symmetric, each channel's largest value is 127.
 
-    Raises:
-        ValueError: values that are not finite, or beyond half precision.
+    Returns:
+        One entry for each; an error where values are not finite, or beyond half precision.
     """
-    largest = np.abs(embedding).max(axis=(1, 2)) if embedding.size else np.zeros(len(embedding))
-    if not np.isfinite(largest).all():
-        raise ValueError("SAM's embedding has values that are not finite")
+    largest = embeddings.abs().amax((2, 3))
     if dtype == "fp16":
-        if largest.max(initial=0) > np.finfo(np.float16).max:
-            raise ValueError(f"SAM's embedding has the value {largest.max():g}, beyond half precision")
-        return StoredEmbedding(embedding.astype(np.float16))
-    scale = (np.maximum(largest, 1e-12) / 127).astype(np.float32)
-    values = np.rint(embedding / scale[:, None, None]).clip(-127, 127).astype(np.int8)
-    return StoredEmbedding(values, scale)
+        values, scale = embeddings.half().cpu().numpy(), None
+    else:
+        steps = largest.clamp(min=1e-12) / 127
+        rounded = (embeddings / steps[..., None, None]).round().clamp(-127, 127)
+        values, scale = rounded.to(torch.int8).cpu().numpy(), steps.cpu().numpy()
+    most = torch.finfo(torch.float16).max if dtype == "fp16" else math.inf
+    stored: list[StoredEmbedding | ValueError] = []
+    for at, highest in enumerate(largest.amax(1).tolist()):
+        if not math.isfinite(highest):
+            stored.append(ValueError("SAM's embedding has values that are not finite"))
+        elif highest > most:
+            stored.append(ValueError(f"SAM's embedding has the value {highest:g}, beyond half precision"))
+        else:
+            stored.append(StoredEmbedding(values[at], scale[at] if scale is not None else None))
+    return stored
 
 
 class EmbeddingCache:

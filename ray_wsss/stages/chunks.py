@@ -52,13 +52,20 @@ class PreparedImage:
     pixels: NDArray[np.uint8] | None = None
     """(h, w, 3) RGB, at most ``max_side_px``: what the classifier sees, and the size of the masks."""
     sam_pixels: NDArray[np.uint8] | None = None
-    """(a, b, 3) RGB, long side as SAM's input; None where there is an embedding."""
+    """(a, b, 3) RGB for SAM's encoder, where that does not take ``pixels`` and there is no embedding."""
     embedding: NDArray[np.float16 | np.int8] | None = None
     """(D, h, w) as stored in the cache (`data.embeddings`)."""
     embedding_scale: NDArray[np.float32] | None = None
     """(D,) for int8, else None."""
     error: str | None = None
     """Why there are no pixels."""
+
+    @property
+    def for_sam(self) -> NDArray[np.uint8]:
+        """What SAM's encoder takes, where there is no embedding."""
+        pixels = self.sam_pixels if self.sam_pixels is not None else self.pixels
+        assert pixels is not None
+        return pixels
 
 
 def plan_chunks(dataset: Path, rows: int = ROWS_PER_CHUNK) -> list[Chunk]:
@@ -120,12 +127,19 @@ class PrepareImages:
         max_side_px: of the working copy; None where only SAM looks at the image.
         sam_side_px: long side of SAM's input.
         embeddings: cache of SAM's embeddings, read instead of making SAM's input.
+        resize: to SAM's input. Without, only images that are larger are made smaller: the encoder's device
+            does the others, and fewer bytes travel.
     """
 
     def __init__(
-        self, *, max_side_px: int | None = None, sam_side_px: int, embeddings: Path | None = None
+        self,
+        *,
+        max_side_px: int | None = None,
+        sam_side_px: int,
+        embeddings: Path | None = None,
+        resize: bool = True,
     ) -> None:
-        self.max_side_px = max_side_px
+        self.max_side_px, self.resize_all = max_side_px, resize
         self.embeddings = embeddings.absolute() if embeddings is not None else None  # for other processes
         self.resize = ResizeLongestSide(sam_side_px)
 
@@ -147,21 +161,26 @@ class PrepareImages:
         self, image_id: str, pixels: NDArray[np.uint8], image_labels: tuple[int, ...]
     ) -> PreparedImage:
         """One decoded image (H, W, 3). Raises ValueError where it is too thin for SAM."""
+        working = shrink(pixels, self.max_side_px) if self.max_side_px is not None else None
         return PreparedImage(
             image_id=image_id,
             image_hw=(pixels.shape[0], pixels.shape[1]),
             image_labels=image_labels,
-            pixels=shrink(pixels, self.max_side_px) if self.max_side_px is not None else None,
-            **self._sam_input(image_id, pixels),
+            pixels=working,
+            **self._sam_input(image_id, pixels, working),
         )
 
-    def _sam_input(self, image_id: str, pixels: NDArray[np.uint8]) -> dict[str, Any]:
+    def _sam_input(
+        self, image_id: str, pixels: NDArray[np.uint8], working: NDArray[np.uint8] | None
+    ) -> dict[str, Any]:
         if self.embeddings is not None:
             found = open_embeddings(self.embeddings).read(image_id, (pixels.shape[0], pixels.shape[1]))
             return {"embedding": found.values, "embedding_scale": found.scale}
         height, width = pixels.shape[:2]
         if min(self.resize.get_preprocess_shape(height, width, self.resize.target_length)) < 1:
             raise ValueError(f"{width}x{height} pixels are too thin for SAM's input")
+        if not self.resize_all and max(height, width) <= self.resize.target_length:
+            return {"sam_pixels": pixels} if working is not pixels else {}
         return {"sam_pixels": self.resize.apply_image(pixels)}
 
 

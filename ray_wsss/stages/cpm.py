@@ -13,11 +13,12 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
-from ray_wsss.config import CpmConfig, SamConfig
+from ray_wsss.config import CpmConfig
 from ray_wsss.data.plan import HostPlan, make_plan
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
-from ray_wsss.models.sam.encoder import encode_inputs, sam_input_hw
+from ray_wsss.models.sam.encoder import SamEncoder, sam_input_hw
+from ray_wsss.ops.device import upload
 from ray_wsss.ops.geometry import Geometry
 from ray_wsss.ops.prompts import pad_points, points_to_sam_frame
 from ray_wsss.stages.embed import restore_embedding
@@ -29,7 +30,6 @@ from ray_wsss.stages.prompting import (
     compete,
     find_cams,
     find_peak_mask,
-    upload,
 )
 
 MAX_PEAKS = 64
@@ -54,13 +54,17 @@ class Cpm:
     once, for the cache: peaks are taken to the image, and masks back, by the crop's own geometry.
 
     Args:
-        batch_sizes: how many crops SAM encodes, and how many prompt sets it decodes at a time.
-        bf16: classifier and encoder compute in mixed precision. The decoder does not: a point's place in
-            SAM's input has more digits than bfloat16.
+        encoder: SAM, behind its image encoder.
+        decode_batch_size: prompt sets per pass of SAM's decoder.
+        bf16: the classifier computes in mixed precision. SAM's encoder has a precision of its own, and its
+            decoder float32: a point's place in SAM's input has more digits than bfloat16.
     """
 
-    def __init__(self, sam: Sam, config: CpmConfig, batch_sizes: SamConfig, *, bf16: bool = False) -> None:
-        self.sam, self.config, self.batch_sizes, self.bf16 = sam, config, batch_sizes, bf16
+    def __init__(
+        self, encoder: SamEncoder, config: CpmConfig, *, decode_batch_size: int = 32, bf16: bool = False
+    ) -> None:
+        self.encoder, self.sam, self.config = encoder, encoder.sam, config
+        self.decode_batch_size, self.bf16 = decode_batch_size, bf16
 
     @torch.no_grad()
     def __call__(self, model: Classifier, batch: dict[str, Any]) -> UInt8[Tensor, "B P P"]:
@@ -77,7 +81,9 @@ class Cpm:
             embeddings = restore_embedding(batch["embedding"], batch.get("embedding_scale"))
             views = self._images_of(plan, cams)
         else:
-            embeddings = self._encode(images)
+            # A few at a time: more would take more memory.
+            parts = images.split(self.encoder.batch_size)
+            embeddings = torch.cat([self.encoder.encode(self._prepare(part)) for part in parts])
             views = [self._crops_of(cams)]
         points_xy = torch.zeros_like(points_yx, dtype=torch.float)
         for view in views:
@@ -90,18 +96,12 @@ class Cpm:
             points_xy,
             valid,
             self.config.mask_output,
-            self.batch_sizes.decode_batch_size,
+            self.decode_batch_size,
         )
         on_crops = torch.empty_like(cams.cam)
         for view in views:
             on_crops[view.pairs] = masks_to_crop(self.sam, logits[view.pairs], view.geometry, view.frame_hw)
         return compete(on_crops, iou, cams, len(images), self.config)[0]
-
-    def _encode(self, images: Float[Tensor, "B 3 P P"]) -> Tensor:
-        """Embeddings of crops, a few at a time: more would not be faster, and take more memory."""
-        parts = images.split(self.batch_sizes.encode_batch_size)
-        with mixed_precision(images.device, self.bf16):
-            return torch.cat([encode_inputs(self.sam, self._prepare(part)).float() for part in parts])
 
     def _prepare(self, images: Float[Tensor, "B 3 P P"]) -> Tensor:
         """Square crops to SAM's input: resized on the device (antialiased), normalised as SAM's."""

@@ -23,7 +23,7 @@ from ray_wsss.config import LabelConfig, SamConfig
 from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.images import encode_mask
 from ray_wsss.data.schema import ROWS_PER_GROUP
-from ray_wsss.models.sam.encoder import load_sam
+from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.pseudo_label import stability_score
 from ray_wsss.stages.chunks import PreparedImage, resize_map
@@ -86,16 +86,28 @@ class SamLabeller:
     """Labels the images of a chunk; hosts a classifier and SAM on one device.
 
     A row that fails carries its reason in ``error``; the others go on.
+
+    Args:
+        classifier: output of train-classifier.
+        images: how many SAM will encode, about (`models.sam.encoder.load_encoder`).
     """
 
     rows_per_group = ROWS_PER_GROUP
 
-    def __init__(self, config: LabelConfig, sam: SamConfig, classifier: Path, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        config: LabelConfig,
+        sam: SamConfig,
+        classifier: Path,
+        device: str = "cpu",
+        images: int = 0,
+    ) -> None:
         self.config, self.sam_config = config, sam
         self.device = torch.device(device)
         model, self.spec = load_classifier(classifier)
         self.model = model.to(self.device)
-        self.sam = load_sam(sam, self.device)
+        self.encoder = load_encoder(sam, self.device, images)
+        self.sam = self.encoder.sam
         # On a CPU there is nothing to overlap: labels are encoded when they are asked for.
         self.map = ThreadPoolExecutor(_WRITE_THREADS).map if self.device.type == "cuda" else map
 
@@ -132,7 +144,7 @@ class SamLabeller:
             groups = group_by_size([_pixels(image) for image in batch], self.config.cam_batch_size)
             cams = [self._cams(batch, members) for members in groups]
         with tally.phase("encode", self.device):
-            embeddings = embeddings_of(self.sam, batch, self.sam_config.encode_batch_size)
+            embeddings = embeddings_of(self.encoder, batch)
         with tally.phase("prompt", self.device):
             points_yx = [find_prompts(group, self.config, guess=True) for group in cams]
             over_all = [

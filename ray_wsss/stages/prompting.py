@@ -17,6 +17,7 @@ from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
 from ray_wsss.models.sam.encoder import sam_input_hw
 from ray_wsss.ops.cam import merge_scales, resize_maps, scale_images
+from ray_wsss.ops.device import upload
 from ray_wsss.ops.peaks import find_peaks, keep_global_maximum
 from ray_wsss.ops.prompts import bucket_by_count, points_to_sam_frame
 from ray_wsss.ops.pseudo_label import assign_labels, confidence_map, mask_scores
@@ -83,13 +84,6 @@ def find_cams(
     model.train(was_training)
     cam = merge_scales(maps, images.new_ones(len(pairs), 1), size_hw)[:, 0]
     return PairCams(cam, pairs[:, 0], pairs[:, 1], maps)
-
-
-def upload(values: Tensor, device: torch.device) -> Tensor:
-    """Values from the CPU to the device; the host does not wait for the copy."""
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
 
 
 def find_peak_mask(

@@ -10,6 +10,7 @@ from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.models.sam.build import resolve_checkpoint
+from ray_wsss.models.sam.encoder import precision_on
 from ray_wsss.models.store import read_class_names
 from ray_wsss.overrides import flatten
 from ray_wsss.stages.manifest import dataset_hash, file_hash, require_finished
@@ -37,7 +38,7 @@ def sam_settings(recipe: Recipe, device: str | None = None) -> dict[str, str]:
         device: None where the encoder does not run.
     """
     settings = {"sam.name": recipe.sam.name, "sam.sha256": file_hash(resolve_checkpoint(recipe.sam))}
-    precision = recipe.sam.precision_on(device) if device is not None else "fp32"
+    precision = precision_on(recipe.sam, device) if device is not None else "fp32"
     # Outputs that are older than this setting were made in fp32, and don't have it.
     return settings if precision == "fp32" else settings | {"sam.precision": precision}
 
@@ -106,6 +107,12 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         classifier=replace(classifier, backbone_checkpoint=absolute(classifier.backbone_checkpoint)),
         segmenter=replace(segmenter, backbone_checkpoint=absolute(segmenter.backbone_checkpoint)),
     )
+
+
+def settled(recipe: Recipe, device: str) -> Recipe:
+    """What a recipe means on every machine: absolute paths, and SAM's precision on a type of device."""
+    recipe = with_absolute_paths(recipe)
+    return replace(recipe, sam=replace(recipe.sam, precision=precision_on(recipe.sam, device)))
 
 
 def check_validation(validation: Path | None, dataset: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ray_wsss.config import SamConfig, SegmentsConfig
 from ray_wsss.data.images import encode_segments
 from ray_wsss.data.schema import ROWS_PER_GROUP
-from ray_wsss.models.sam.encoder import load_sam
+from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.sam.everything import FoundMasks, find_masks, masks_at_image_size
 from ray_wsss.ops.segments import paint_segments, rank_masks
 from ray_wsss.stages.chunks import PreparedImage, resize_map, working_hw
@@ -42,14 +42,18 @@ class SegmentEverything:
     """Segments the images of a chunk; hosts SAM on one device.
 
     A row that fails carries its reason in ``error``; the others go on.
+
+    Args:
+        images: how many SAM will encode, about (`models.sam.encoder.load_encoder`).
     """
 
     rows_per_group = ROWS_PER_GROUP
 
-    def __init__(self, config: SegmentsConfig, sam: SamConfig, device: str = "cpu") -> None:
+    def __init__(self, config: SegmentsConfig, sam: SamConfig, device: str = "cpu", images: int = 0) -> None:
         self.config, self.sam_config = config, sam
         self.device = torch.device(device)
-        self.sam = load_sam(sam, self.device)
+        self.encoder = load_encoder(sam, self.device, images)
+        self.sam = self.encoder.sam
 
     def __call__(self, images: Sequence[PreparedImage]) -> tuple[pa.Table, Tally]:
         """Images to rows of `SEGMENTS_SCHEMA`, in order, and what it took."""
@@ -67,7 +71,7 @@ class SegmentEverything:
     @torch.no_grad()
     def _segment(self, batch: Sequence[PreparedImage], tally: Tally) -> list[dict[str, Any]]:
         with tally.phase("encode", self.device):
-            embeddings = embeddings_of(self.sam, batch, len(batch))
+            embeddings = embeddings_of(self.encoder, batch)
         sizes = [working_hw(image.image_hw, self.config.max_side_px) for image in batch]
         with tally.phase("prompt", self.device):
             size = self.sam_config.decode_batch_size

@@ -14,7 +14,7 @@ from ray_wsss.data.reader import ShardReader, failed_images
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
-from ray_wsss.models.sam.encoder import load_sam
+from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.ops.cam import make_cam
 from ray_wsss.ops.contrast import ssc_loss
 from ray_wsss.ops.losses import IGNORE_LABEL, StepLosses, classification_loss, cpm_loss
@@ -111,11 +111,21 @@ def train_classifier(
     torch.manual_seed(config.seed)
     model = build_classifier(spec, pretrained=config.pretrained, checkpoint=config.backbone_checkpoint)
     model.backbone.freeze(config.freeze_stages, config.freeze_norm)
-    sam = load_sam(recipe.sam, session.device) if with_cpm else None
-    bf16 = config.precision == "bf16"
-    cpm = Cpm(sam, recipe.cpm, recipe.sam, bf16=bf16) if sam is not None else None
+    cpm = _load_cpm(recipe, session) if with_cpm else None
     run = TrainingRun(model=model, spec=spec, config=config, crops=crops, session=session, name="classifier")
-    run.train(ClassifierStep(recipe, cpm), CamValidation(recipe, validation, dataset, sam, session.device))
+    encoder = cpm.encoder if cpm is not None else None
+    validated = CamValidation(recipe, validation, dataset, encoder, session.device)
+    run.train(ClassifierStep(recipe, cpm), validated)
+
+
+def _load_cpm(recipe: Recipe, session: Session) -> Cpm:
+    config = recipe.classifier
+    crops = 0
+    if recipe.cpm.view == "crop":
+        crops = (config.max_iters - recipe.cpm.warmup_iters) * config.batch_size // session.world_size
+    encoder = load_encoder(recipe.sam, session.device, crops)
+    size = recipe.sam.decode_batch_size
+    return Cpm(encoder, recipe.cpm, decode_batch_size=size, bf16=config.precision == "bf16")
 
 
 def check_trainable(dataset: Path, batch_size: int, without: Collection[str] = ()) -> list[int]:

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ray_wsss.config import CpmConfig, LabelConfig, Recipe
@@ -18,7 +17,7 @@ from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata
 from ray_wsss.models.classifier import Classifier
-from ray_wsss.models.sam.encoder import encode_images
+from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
 from ray_wsss.ops.metrics import ConfusionMatrix
 from ray_wsss.report.overview import OverviewRow, render_overview
@@ -66,18 +65,23 @@ class CamValidation:
     Args:
         validation: data set with ground truth to measure on; None: nothing is measured.
         dataset: the training images, which are pictured where there is no ``validation``.
-        sam: makes the pictures' pseudo labels; None: they show the CAM alone.
+        encoder: SAM, which makes the pictures' pseudo labels; None: they show the CAM alone.
     """
 
     def __init__(
-        self, recipe: Recipe, validation: Path | None, dataset: Path, sam: Sam | None, device: torch.device
+        self,
+        recipe: Recipe,
+        validation: Path | None,
+        dataset: Path,
+        encoder: SamEncoder | None,
+        device: torch.device,
     ) -> None:
         self.config = replace(recipe.label, scales=(1.0,), flip=False)
         self.threshold = recipe.evaluate.cam_threshold
         self.device = device
         self.sample = Sample(validation, recipe.classifier.validate_images) if validation else None
         pictured = self.sample or Sample(dataset, PICTURES)
-        self.pictured = _Pictured(pictured, self.config, recipe.cpm, sam, device)
+        self.pictured = _Pictured(pictured, self.config, recipe.cpm, encoder, device)
 
     def measure(self, model: Classifier, session: Session) -> dict[str, float]:
         """mIoU in [0, 1] at the fixed background threshold, and at the best, which the truth picks."""
@@ -140,10 +144,15 @@ class _Pictured:
     """The images of a picture, and SAM's embeddings of them, which are made once."""
 
     def __init__(
-        self, sample: Sample, config: LabelConfig, cpm: CpmConfig, sam: Sam | None, device: torch.device
+        self,
+        sample: Sample,
+        config: LabelConfig,
+        cpm: CpmConfig,
+        encoder: SamEncoder | None,
+        device: torch.device,
     ) -> None:
         self.class_names, self.config, self.cpm = sample.class_names, config, cpm
-        self.sam, self.device = sam, device
+        self.encoder, self.device = encoder, device
         self.records = sample.first(PICTURES)
         self.embeddings: list[Tensor] = []
 
@@ -158,13 +167,14 @@ class _Pictured:
         batch = to_tensor([pixels], self.device)
         cams = find_cams(model, batch, image_labels, scales=(1.0,), flip=False)
         points, maps = [], {}
-        if self.sam is not None:
+        if self.encoder is not None:
+            sam = self.encoder.sam
             if k == len(self.embeddings):
-                self.embeddings.append(encode_images(self.sam, [pixels]))
+                self.embeddings.append(self.encoder([pixels]))
             points_yx = find_prompts(cams, self.cpm, guess=False)
             output = self.cpm.mask_output
-            (masks,) = decode_pairs(self.sam, self.embeddings[k], [cams], [points_yx], output, len(points_yx))
-            maps["pseudo label"] = aggregate(self.sam, cams, masks, 1, self.cpm)[0][0].cpu().numpy()
+            (masks,) = decode_pairs(sam, self.embeddings[k], [cams], [points_yx], output, len(points_yx))
+            maps["pseudo label"] = aggregate(sam, cams, masks, 1, self.cpm)[0][0].cpu().numpy()
             for class_index, found in zip(cams.class_index.tolist(), points_yx):
                 points += [(class_index, x + 0.5, y + 0.5) for y, x in found.tolist()]
         maps |= _truth(record, pixels)

@@ -17,7 +17,7 @@ from ray_wsss.config import SamConfig, SegmentsConfig
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.decoder import decode_prompts
-from ray_wsss.models.sam.encoder import encode_images
+from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.models.sam.everything import find_masks
 from ray_wsss.ops.peaks import find_peaks
 
@@ -76,7 +76,7 @@ def test_peaks_against_scikit_image(cams: np.ndarray) -> None:
 @torch.inference_mode()
 def test_decoder_against_sam_predictor(sam) -> None:
     images = [make_scene(seed).image for seed in range(32)]
-    embeddings = encode_images(sam, images)
+    embeddings = SamEncoder(sam)(images)
     generator = torch.Generator().manual_seed(0)
     points = 127 * torch.rand(32, 2, 2, generator=generator)
     ones = torch.ones(32, 2)
@@ -108,7 +108,7 @@ def test_everything_against_sam_automatic_mask_generator(sam) -> None:
 
     def ours() -> list[int]:
         sizes = [image.shape[:2] for image in images]
-        found = find_masks(sam, encode_images(sam, images), sizes, config, decode_batch_size=32)
+        found = find_masks(sam, SamEncoder(sam)(images), sizes, config, decode_batch_size=32)
         return [len(masks.areas) for masks in found]
 
     assert ours() == theirs()

@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import default_collate
 
 from ray_wsss.benchmark.naive_cpm import NaiveCpm
-from ray_wsss.config import AugmentConfig, CpmConfig, SamConfig
+from ray_wsss.config import AugmentConfig, CpmConfig
 from ray_wsss.data.loader import TrainingCrops
+from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.stages.cpm import Cpm
 
@@ -45,7 +46,7 @@ def test_the_naive_pseudo_labels_are_ours(scene_dataset, make_classifier, tiny_s
     # A class that activates nowhere has no prompt.
     with torch.no_grad():
         model.to_class_maps.weight[0] = -model.to_class_maps.weight[0].abs()
-    ours, naive = Cpm(tiny_sam, config, SamConfig())(model, batch), NaiveCpm(tiny_sam, config)(model, batch)
+    ours, naive = Cpm(SamEncoder(tiny_sam), config)(model, batch), NaiveCpm(tiny_sam, config)(model, batch)
     assert (batch["image_labels"][:, 0] > 0).any()
     assert not (naive == 1).any()
     assert len(naive.unique()) > 3
@@ -54,7 +55,7 @@ def test_the_naive_pseudo_labels_are_ours(scene_dataset, make_classifier, tiny_s
 
 def test_rounding_and_resizing_change_little(scene_dataset, make_classifier, tiny_sam):
     model, batch = make_classifier(tuple("abcdef")), make_batch(scene_dataset, 64)
-    ours, naive = Cpm(tiny_sam, CONFIG, SamConfig())(model, batch), NaiveCpm(tiny_sam, CONFIG)(model, batch)
+    ours, naive = Cpm(SamEncoder(tiny_sam), CONFIG)(model, batch), NaiveCpm(tiny_sam, CONFIG)(model, batch)
     assert (ours == naive).float().mean() > 0.99
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -14,8 +15,9 @@ from ray_wsss.data.embeddings import (
     EMBEDDING_SCHEMA,
     EmbeddingCache,
     EmbeddingDtype,
+    StoredEmbedding,
     open_embeddings,
-    store_embedding,
+    store_embeddings,
 )
 from ray_wsss.data.schema import write_table_atomically
 from ray_wsss.errors import UserError
@@ -25,6 +27,14 @@ from ray_wsss.errors import UserError
 def embedding() -> np.ndarray:
     spread = np.array([0.01, 1.0, 30.0])[:, None, None]
     return (np.random.default_rng(0).normal(size=(3, 4, 5)) * spread).astype(np.float32)
+
+
+def store_embedding(embedding: np.ndarray, dtype: EmbeddingDtype) -> StoredEmbedding:
+    """One alone."""
+    (stored,) = store_embeddings(torch.tensor(embedding.copy())[None], dtype)
+    if isinstance(stored, ValueError):
+        raise stored
+    return stored
 
 
 def entry(
@@ -91,6 +101,16 @@ def test_values_beyond_half_precision_are_refused(embedding):
     store_embedding(embedding, "int8")
     embedding[0, 0, 0] = -65_504
     assert np.isfinite(store_embedding(embedding, "fp16").values).all()
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
+def test_one_that_can_not_be_stored_does_not_stop_the_others(embedding, dtype):
+    broken = np.where(embedding > 0, np.nan, embedding)
+    first, second, third = store_embeddings(torch.tensor(np.stack([embedding, broken, -embedding])), dtype)
+    assert isinstance(second, ValueError)
+    for stored, alone in ((first, embedding), (third, -embedding)):
+        assert isinstance(stored, StoredEmbedding)
+        np.testing.assert_array_equal(stored.values, store_embedding(alone, dtype).values)
 
 
 def test_embeddings_come_back_by_image_id(tmp_path, embedding):

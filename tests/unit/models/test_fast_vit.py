@@ -12,8 +12,9 @@ from torch.testing import assert_close
 
 from ray_wsss.config import SamConfig
 from ray_wsss.data.scenes import make_scene
+from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.decoder import decode_prompts
-from ray_wsss.models.sam.encoder import encode_inputs, load_sam, prepare_images
+from ray_wsss.models.sam.encoder import SamEncoder, load_encoder, prepare_images
 from ray_wsss.models.sam.tiny import build_tiny_sam
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -30,7 +31,7 @@ def disturbed(module: Network) -> Network:
 @torch.no_grad()
 def assert_equals_stock(sam: Sam, inputs: torch.Tensor) -> None:
     """Embeddings and, for a few points of each image, mask logits."""
-    expected, found = sam.image_encoder(inputs), encode_inputs(sam, inputs)
+    expected, found = sam.image_encoder(inputs), SamEncoder(sam).encode(inputs)
     assert_close(found, expected, rtol=0, atol=1e-4)
     points = sam.image_encoder.img_size * torch.rand(len(inputs), 2, 2)
     labels = torch.ones(len(inputs), 2)
@@ -49,15 +50,15 @@ def test_tiny_equals_stock(tiny_sam, weights):
 @torch.no_grad()
 def test_masks_in_less_precision(precision):
     """SAM's masks of the scenes' objects and grounds, one point each."""
-    sam = load_sam(SamConfig(name="tiny", precision=precision), torch.device("cpu"))
-    stock = load_sam(SamConfig(name="tiny"), torch.device("cpu"))
+    encoder = load_encoder(SamConfig(name="tiny", precision=precision), torch.device("cpu"))
+    stock = build_sam(SamConfig(name="tiny"))
     inputs = prepare_images(stock, [make_scene(seed).image for seed in range(32)])
     generator = torch.Generator().manual_seed(0)
     points, labels = 127 * torch.rand(32, 1, 2, generator=generator), torch.ones(32, 1)
-    embeddings = encode_inputs(sam, inputs)
+    embeddings = encoder.encode(inputs)
     assert embeddings.dtype == torch.float32
     theirs = decode_prompts(stock, stock.image_encoder(inputs), points, labels)[0] > 0
-    ours = decode_prompts(sam, embeddings, points, labels)[0] > 0
+    ours = decode_prompts(encoder.sam, embeddings, points, labels)[0] > 0
     there = theirs.any(-1).any(-1)
     iou = ((ours & theirs).sum((2, 3)) / (ours | theirs).sum((2, 3)))[there]
     assert len(iou) > 64
@@ -93,14 +94,14 @@ def test_windows_that_do_not_divide_the_image(window, use_rel_pos):
     sam.image_encoder = encoder
     inputs = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        assert_close(encode_inputs(sam, inputs), encoder(inputs), rtol=0, atol=1e-4)
+        assert_close(SamEncoder(sam).encode(inputs), encoder(inputs), rtol=0, atol=1e-4)
 
 
 def test_the_state_dict_stays(tiny_sam):
     sam = build_tiny_sam()
     sam.load_state_dict(tiny_sam.state_dict())
     names = list(sam.state_dict())
-    encode_inputs(sam, torch.zeros(1, 3, 128, 128))
+    SamEncoder(sam).encode(torch.zeros(1, 3, 128, 128))
     assert list(sam.state_dict()) == names
     sam.load_state_dict(tiny_sam.state_dict())
 
@@ -111,7 +112,7 @@ def test_weights_that_change_count(tiny_sam):
     sam.load_state_dict(tiny_sam.state_dict())
     inputs = prepare_images(sam, [make_scene(0).image])
     with torch.no_grad():
-        before = encode_inputs(sam, inputs)
+        before = SamEncoder(sam).encode(inputs)
         disturbed(sam)
-        assert (encode_inputs(sam, inputs) - before).abs().max() > 0.1
-        assert_close(encode_inputs(sam, inputs), sam.image_encoder(inputs), rtol=0, atol=1e-4)
+        assert (SamEncoder(sam).encode(inputs) - before).abs().max() > 0.1
+        assert_close(SamEncoder(sam).encode(inputs), sam.image_encoder(inputs), rtol=0, atol=1e-4)

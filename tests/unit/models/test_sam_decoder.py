@@ -11,7 +11,7 @@ from segment_anything.modeling import Sam
 from torch.testing import assert_close
 
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
-from ray_wsss.models.sam.encoder import encode_images, prepare_images, sam_input_hw
+from ray_wsss.models.sam.encoder import SamEncoder, prepare_images, sam_input_hw
 from ray_wsss.models.sam.tiny import build_tiny_sam
 from ray_wsss.ops.prompts import points_to_sam_frame
 
@@ -82,7 +82,7 @@ def decode_together(sam: Sam, images, sets: list[Prompt], with_points: bool, wit
     points = torch.cat([points_to_sam_frame(s.points_yx[None], *f) for s, f in zip(sets, frames)])
     scales = [torch.tensor([new[1] / old[1], new[0] / old[0]] * 2) for old, new in frames]
     boxes = torch.stack([s.box_xyxy * scale for s, scale in zip(sets, scales)])
-    embeddings = encode_images(sam, images)[[s.image for s in sets]]
+    embeddings = SamEncoder(sam)(images)[[s.image for s in sets]]
     logits, iou = decode_prompts(
         sam,
         embeddings,
@@ -129,7 +129,7 @@ def test_one_call_equals_the_predictor_set_by_set(sam, images, predictors, point
 def test_inputs_and_embeddings_equal_the_predictors(sam, images, predictors):
     inputs = prepare_images(sam, images)
     assert inputs.shape == (len(images), 3, 128, 128)
-    embeddings = encode_images(sam, images)
+    embeddings = SamEncoder(sam)(images)
     for n, predictor in enumerate(predictors):
         assert sam_input_hw(sam, SIZES_HW[n]) == predictor.input_size
         assert_close(embeddings[n], predictor.features[0], rtol=0, atol=1e-4)
@@ -140,7 +140,7 @@ def test_inputs_and_embeddings_equal_the_predictors(sam, images, predictors):
 
 def test_padding_points_change_the_mask(sam, images):
     """Why prompt sets are bucketed by their number of points, not padded to the longest."""
-    embedding = encode_images(sam, images[:1])
+    embedding = SamEncoder(sam)(images[:1])
     point, label = torch.tensor([[[40.0, 50.0]]]), torch.ones(1, 1)
     padded, labels = torch.cat([point, torch.zeros(1, 2, 2)], 1), torch.tensor([[1.0, -1.0, -1.0]])
     with torch.no_grad():

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import ray_wsss.models.sam.everything as everything
 from ray_wsss.config import SegmentsConfig
 from ray_wsss.data.scenes import make_scene
-from ray_wsss.models.sam.encoder import encode_images
+from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.models.sam.everything import FoundMasks, find_masks, masks_at_image_size
 from ray_wsss.ops.segments import paint_segments, rank_masks
 
@@ -28,7 +28,7 @@ def images() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def embeddings(tiny_sam, images) -> Tensor:
-    return encode_images(tiny_sam, images)
+    return SamEncoder(tiny_sam)(images)
 
 
 def full_masks(sam, found: FoundMasks, image_hw: tuple[int, int]) -> Tensor:

@@ -13,7 +13,7 @@ from ray_wsss.stages.embed import SamEmbedder
 from ray_wsss.stages.parts import Parts
 from ray_wsss.stages.segment import SegmentEverything
 
-SAM = SamConfig(name="tiny")
+SAM = SamConfig(name="tiny", precision="fp32")
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.data import default_collate
 
-from ray_wsss.config import AugmentConfig, Recipe, SamConfig
+from ray_wsss.config import AugmentConfig, Recipe
 from ray_wsss.data.loader import TrainingCrops
+from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.overrides import override
 from ray_wsss.presets import PRESETS
 from ray_wsss.stages.cpm import Cpm
@@ -59,7 +60,7 @@ def run_step(recipe, cpm, model, batch: dict, iteration: int) -> tuple[torch.Ten
 
 
 def test_the_parts_and_their_sum(recipe, model, batch, tiny_sam):
-    cpm = Cpm(tiny_sam, recipe.cpm, SamConfig())
+    cpm = Cpm(SamEncoder(tiny_sam), recipe.cpm)
     total, parts = run_step(recipe, cpm, model, batch, iteration=3)
     assert list(parts) == ["cls", "ssc", "cpm"]
     assert_close(total, parts["cls"] + 0.3 * parts["ssc"] + 2 * parts["cpm"])
@@ -85,7 +86,7 @@ def test_the_parts_and_their_sum(recipe, model, batch, tiny_sam):
 
 
 def test_what_is_off_is_no_part(recipe, model, batch, tiny_sam):
-    cpm = Cpm(tiny_sam, recipe.cpm, SamConfig())
+    cpm = Cpm(SamEncoder(tiny_sam), recipe.cpm)
     assert list(run_step(recipe, cpm, model, batch, iteration=2)[1]) == ["cls", "ssc"]
     plain = {name: value for name, value in batch.items() if name != "segments"}
     assert list(run_step(recipe, cpm, model, plain, iteration=2)[1]) == ["cls"]
@@ -96,7 +97,7 @@ def test_what_is_off_is_no_part(recipe, model, batch, tiny_sam):
 def test_the_mean_over_passes_and_workers_is_the_gradient_of_the_whole_batch(
     recipe, model, batch, tiny_sam, images
 ):
-    step = ClassifierStep(recipe, Cpm(tiny_sam, recipe.cpm, SamConfig()))
+    step = ClassifierStep(recipe, Cpm(SamEncoder(tiny_sam), recipe.cpm))
 
     def gradient_of(part: dict, counts: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         total, parts = step(model, part, counts, iteration=5)
@@ -116,7 +117,7 @@ def test_the_mean_over_passes_and_workers_is_the_gradient_of_the_whole_batch(
 def test_mixed_precision_is_close_and_leaves_losses_in_full_precision(recipe, model, batch, tiny_sam):
     mixed = override(recipe, {"classifier.precision": "bf16"})
     exact, rounded = (
-        run_step(r, Cpm(tiny_sam, r.cpm, SamConfig(), bf16=r is mixed), model, batch, iteration=3)[1]
+        run_step(r, Cpm(SamEncoder(tiny_sam), r.cpm, bf16=r is mixed), model, batch, iteration=3)[1]
         for r in (recipe, mixed)
     )
     for name, value in exact.items():

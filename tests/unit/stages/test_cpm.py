@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.data import default_collate
 
-from ray_wsss.config import AugmentConfig, CpmConfig, SamConfig
+from ray_wsss.config import AugmentConfig, CpmConfig
 from ray_wsss.data.images import decode_image, decode_segments
 from ray_wsss.data.loader import TrainingCrops
 from ray_wsss.data.plan import collate, make_plan, pack_geometry, unpack_geometry
 from ray_wsss.data.reader import ShardReader
-from ray_wsss.models.sam.encoder import encode_images, sam_input_hw
+from ray_wsss.models.sam.encoder import SamEncoder, sam_input_hw
 from ray_wsss.ops.geometry import Geometry
 from ray_wsss.ops.pseudo_label import confidence_map, mask_scores
 from ray_wsss.stages.cpm import Cpm, crop_to_frame, masks_to_crop
@@ -56,7 +56,7 @@ def test_both_views_agree_on_a_crop_that_is_the_image(scene_dataset, made, make_
     batch = make_batch(scene_dataset, made, PLAIN)
     model = make_classifier(tuple("abcdef"))
     crop, image = (
-        Cpm(tiny_sam, replace(CONFIG, view=view), SamConfig())(model, batch) for view in ("crop", "image")
+        Cpm(SamEncoder(tiny_sam), replace(CONFIG, view=view))(model, batch) for view in ("crop", "image")
     )
     assert len(crop.unique()) > 3
     # SAM's input was resized on the device in one case, by Pillow in the other.
@@ -112,7 +112,7 @@ def test_masks_of_the_image_land_on_their_pixels(scene_dataset, made, tiny_sam):
     for k, packed in enumerate(batch["geometry"]):
         geometry = unpack_geometry(packed)
         pixels = decode_image(reader.read(reader.index_of(batch["image_id"][k]))["image"])
-        embedding = encode_images(tiny_sam, [pixels])
+        embedding = SamEncoder(tiny_sam)([pixels])
         assert_close(batch["embedding"][k].float(), embedding[0], atol=2e-2, rtol=1e-2)
         predictor = SamPredictor(tiny_sam)
         predictor.set_image(pixels)
@@ -180,7 +180,7 @@ def test_padded_sets_give_the_labels_of_one_pair_at_a_time(
     seen = 0
     for start in (0, 24):
         batch = make_batch(scene_dataset, made, RANDOM, start)
-        found = Cpm(tiny_sam, config, SamConfig(encode_batch_size=3, decode_batch_size=3))(model, batch)
+        found = Cpm(SamEncoder(tiny_sam, batch_size=3), config, decode_batch_size=3)(model, batch)
         expected, undecided = one_pair_at_a_time(tiny_sam, model, batch, config)
         assert undecided.float().mean() < 0.01
         assert torch.equal(found[~undecided], expected[~undecided])
@@ -195,7 +195,7 @@ def test_a_plan_from_the_loader_changes_nothing(scene_dataset, made, make_classi
     assert batch["plan"].segment_bounds[1] > 1
     model = make_classifier(tuple("abcdef"))
     for view in ("crop", "image"):
-        cpm = Cpm(tiny_sam, replace(CONFIG, view=view), SamConfig())
+        cpm = Cpm(SamEncoder(tiny_sam), replace(CONFIG, view=view))
         whole = cpm(model, batch)
         assert torch.equal(whole, cpm(model, make_batch(scene_dataset, made, RANDOM)))
         # A batch that goes through the network in parts is cut by its values, the plan among them.
@@ -210,7 +210,7 @@ def test_without_any_prompt_all_is_background(path, scene_dataset, made, make_cl
     batch = make_batch(scene_dataset, made, RANDOM)
     for view in ("crop", "image"):
         for confidence in ("logit", "iou", "stability"):
-            cpm = Cpm(tiny_sam, replace(CONFIG, view=view, confidence=confidence), SamConfig())
+            cpm = Cpm(SamEncoder(tiny_sam), replace(CONFIG, view=view, confidence=confidence))
             assert not cpm(model, batch).any()
     batch["image_labels"] = torch.zeros(8, 6)
-    assert not Cpm(tiny_sam, CONFIG, SamConfig())(model, batch).any()
+    assert not Cpm(SamEncoder(tiny_sam), CONFIG)(model, batch).any()

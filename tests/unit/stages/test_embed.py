@@ -15,7 +15,7 @@ from ray_wsss.data.coco import rasterise
 from ray_wsss.data.embeddings import EMBEDDING_SCHEMA, EmbeddingDtype
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
-from ray_wsss.models.sam.encoder import encode_images
+from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.stages.chunks import (
     Chunk,
@@ -29,7 +29,7 @@ from ray_wsss.stages.embed import SamEmbedder, embeddings_of
 from ray_wsss.stages.label import SamLabeller
 from ray_wsss.stages.parts import Parts
 
-SAM = SamConfig(name="tiny", encode_batch_size=4)
+SAM = SamConfig(name="tiny", precision="fp32", encode_batch_size=4)
 CONFIG = LabelConfig(tau=0.3, min_distance_px=4, scales=(1.0,), max_side_px=100)
 DTYPES: tuple[EmbeddingDtype, ...] = ("fp16", "int8")
 
@@ -75,11 +75,11 @@ def caches(chunks, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize(("dtype", "most"), [("fp16", 1e-3), ("int8", 1 / 254)])
 def test_the_cache_holds_sams_embeddings(chunks, caches, tiny_sam, dtype, most):
-    expected = encode_images(tiny_sam, IMAGES)
+    expected = SamEncoder(tiny_sam)(IMAGES)
     prepare = PrepareImages(sam_side_px=IMAGE_SIZE_PX, embeddings=caches[dtype])
     prepared = [image for chunk in chunks for image in prepare(chunk)]
     assert all(image.sam_pixels is None for image in prepared)
-    found = embeddings_of(tiny_sam, prepared, 4)
+    found = embeddings_of(SamEncoder(tiny_sam, batch_size=4), prepared)
     per_channel = expected.abs().amax((2, 3), keepdim=True)
     assert ((found - expected).abs() <= most * per_channel + 1e-5).all()
     assert not torch.equal(found, expected)
@@ -87,8 +87,8 @@ def test_the_cache_holds_sams_embeddings(chunks, caches, tiny_sam, dtype, most):
 
 def test_live_embeddings_are_the_encoders(chunks, tiny_sam):
     prepared = PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunks[1])
-    expected = encode_images(tiny_sam, IMAGES[20:])
-    assert_close(embeddings_of(tiny_sam, prepared, 5), expected, atol=1e-5, rtol=1e-4)
+    expected = SamEncoder(tiny_sam)(IMAGES[20:])
+    assert_close(embeddings_of(SamEncoder(tiny_sam, batch_size=4), prepared), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_images_that_travelled_are_embedded_alike(chunks):
@@ -101,7 +101,8 @@ def test_images_that_travelled_are_embedded_alike(chunks):
 def test_cached_embeddings_travel(chunks, caches, tiny_sam, dtype):
     images = PrepareImages(sam_side_px=IMAGE_SIZE_PX, embeddings=caches[dtype])(chunks[1])
     received = unpack_images(pack_images(images))
-    assert torch.equal(embeddings_of(tiny_sam, received, 4), embeddings_of(tiny_sam, images, 4))
+    encoder = SamEncoder(tiny_sam)
+    assert torch.equal(embeddings_of(encoder, received), embeddings_of(encoder, images))
 
 
 def test_images_that_the_cache_does_not_know_are_errors(caches, tmp_path):
@@ -177,7 +178,7 @@ def test_labels_from_the_cache_are_the_live_ones(chunks, caches, labeller, dtype
 )
 def test_embeddings_that_can_not_be_stored_are_errors(chunks, factor, dtype, reason):
     embed = SamEmbedder(EmbedConfig(dtype=dtype), SAM)
-    for weights in embed.sam.image_encoder.neck[-1].parameters():
+    for weights in embed.encoder.sam.image_encoder.neck[-1].parameters():
         weights.mul_(factor)
     table, tally = embed(PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunks[1])[:2])
     assert (tally.images, tally.errors) == ((2, 0) if reason is None else (0, 2))

@@ -1,11 +1,14 @@
 """The training step asks a GPU nothing: run on one that has shapes and no values."""
 
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
 import torch
+from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -17,9 +20,11 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ray_wsss.config import AugmentConfig, SamConfig
+from ray_wsss.config import AugmentConfig, EncoderPrecision
 from ray_wsss.data.loader import TrainingCrops
 from ray_wsss.data.plan import collate
+from ray_wsss.data.scenes import make_scene
+from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.ops.contrast import ssc_loss
 from ray_wsss.overrides import override
 from ray_wsss.presets import PRESETS
@@ -127,6 +132,12 @@ def gpu(monkeypatch) -> FakeGpu:
     return FakeGpu()
 
 
+def put_encoder(gpu: FakeGpu, sam: Sam, precision: EncoderPrecision = "fp32") -> SamEncoder:
+    encoder = SamEncoder(deepcopy(sam), precision, batch_size=2)
+    encoder.sam = gpu.put(encoder.sam)
+    return encoder
+
+
 @pytest.mark.parametrize(
     "waits",
     [
@@ -200,9 +211,9 @@ def put_batch(gpu: FakeGpu, dataset: Path, made: dict[str, Path]) -> dict[str, A
 def test_a_step_never_waits(gpu, scene_dataset, made, make_classifier, tiny_sam, changes, precision):
     changes = {f"cpm.{name}": value for name, value in changes.items()} | {"classifier.precision": precision}
     recipe = override(PRESETS["demo"], CHANGES | changes)
-    model, sam = gpu.put(make_classifier(tuple("abcdef")).train()), gpu.put(tiny_sam)
+    model, encoder = gpu.put(make_classifier(tuple("abcdef")).train()), put_encoder(gpu, tiny_sam)
     batch = put_batch(gpu, scene_dataset, made)
-    cpm = Cpm(sam, recipe.cpm, SamConfig(decode_batch_size=4), bf16=precision == "bf16")
+    cpm = Cpm(encoder, recipe.cpm, decode_batch_size=4, bf16=precision == "bf16")
     # Several images, some of them with several classes: several decoder calls.
     assert batch["plan"].image_labels.sum() > 4
     with gpu:
@@ -215,16 +226,32 @@ def test_a_step_never_waits(gpu, scene_dataset, made, make_classifier, tiny_sam,
     assert gpu.ops > 1000
 
 
+def test_encoding_never_waits(gpu, tiny_sam, monkeypatch):
+    """Images of several sizes and a batch that is not full; streams, which need a driver, are left out."""
+    encoder = put_encoder(gpu, tiny_sam, "bf16")
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(Tensor, "record_stream", lambda x, stream: None)
+    images = [make_scene(seed, *hw).image for seed, hw in enumerate([(64, 96), (96, 64), (300, 200)])]
+    with gpu:
+        embeddings = encoder(images)
+    assert (embeddings.shape, embeddings.dtype) == ((3, 64, 16, 16), torch.float32)
+    assert embeddings.device.type == "cuda"
+    assert gpu.ops > 100
+
+
 def test_without_a_plan_a_step_waits(gpu, scene_dataset, made, make_classifier, tiny_sam):
     """So it is the plan that spares it."""
-    model, sam = gpu.put(make_classifier(tuple("abcdef"))), gpu.put(tiny_sam)
+    model, encoder = gpu.put(make_classifier(tuple("abcdef"))), put_encoder(gpu, tiny_sam)
     batch = put_batch(gpu, scene_dataset, made)
     recipe = override(PRESETS["demo"], CHANGES | {"cpm.view": "crop"})
     features = gpu.put(torch.zeros(5, 8, 8, 8))
     bounds = batch.pop("plan").segment_bounds
     with gpu:
         with pytest.raises(REFUSED):
-            Cpm(sam, recipe.cpm, SamConfig())(model, batch)
+            Cpm(encoder, recipe.cpm)(model, batch)
         with pytest.raises(REFUSED):
             ssc_loss(features, batch["segments"])
         ssc_loss(features, batch["segments"], bounds=bounds)

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from ray_wsss.config import PromptingConfig
 from ray_wsss.data.scenes import make_scene
-from ray_wsss.models.sam.encoder import encode_images
+from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.stages.label import to_tensor
 from ray_wsss.stages.prompting import aggregate, decode_pairs, find_cams, find_prompts
 
@@ -143,7 +143,7 @@ def test_pseudo_labels_equal_one_pair_at_a_time(tiny_sam, model, images, image_l
     points = find_prompts(cams, config, guess=True)
     with torch.no_grad():
         (masks,) = decode_pairs(
-            tiny_sam, encode_images(tiny_sam, images), [cams], [points], config.mask_output, 32
+            tiny_sam, SamEncoder(tiny_sam)(images), [cams], [points], config.mask_output, 32
         )
         label, binary = aggregate(tiny_sam, cams, masks, 4, config)
 
@@ -168,7 +168,7 @@ def test_pseudo_labels_equal_one_pair_at_a_time(tiny_sam, model, images, image_l
 def test_groups_of_several_sizes_share_decoder_calls(tiny_sam, model, images, image_labels):
     """Two groups decoded together equal each one decoded alone."""
     small = [image[:40, :56] for image in images]
-    embeddings = encode_images(tiny_sam, images + small)
+    embeddings = SamEncoder(tiny_sam)(images + small)
     groups, alone = [], []
     for k, group in enumerate((images, small)):
         batch = to_tensor(group, torch.device("cpu"))
@@ -189,7 +189,7 @@ def test_without_peaks_there_is_no_prompt_and_all_is_background(tiny_sam, model,
     cams = find_cams(model, batch, image_labels, scales=config.scales, flip=False)
     points = find_prompts(cams, config, guess=True)
     assert [tuple(p.shape) for p in points] == [(0, 2)] * len(PRESENT)
-    (masks,) = decode_pairs(tiny_sam, encode_images(tiny_sam, images), [cams], [points], "whole", 32)
+    (masks,) = decode_pairs(tiny_sam, SamEncoder(tiny_sam)(images), [cams], [points], "whole", 32)
     for confidence in ("logit", "iou", "stability"):
         some = PromptingConfig(confidence=confidence)
         label, binary = aggregate(tiny_sam, cams, masks, 4, some)
@@ -202,7 +202,7 @@ def test_images_without_classes_are_background(tiny_sam, model, images):
     cams = find_cams(model, batch, torch.zeros(4, 3), scales=(1.0,), flip=True)
     points = find_prompts(cams, CONFIG, guess=True)
     assert (len(cams.cam), points) == (0, [])
-    (masks,) = decode_pairs(tiny_sam, encode_images(tiny_sam, images), [cams], [points], "whole", 32)
+    (masks,) = decode_pairs(tiny_sam, SamEncoder(tiny_sam)(images), [cams], [points], "whole", 32)
     label, _ = aggregate(tiny_sam, cams, masks, 4, CONFIG)
     assert label.shape == (4, *HW)
     assert not label.any()

@@ -21,6 +21,7 @@ from ray_wsss.stages.provenance import (
     embeddings_settings,
     sam_settings,
     settings_of,
+    settled,
     with_absolute_paths,
 )
 
@@ -67,10 +68,12 @@ def test_unfinished_embeddings_are_refused(embeddings):
 
 def test_the_precision_of_sams_encoder_decides():
     """Where the encoder runs, with auto resolved; fp32 is not noted, as before there was a choice."""
-    bf16 = override(DEMO, {"sam.precision": "bf16"})
-    on_cpu = sam_settings(DEMO, "cpu")
-    assert on_cpu == sam_settings(DEMO) == sam_settings(bf16)
-    assert sam_settings(DEMO, "cuda") == sam_settings(bf16, "cpu") == on_cpu | {"sam.precision": "bf16"}
+    fp32, bf16, auto = (override(DEMO, {"sam.precision": name}) for name in ("fp32", "bf16", "auto"))
+    on_cpu = sam_settings(fp32, "cpu")
+    assert on_cpu == sam_settings(auto) == sam_settings(bf16) == sam_settings(fp32, "cuda")
+    assert sam_settings(auto, "cuda") == sam_settings(bf16, "cpu") == on_cpu | {"sam.precision": "bf16"}
+    assert settled(auto, "cuda").sam.precision == "bf16"
+    assert sam_settings(settled(auto, "cpu"), "cuda") == sam_settings(auto, "cpu")
 
 
 def test_embeddings_made_in_bf16(embeddings, tmp_path):

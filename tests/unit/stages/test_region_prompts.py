@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.sam.decoder import upscale_logits
-from ray_wsss.models.sam.encoder import encode_images, sam_input_hw
+from ray_wsss.models.sam.encoder import SamEncoder, sam_input_hw
 from ray_wsss.ops.regions import box_around, peak_regions
 from ray_wsss.overrides import override
 from ray_wsss.presets import PRESETS
@@ -40,7 +40,7 @@ def cams() -> PairCams:
 
 @torch.no_grad()
 def decode(sam: Sam, images: list[np.ndarray], cams: PairCams, kind: str, batch_size: int):
-    embeddings = encode_images(sam, images)
+    embeddings = SamEncoder(sam)(images)
     config = override(PRESETS["demo"], {"label.prompts": kind, "label.tau": TAU}).label
     (masks,) = decode_regions(sam, embeddings, [cams], [POINTS], config, batch_size)
     return masks, upscale_logits(sam, masks.logits[:, None], sam_input_hw(sam, HW), HW)[:, 0]

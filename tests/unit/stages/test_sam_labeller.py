@@ -68,7 +68,7 @@ BROKEN = {
 
 @pytest.fixture(scope="module")
 def labeller(classifier_dir) -> SamLabeller:
-    return SamLabeller(CONFIG, SamConfig(name="tiny"), classifier_dir)
+    return SamLabeller(CONFIG, SamConfig(name="tiny", precision="fp32"), classifier_dir)
 
 
 def label(labeller: SamLabeller, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.stages.chunks import PreparedImage
 from ray_wsss.stages.segment import SEGMENTS_SCHEMA, SegmentEverything
 
-SAM = SamConfig(name="tiny", encode_batch_size=2)
+SAM = SamConfig(name="tiny", precision="fp32", encode_batch_size=2)
 SETTINGS = {"points_per_side": 8, "pred_iou_thresh": 0.8, "stability_score_thresh": 0.8}
 SIZES = [(64, 64), (64, 96), (90, 70)]
 

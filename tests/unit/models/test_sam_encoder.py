@@ -1,0 +1,110 @@
+"""SAM's encoder behind its interface: any number of images, precision and compilation as settings say."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch.testing import assert_close
+
+from ray_wsss.config import SamConfig
+from ray_wsss.data.scenes import make_scene
+from ray_wsss.errors import UserError
+from ray_wsss.models.sam.encoder import (
+    SamEncoder,
+    compiles,
+    load_encoder,
+    precision_on,
+    prepare_images,
+    resize_like_pillow,
+)
+from ray_wsss.models.sam.fast_vit import compile_block
+from ray_wsss.models.sam.tiny import build_tiny_sam
+
+SIZES_HW = [(64, 64), (64, 96), (150, 70), (128, 128), (96, 96)]
+IMAGES = [make_scene(seed, *hw).image for seed, hw in enumerate(SIZES_HW)]
+CPU = torch.device("cpu")
+
+
+def stock(sam, images) -> torch.Tensor:
+    with torch.no_grad():
+        return sam.image_encoder(prepare_images(sam, images))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_batches_change_nothing(tiny_sam, batch_size):
+    found = SamEncoder(tiny_sam, batch_size=batch_size)(IMAGES)
+    assert not found.requires_grad
+    assert_close(found, stock(tiny_sam, IMAGES), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("flex", [False, True])
+def test_compiled_equals_stock(tiny_sam, flex):
+    """With relative positions that are not the tiny SAM's; the last batch is not full."""
+    torch.manual_seed(0)
+    sam = build_tiny_sam().eval().requires_grad_(False)
+    sam.load_state_dict(tiny_sam.state_dict())
+    for name, parameter in sam.image_encoder.named_parameters():
+        if "rel_pos" in name:
+            parameter += 0.1 * torch.randn_like(parameter)
+    encoder = SamEncoder(sam, batch_size=3, run_block=compile_block(flex=flex))
+    assert_close(encoder(IMAGES), stock(sam, IMAGES), rtol=0, atol=1e-4)
+    assert torch.equal(encoder(IMAGES[3:]), encoder(IMAGES)[3:])
+
+
+def test_mixed_precision_around_it_is_not_the_encoders(tiny_sam):
+    encoder = SamEncoder(tiny_sam)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = encoder(IMAGES)
+    assert torch.equal(inside, encoder(IMAGES))
+
+
+def test_precision_by_device(monkeypatch):
+    auto = SamConfig(name="tiny")
+    assert precision_on(auto, "cuda") == "bf16"
+    for flags, expected in (
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True, "avx512_bf16": False}, "bf16"),
+        ({"avx2": True, "avx512_bf16": False}, "fp32"),
+        ({}, "fp32"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags, raising=False)
+        assert precision_on(auto, "cpu") == expected
+        assert load_encoder(auto, CPU).precision == expected
+    assert precision_on(SamConfig(precision="fp16"), "cuda") == precision_on(
+        SamConfig(precision="fp16"), "cpu"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "least"),
+    [("vit_b", "cpu", 200), ("vit_h", "cuda", 10_000), ("tiny", "cpu", 50_000), ("tiny", "cuda", 50_000)],
+)
+def test_compiled_where_it_pays(name, device, least):
+    auto = SamConfig(name=name)
+    assert not compiles(auto, device, least - 1)
+    assert compiles(auto, device, least)
+    assert compiles(SamConfig(name=name, compile="on"), device, 1)
+    assert not compiles(SamConfig(name=name, compile="off"), device, 10 * least)
+
+
+def test_nothing_to_compile_with(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert not compiles(SamConfig(), "cpu", 1_000_000)
+    with pytest.raises(UserError, match=r"sam.compile is on, which needs a C\+\+ compiler"):
+        load_encoder(SamConfig(name="tiny", compile="on"), CPU)
+
+
+@pytest.mark.parametrize("image_hw", [(427, 640), (640, 427), (96, 96), (300, 301), (1024, 768), (7, 900)])
+@pytest.mark.parametrize("side", [128, 1024])
+def test_resizing_is_pillows(image_hw, side):
+    """But for ties in rounding: few, and by one level."""
+    noise = np.random.default_rng(0).integers(0, 256, (*image_hw, 3), np.uint8)
+    smooth = np.asarray(Image.fromarray(noise[:40, :40]).resize(image_hw[::-1], Image.Resampling.BICUBIC))
+    for pixels in (noise, smooth):
+        expected = torch.tensor(ResizeLongestSide(side).apply_image(pixels)).permute(2, 0, 1).float()
+        size_hw = expected.shape[1], expected.shape[2]
+        found = resize_like_pillow(torch.tensor(pixels).permute(2, 0, 1), size_hw)
+        assert (found - expected).abs().max() <= 1
+        assert (found != expected).float().mean() < 0.03
