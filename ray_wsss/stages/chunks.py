@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
 from torch.nn import functional as F
 
 from ray_wsss.data.embeddings import open_embeddings
@@ -222,6 +223,16 @@ def resize_map(label_map: NDArray, image_hw: tuple[int, int]) -> NDArray:
         return label_map
     source = torch.from_numpy(label_map)[None, None].float()  # exact: labels are below 2**24
     return F.interpolate(source, image_hw, mode="nearest-exact")[0, 0].numpy().astype(label_map.dtype)
+
+
+def resize_maps(maps: Tensor, image_hw: tuple[int, int]) -> Tensor:
+    """Label maps or masks (N, h, w), uint8 or bool, at the image's size (nearest), on their device."""
+    if maps.shape[1:] == image_hw:
+        return maps
+    if not len(maps):
+        return maps.new_zeros(0, *image_hw)
+    source = maps.view(torch.uint8)[:, None]
+    return F.interpolate(source, image_hw, mode="nearest-exact")[:, 0].view(maps.dtype)
 
 
 _ARRAYS = ("pixels", "sam_pixels", "embedding", "embedding_scale")

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_wsss.config import LabelConfig, SamConfig
-from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.images import encode_mask
+from ray_wsss.data.rle import encode_rles
 from ray_wsss.data.schema import ROWS_PER_GROUP
 from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.store import load_classifier
+from ray_wsss.ops.device import upload
 from ray_wsss.ops.pseudo_label import stability_score
-from ray_wsss.stages.chunks import PreparedImage, resize_map
+from ray_wsss.stages.chunks import PreparedImage, resize_maps
 from ray_wsss.stages.embed import embeddings_of
 from ray_wsss.stages.prompting import (
     PairCams,
@@ -66,15 +67,25 @@ _WRITE_THREADS = 4
 
 
 @dataclass(frozen=True, eq=False)
+class _Contest:
+    """What a group of B images of one working size came to, on the device."""
+
+    labels: Tensor
+    """(B, h, w) uint8, pseudo labels."""
+    masks: Tensor
+    """(N, h, w) bool, one per pair, before they competed."""
+    scores: Tensor
+    """(N, 3): SAM's predicted IoU, stability score, mean CAM over the mask."""
+
+
+@dataclass(frozen=True, eq=False)
 class _Labelled:
-    """One image's results, on the CPU, at working size."""
+    """One image's results."""
 
     label: NDArray[np.uint8]
-    """(h, w)."""
-    masks: NDArray[np.bool_]
-    """(P, h, w), one per class that is present."""
+    """(H, W), at the image's size."""
     segments: list[dict[str, Any]]
-    """Per mask its columns of `SEGMENT`, without what is counted at the image's size."""
+    """Per class that is present its columns of `SEGMENT`."""
 
 
 def score_of(segment: Mapping[str, Any]) -> float:
@@ -152,9 +163,15 @@ class SamLabeller:
                 for group, members in zip(cams, groups)
             ]
             masks = self._decode(embeddings, over_all, points_yx)
+            contests = [
+                self._compete(group_cams, group_masks, len(members))
+                for members, group_cams, group_masks in zip(groups, cams, masks)
+            ]
+        with tally.phase("write"):
             results: dict[int, _Labelled] = {}
-            for members, group_cams, group_masks in zip(groups, cams, masks):
-                results.update(zip(members, self._aggregate(group_cams, group_masks, len(members))))
+            for members, group_cams, points, contest in zip(groups, cams, points_yx, contests):
+                of_group = [batch[at] for at in members]
+                results.update(zip(members, _read_back(group_cams, points, contest, of_group)))
         tally.masks += sum(len(points) for points in points_yx)
         tally.prompts += sum(len(points) for group in points_yx for points in group)
         return [results[at] for at in range(len(batch))]
@@ -175,23 +192,53 @@ class SamLabeller:
         scales, flip = self.config.scales, self.config.flip
         return find_cams(self.model, pixels, image_labels, scales=scales, flip=flip)
 
-    def _aggregate(self, cams: PairCams, masks: PairMasks, count: int) -> list[_Labelled]:
-        """Labels and masks of a group of ``count`` images of one size."""
+    def _compete(self, cams: PairCams, masks: PairMasks, count: int) -> _Contest:
         logits = upscale_masks(self.sam, cams, masks)
         labels, binary = compete(logits, masks.predicted_iou, cams, count, self.config)
-        inside = binary.sum((1, 2)).clamp(min=1)
-        columns = {
-            "class_index": cams.class_index.tolist(),
-            "sam_score": masks.predicted_iou.tolist(),
-            "stability_score": stability_score(logits).tolist(),
-            "cam_mean": ((cams.cam * binary).sum((1, 2)) / inside).tolist(),
-            "points_xy": [points.flip(-1).tolist() for points in masks.points_yx],
-        }
-        segments = [dict(zip(columns, values)) for values in zip(*columns.values())]
-        image_of = cams.image_index.numpy()
-        label_maps, mask_maps = labels.cpu().numpy(), binary.cpu().numpy()
-        pairs = [np.flatnonzero(image_of == k) for k in range(count)]
-        return [_Labelled(label_maps[k], mask_maps[p], [segments[n] for n in p]) for k, p in enumerate(pairs)]
+        cam_mean = (cams.cam * binary).sum((1, 2)) / binary.sum((1, 2)).clamp(min=1)
+        scores = torch.stack([masks.predicted_iou, stability_score(logits), cam_mean], 1)
+        return _Contest(labels, binary, scores)
+
+
+def _read_back(
+    cams: PairCams, points_yx: Sequence[Tensor], contest: _Contest, images: Sequence[PreparedImage]
+) -> list[_Labelled]:
+    """Results of a group at the images' own sizes; what a GPU made comes over for all masks together."""
+    scores, points_xy = contest.scores.tolist(), _to_host(points_yx)
+    image_of, class_of = cams.image_index.tolist(), cams.class_index.tolist()
+    segments: list[list[dict[str, Any]]] = [[] for _ in images]
+    label_maps: dict[int, NDArray[np.uint8]] = {}
+    for image_hw, members in _by_own_size(images).items():
+        pairs = [n for n, k in enumerate(image_of) if images[k].image_hw == image_hw]
+        masks = resize_maps(_pick(contest.masks, pairs), image_hw)
+        scale = np.array(image_hw[::-1]) / contest.labels.shape[:0:-1]  # of x and y
+        for n, area, rle in zip(pairs, masks.sum((1, 2)).tolist(), encode_rles(masks)):
+            entry = dict(zip(("sam_score", "stability_score", "cam_mean"), scores[n]))
+            where = {"points_xy": ((points_xy[n] + 0.5) * scale).tolist(), "area": area, "rle": rle}
+            segments[image_of[n]].append({"class_index": class_of[n]} | entry | where)
+        labels = resize_maps(_pick(contest.labels, members), image_hw)
+        label_maps.update(zip(members, labels.cpu().numpy()))
+    return [_Labelled(label_maps[k], segments[k]) for k in range(len(images))]
+
+
+def _pick(maps: Tensor, rows: Sequence[int]) -> Tensor:
+    return maps[upload(torch.tensor(rows, dtype=torch.long), maps.device)]
+
+
+def _to_host(points_yx: Sequence[Tensor]) -> list[NDArray[np.int64]]:
+    """Points (P, 2) of pairs, y before x, as (P, 2), x before y; all of them in one copy."""
+    if not points_yx:
+        return []
+    ends = np.cumsum([len(points) for points in points_yx])[:-1]
+    return np.split(torch.cat(list(points_yx)).cpu().numpy()[:, ::-1], ends)
+
+
+def _by_own_size(images: Sequence[PreparedImage]) -> dict[tuple[int, int], list[int]]:
+    """Indices of images that are equally large before they are shrunk."""
+    members: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for at, image in enumerate(images):
+        members[image.image_hw].append(at)
+    return members
 
 
 def to_tensor(images: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
@@ -215,16 +262,5 @@ def group_by_size(images: Sequence[NDArray[np.uint8]], most: int) -> list[list[i
 def _describe(image: PreparedImage, result: _Labelled) -> dict[str, Any]:
     """One image's columns of `LABEL_SCHEMA`."""
     height, width = image.image_hw
-    scale = np.array([width / result.label.shape[1], height / result.label.shape[0]])
-    segments = []
-    for mask, segment in zip(result.masks, result.segments):
-        at_size = resize_map(mask, image.image_hw)
-        points_xy = (np.array(segment["points_xy"]).reshape(-1, 2) + 0.5) * scale
-        rle = encode_rle(at_size)["counts"]
-        segments.append(segment | {"points_xy": points_xy.tolist(), "area": int(at_size.sum()), "rle": rle})
-    return {
-        "height": height,
-        "width": width,
-        "pseudo_label": encode_mask(resize_map(result.label, image.image_hw)),
-        "segments": segments,
-    }
+    pseudo_label = encode_mask(result.label)
+    return {"height": height, "width": width, "pseudo_label": pseudo_label, "segments": result.segments}

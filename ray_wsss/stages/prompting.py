@@ -152,7 +152,9 @@ def decode_pairs(
     for group_cams, group in zip(cams, points_yx):
         cam_hw = (group_cams.cam.shape[-2], group_cams.cam.shape[-1])
         frame_hw = sam_input_hw(sam, cam_hw)
-        in_frame += [points_to_sam_frame(points[None], cam_hw, frame_hw)[0] for points in group]
+        if group:
+            together = points_to_sam_frame(torch.cat(group)[None], cam_hw, frame_hw)[0]
+            in_frame += together.split([len(points) for points in group])
     image_of = torch.cat([group.image_index for group in cams]) if cams else torch.zeros(0, dtype=torch.long)
     logits, predicted_iou = decode_sets(sam, embeddings, image_of, in_frame, mask_output, batch_size)
     ends = torch.tensor([len(group) for group in points_yx]).cumsum(0).tolist()
@@ -185,9 +187,9 @@ def decode_sets(
     for chosen in _buckets([len(points) for points in points_xy], batch_size):
         points = torch.stack([points_xy[k] for k in chosen])
         at = torch.tensor(chosen)
-        image_of = image_index[at].to(embeddings.device)
+        image_of = upload(image_index[at], embeddings.device)
         masks, iou = decode_prompts(sam, embeddings[image_of], points, points.new_ones(points.shape[:2]))
-        at = at.to(embeddings.device)
+        at = upload(at, embeddings.device)
         logits[at], predicted_iou[at] = choose_masks(masks, iou, mask_output)
     return logits, predicted_iou
 

@@ -101,14 +101,18 @@ def decode_prompts(
 def upscale_logits(sam: Sam, logits: Tensor, input_hw: tuple[int, int], image_hw: tuple[int, int]) -> Tensor:
     """Low-resolution logits (N, K, a, b) to image resolution (N, K, H, W), as SAM does it.
 
-    First to SAM's square input, then the padding is cut off, then to the image (bilinear).
+    First to SAM's square input, then the padding is cut off, then to the image (bilinear). What would be cut
+    off is not made.
 
     Args:
         input_hw: size of the resized image inside SAM's square input, in pixels.
         image_hw: size of the image itself, in pixels.
     """
-    size = sam.image_encoder.img_size
-    square = F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
+    factor = sam.image_encoder.img_size // logits.shape[-1]
+    # A pixel needs its neighbours beyond the edge too.
+    rows, columns = (min(logits.shape[-1], -(-px // factor) + 1) for px in input_hw)
+    logits = logits[..., :rows, :columns]
+    frame = F.interpolate(logits, (factor * rows, factor * columns), mode="bilinear", align_corners=False)
     return F.interpolate(
-        square[..., : input_hw[0], : input_hw[1]], image_hw, mode="bilinear", align_corners=False
+        frame[..., : input_hw[0], : input_hw[1]], image_hw, mode="bilinear", align_corners=False
     )

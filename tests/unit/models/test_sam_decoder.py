@@ -126,6 +126,15 @@ def test_one_call_equals_the_predictor_set_by_set(sam, images, predictors, point
             assert_close(low[n, outputs], expected[2][0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("image_hw", [(96, 96), (30, 200), (200, 31), (64, 63), (300, 299), (1, 90)])
+def test_upscaling_is_sams_to_the_bit(sam, image_hw):
+    """Though what SAM cuts off is not made."""
+    logits = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    input_hw = sam_input_hw(sam, image_hw)
+    expected = sam.postprocess_masks(logits, input_hw, image_hw)
+    assert torch.equal(upscale_logits(sam, logits, input_hw, image_hw), expected)
+
+
 def test_inputs_and_embeddings_equal_the_predictors(sam, images, predictors):
     inputs = prepare_images(sam, images)
     assert inputs.shape == (len(images), 3, 128, 128)

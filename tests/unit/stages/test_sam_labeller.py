@@ -3,6 +3,7 @@
 import io
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,31 @@ def test_large_images_are_worked_on_at_max_side_px(labeller, good):
     quarter = label_map[::2, ::2]
     np.testing.assert_array_equal(label_map, quarter.repeat(2, axis=0).repeat(2, axis=1))
     assert (quarter != decode_mask(small["pseudo_label"])).mean() < 0.05
+
+
+def test_the_host_does_not_wait_for_each_mask(classifier_dir, monkeypatch):
+    """As often with five classes in an image as with one: on a GPU each of these would be a wait."""
+    config = replace(CONFIG, tau=1.0, keep_global_max="always")  # a point for every class
+    labeller = SamLabeller(config, SamConfig(name="tiny", precision="fp32"), classifier_dir)
+    calls: list[str] = []
+
+    def watch(name: str) -> None:
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda *args, **kwargs: calls.append(name) or original(*args, **kwargs)
+        )
+
+    for name in ("tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__"):
+        watch(name)
+    counts, masks = [], []
+    for image_labels in ([0], [0, 1, 2, 3, 4]):
+        calls.clear()
+        images = [make_scene(seed, 64, 64).image for seed in range(3)]
+        results = label(labeller, [row(str(k), encoded(x), image_labels) for k, x in enumerate(images)])
+        masks.append(sum(len(result["segments"]) for result in results))
+        counts.append(len(calls))
+    assert masks == [3, 15]
+    assert counts[0] == counts[1]
 
 
 def test_shrink_leaves_small_images_alone():

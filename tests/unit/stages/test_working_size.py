@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -9,6 +10,7 @@ from PIL import Image
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.stages.chunks import (
     resize_map,
+    resize_maps,
     shrink,
     working_hw,
 )
@@ -56,3 +58,13 @@ def test_the_working_size_keeps_the_shape(height, width, most):
     assert max(small) == min(most, max(height, width))
     scale = max(small) / max(height, width)
     assert all(abs(a - max(1, b * scale)) <= 0.501 for a, b in zip(small, (height, width)))
+
+
+@pytest.mark.parametrize("image_hw", [(13, 9), (40, 31), (20, 30)])
+def test_maps_are_resized_alike_one_by_one_and_together(image_hw):
+    maps = np.random.default_rng(0).integers(0, 255, (3, 20, 30), np.uint8)
+    for each in (maps, maps > 100):
+        found = resize_maps(torch.from_numpy(each), image_hw).numpy()
+        assert found.dtype == each.dtype
+        np.testing.assert_array_equal(found, [resize_map(one, image_hw) for one in each])
+    assert resize_maps(torch.from_numpy(maps[:0]), image_hw).shape == (0, *image_hw)

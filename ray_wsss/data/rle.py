@@ -1,0 +1,34 @@
+"""COCO's compressed RLE of masks that are on a device."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torch.nn import functional as F
+
+from ray_wsss.data.coco import encode_rle
+
+
+def encode_rles(masks: Bool[Tensor, "N H W"]) -> list[str]:
+    """The counts of N masks. From a GPU only the ends of their runs travel, all together."""
+    if masks.device.type == "cpu":
+        return [encode_rle(mask)["counts"] for mask in masks.numpy()]
+    return encode_by_runs(masks)
+
+
+def encode_by_runs(masks: Bool[Tensor, "N H W"]) -> list[str]:
+    """`encode_rles` for GPUs: on a CPU pycocotools is twice as fast."""
+    count, height, width = masks.shape
+    by_column = masks.transpose(1, 2).flatten(1)
+    # A run begins where a pixel is not as the one before it; before the first, all is outside.
+    begins = by_column != F.pad(by_column[:, :-1], (1, 0))
+    mask_of, pixel = begins.nonzero().cpu().numpy().T
+    encoded, bounds = [], np.searchsorted(mask_of, np.arange(count + 1))
+    for first, end in pairwise(bounds):
+        counts = np.diff(pixel[first:end], prepend=0, append=height * width).tolist()
+        rle: Any = coco_mask.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
+        encoded.append(rle["counts"].decode("ascii"))
+    return encoded
