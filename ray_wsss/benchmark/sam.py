@@ -23,7 +23,7 @@ from ray_wsss.data.scenes import make_scene
 from ray_wsss.errors import UserError
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.decoder import decode_prompts
-from ray_wsss.models.sam.encoder import SamEncoder, compiles, precision_on, prepare_images
+from ray_wsss.models.sam.encoder import SamEncoder, load_encoder, precision_on, prepare_images
 from ray_wsss.models.sam.fast_vit import compile_block
 
 Encode = Callable[[Tensor], Tensor]
@@ -105,15 +105,20 @@ class SamBenchmark:
         if not self.compile:
             missing["compiled"] = "--no-compile"
         else:
-            try:
-                compiles(replace(self.recipe.sam, compile="on"), self.device, self.images)
-            except UserError as error:
-                missing["compiled"] = str(error)
+            missing |= self._why_not_compiled()
         if not self.ray:
             missing["ray"] = "--no-ray"
         elif importlib.util.find_spec("ray") is None:
             missing["ray"] = "Ray is not installed"
         return missing
+
+    def _why_not_compiled(self) -> dict[str, str]:
+        tiny = load_encoder(SamConfig(name="tiny", compile="on"), torch.device(self.device))
+        try:
+            tiny([make_scene(0).image])
+        except UserError as error:
+            return {"compiled": str(error)}
+        return {}
 
     def _encoders(self, config: SamConfig, missing: Mapping[str, str]) -> dict[str, SamEncoder]:
         """Ours, each building on the one before."""

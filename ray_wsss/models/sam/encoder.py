@@ -1,7 +1,6 @@
 """Images to SAM embeddings."""
 
-import os
-import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional as F
 
 from ray_wsss.config import EncoderPrecision, SamConfig
@@ -39,6 +39,7 @@ class SamEncoder:
         sam: its image encoder is cast to ``precision``; prompt encoder and decoder stay in float32.
         batch_size: images per pass.
         run_block: of `fast_vit.compile_block`; without it nothing is compiled.
+        or_eager: where compiling fails, go on without, and warn.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class SamEncoder:
         precision: EncoderPrecision = "fp32",
         batch_size: int = 8,
         run_block: RunBlock | None = None,
+        *,
+        or_eager: bool = False,
     ) -> None:
         self.precision: EncoderPrecision = precision
-        self.sam, self.batch_size, self.run_block = sam, batch_size, run_block
+        self.sam, self.batch_size, self.run_block, self.or_eager = sam, batch_size, run_block, or_eager
         sam.image_encoder.to(DTYPES[precision])
         # Of convolutions only; what is between the blocks has its channels last already.
         for part in (sam.image_encoder.patch_embed, sam.image_encoder.neck):
@@ -68,15 +71,28 @@ class SamEncoder:
 
     @torch.no_grad()
     def encode(self, inputs: Tensor) -> Tensor:
-        """Embeddings (N, D, h, w), float32, of SAM's inputs (N, 3, S, S), on its device."""
+        """Embeddings (N, D, h, w), float32, of SAM's inputs (N, 3, S, S), on its device.
+
+        Raises:
+            UserError: compiling failed.
+        """
         with torch.autocast(inputs.device.type, enabled=False), matmul_precision(self.precision):
             return torch.cat([self._pass(part)[: len(part)] for part in inputs.split(self.batch_size)])
 
     def _pass(self, inputs: Tensor) -> Tensor:
-        if self.run_block is not None:
-            # What is compiled is so for one shape.
-            inputs = F.pad(inputs, (0, 0) * 3 + (0, self.batch_size - len(inputs)))
-        return fast_forward(self.sam.image_encoder, inputs, self.run_block).float()
+        if self.run_block is None:
+            return fast_forward(self.sam.image_encoder, inputs).float()
+        # What is compiled is so for one shape.
+        full = F.pad(inputs, (0, 0) * 3 + (0, self.batch_size - len(inputs)))
+        try:
+            return fast_forward(self.sam.image_encoder, full, self.run_block).float()
+        except TorchDynamoException as error:
+            reason = f"SAM's encoder can't be compiled ({str(error).splitlines()[0]})"
+            if not self.or_eager:
+                raise UserError(f"{reason}; --sam.compile off does without") from error
+            warnings.warn(f"{reason}; it runs uncompiled, slower", stacklevel=2)
+            self.run_block = None
+            return self._pass(inputs)
 
     @torch.no_grad()
     def _upload(self, images: Sequence[NDArray]) -> Tensor:
@@ -104,12 +120,15 @@ def load_encoder(config: SamConfig, device: torch.device, images: int = 0) -> Sa
         images: how many will be encoded, about: with ``compile=auto`` that decides.
 
     Raises:
-        UserError: as `build_sam`, or there is nothing to compile with.
+        UserError: as `build_sam`.
     """
-    compiled = compiles(config, device.type, images)
-    run_block = compile_block(flex=device.type == "cuda") if compiled else None
-    sam = build_sam(config).to(device)
-    return SamEncoder(sam, precision_on(config, device.type), config.encode_batch_size, run_block)
+    return SamEncoder(
+        build_sam(config).to(device),
+        precision_on(config, device.type),
+        config.encode_batch_size,
+        compile_block(flex=device.type == "cuda") if compiles(config, device.type, images) else None,
+        or_eager=config.compile == "auto",
+    )
 
 
 def precision_on(config: SamConfig, device: str) -> EncoderPrecision:
@@ -123,19 +142,9 @@ def precision_on(config: SamConfig, device: str) -> EncoderPrecision:
 
 
 def compiles(config: SamConfig, device: str, images: int) -> bool:
-    """Whether the encoder is compiled for so many images on a type of torch device.
-
-    Raises:
-        UserError: it is to be compiled, and the machine has no C++ compiler.
-    """
+    """Whether the encoder is compiled for so many images on a type of torch device."""
     least = _COMPILE_TINY_FROM if config.name == "tiny" else _COMPILE_FROM[device]
-    if config.compile == "off" or (config.compile == "auto" and images < least):
-        return False
-    if any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        return True
-    if config.compile == "on":
-        raise UserError("sam.compile is on, which needs a C++ compiler (such as g++), and there is none")
-    return False
+    return config.compile == "on" or (config.compile == "auto" and images >= least)
 
 
 def sam_input_hw(sam: Sam, image_hw: tuple[int, int]) -> tuple[int, int]:

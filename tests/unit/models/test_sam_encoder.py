@@ -1,5 +1,7 @@
 """SAM's encoder behind its interface: any number of images, precision and compilation as settings say."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -88,12 +90,19 @@ def test_compiled_where_it_pays(name, device, least):
     assert not compiles(SamConfig(name=name, compile="off"), device, 10 * least)
 
 
-def test_nothing_to_compile_with(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    assert not compiles(SamConfig(), "cpu", 1_000_000)
-    with pytest.raises(UserError, match=r"sam.compile is on, which needs a C\+\+ compiler"):
-        load_encoder(SamConfig(name="tiny", compile="on"), CPU)
+def test_nothing_to_compile_with(tiny_sam, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/such/compiler"))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    torch.compiler.reset()
+    strict = SamEncoder(tiny_sam, batch_size=7, run_block=compile_block(flex=False))
+    with pytest.raises(UserError, match=r"can't be compiled \(.*compiler.*; --sam.compile off does without"):
+        strict(IMAGES)
+    lenient = SamEncoder(tiny_sam, batch_size=7, run_block=compile_block(flex=False), or_eager=True)
+    with pytest.warns(UserWarning, match="it runs uncompiled, slower"):
+        found = lenient(IMAGES)
+    assert torch.equal(found, SamEncoder(tiny_sam)(IMAGES))
+    with warnings.catch_warnings(action="error"):
+        lenient(IMAGES)
 
 
 @pytest.mark.parametrize("image_hw", [(427, 640), (640, 427), (96, 96), (300, 301), (1024, 768), (7, 900)])
