@@ -59,6 +59,19 @@ def test_the_command_without_ray_and_compiler(job, tmp_path, monkeypatch):
     assert 0 < sum(op["share"] for op in figures["profile"]) <= 1
 
 
+def test_compiled_and_in_less_precision(job, tmp_path, capsys):
+    """Steps build on one another; ``trained`` says how far their masks are from segment_anything's."""
+    options = ["--images", "4", "--batch-size", "2", "--repeats", "1", "--no-ray", "--precision", "bf16"]
+    assert job.main(["sam", *options, "--work", str(tmp_path)]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    ways = ["stock", "stock_batched", "fp32", "eager", "compiled", "from_host"]
+    assert [step["way"] for step in figures["steps"]] == ways
+    rates = figures["images_per_s"]
+    assert figures["ours_over_stock"] == max(rates["eager"], rates["compiled"]) / rates["stock"]
+    assert 0.99 <= figures["trained"]["mask_iou"] < 1
+    assert 1e-3 < figures["trained"]["max_logit_diff"] < 10
+
+
 def test_batches_that_are_not_full(job, tmp_path, capsys):
     assert job.main(["sam", "--images", "3", "--batch-size", "2", "--work", str(tmp_path)]) == 1
     assert "expected at least 1 of each, and full batches" in capsys.readouterr().err

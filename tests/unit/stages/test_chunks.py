@@ -128,6 +128,17 @@ def test_sizes_are_those_of_the_working_copy_and_of_sams_own_resize(tmp_path):
     assert image.sam_pixels is not None
 
 
+def test_what_the_encoders_device_resizes_travels_as_it_is(tmp_path):
+    rows = [row(PNG)]
+    for name, most, same in (("label", 80, True), ("shrunk", 40, False), ("embed", None, False)):
+        prepare = PrepareImages(max_side_px=most, sam_side_px=SAM_PX, resize=False)
+        (image,) = prepared(tmp_path / name, rows, prepare)
+        assert (image.sam_pixels is None) == same
+        np.testing.assert_array_equal(image.for_sam, SCENE)
+    (large,) = prepared(tmp_path / "large", rows, PrepareImages(sam_side_px=64, resize=False))
+    np.testing.assert_array_equal(large.for_sam, ResizeLongestSide(64).apply_image(SCENE))
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 30), min_size=1, max_size=3).filter(any),
