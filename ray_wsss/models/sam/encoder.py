@@ -138,13 +138,14 @@ def precision_on(config: SamConfig, device: str) -> EncoderPrecision:
     """
     if config.precision != "auto":
         return config.precision
-    return "bf16" if device == "cuda" or _cpu_multiplies_bf16() else "fp32"
+    return "bf16" if device == "cuda" or (device == "cpu" and _cpu_multiplies_bf16()) else "fp32"
 
 
 def compiles(config: SamConfig, device: str, images: int) -> bool:
     """Whether the encoder is compiled for so many images on a type of torch device."""
-    least = _COMPILE_TINY_FROM if config.name == "tiny" else _COMPILE_FROM[device]
-    return config.compile == "on" or (config.compile == "auto" and images >= least)
+    if config.compile != "auto" or device not in _COMPILE_FROM:
+        return config.compile == "on"
+    return images >= (_COMPILE_TINY_FROM if config.name == "tiny" else _COMPILE_FROM[device])
 
 
 def sam_input_hw(sam: Sam, image_hw: tuple[int, int]) -> tuple[int, int]:

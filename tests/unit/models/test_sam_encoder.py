@@ -73,6 +73,7 @@ def test_precision_by_device(monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags, raising=False)
         assert precision_on(auto, "cpu") == expected
         assert load_encoder(auto, CPU).precision == expected
+        assert precision_on(auto, "mps") == "fp32"
     assert precision_on(SamConfig(precision="fp16"), "cuda") == precision_on(
         SamConfig(precision="fp16"), "cpu"
     )
@@ -88,6 +89,7 @@ def test_compiled_where_it_pays(name, device, least):
     assert compiles(auto, device, least)
     assert compiles(SamConfig(name=name, compile="on"), device, 1)
     assert not compiles(SamConfig(name=name, compile="off"), device, 10 * least)
+    assert not compiles(auto, "mps", 10 * least)
 
 
 def test_nothing_to_compile_with(tiny_sam, monkeypatch):
