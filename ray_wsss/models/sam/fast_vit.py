@@ -13,6 +13,7 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import Attention, Block, window_partition, window_unpartition
 from torch import Tensor
+from torch._dynamo import config as dynamo
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -20,6 +21,8 @@ _MULTIPLE = 8
 """Fused attention wants heads of so many channels, or a multiple."""
 _BAND = 256
 """Queries whose logits are in memory together, where there is no fused attention."""
+_SHAPES = 64
+"""Kinds of blocks, batches and precisions that a process may compile, of all its SAMs; torch's limit is 8."""
 
 RunBlock = Callable[[Block, Tensor, Tensor, Tensor], Tensor]
 """A block on tokens (N, H, W, C), with its side's offsets and keys (`make_tables`)."""
@@ -54,6 +57,7 @@ def compile_block(*, flex: bool) -> RunBlock:
             them, and is not widened by them: that is 30 % of the folded ViT-B's products, 8 % of ViT-H's. On
             a CPU the folded way is faster.
     """
+    dynamo.cache_size_limit = max(_SHAPES, dynamo.cache_size_limit)
     folded, before, mix, after = map(_compile, (_block, _split, _flex, _finish))
 
     def run(block: Block, x: Tensor, offsets: Tensor, keys: Tensor) -> Tensor:

@@ -54,6 +54,14 @@ def test_compiled_equals_stock(tiny_sam, flex):
     assert torch.equal(encoder(IMAGES[3:]), encoder(IMAGES)[3:])
 
 
+@pytest.mark.slow
+def test_one_process_compiles_many(tiny_sam):
+    """Beyond torch's limit of 8 compilations."""
+    for size in range(1, 7):
+        encoder = SamEncoder(tiny_sam, batch_size=size, run_block=compile_block(flex=False))
+        assert_close(encoder(IMAGES), stock(tiny_sam, IMAGES), rtol=0, atol=1e-4)
+
+
 def test_mixed_precision_around_it_is_not_the_encoders(tiny_sam):
     encoder = SamEncoder(tiny_sam)
     with torch.autocast("cpu", torch.bfloat16):
