@@ -1,7 +1,7 @@
 """Labelling, embedding and segmenting everything on Ray; what the command line and the jobs call."""
 
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from ray_wsss.cluster.chunks import RunOptions, RunReport, Stage, run_chunks
 from ray_wsss.cluster.map import Resources
@@ -52,10 +52,8 @@ def run_label(
         stage_class=SamLabeller,
         arguments={
             "config": recipe.label,
-            "sam": recipe.sam,
             "classifier": classifier.absolute(),
-            "device": device,
-            "images": _images_each(dataset, run["resources"]) if embeddings is None else 0,
+            **_sam_arguments(recipe, dataset, run["resources"]),
         },
         prepare=PrepareImages(
             max_side_px=recipe.label.max_side_px,
@@ -84,12 +82,7 @@ def run_embed(
     depends_on = settings_of(recipe, "embed") | sam_settings(recipe, device) | dataset_settings(dataset)
     stage = Stage(
         stage_class=SamEmbedder,
-        arguments={
-            "config": recipe.embed,
-            "sam": recipe.sam,
-            "device": device,
-            "images": _images_each(dataset, run["resources"]),
-        },
+        arguments={"config": recipe.embed, **_sam_arguments(recipe, dataset, run["resources"])},
         prepare=PrepareImages(sam_side_px=sam_side_px(recipe.sam), resize=device == "cpu"),
     )
     return run_chunks(Output(out, "embed", depends_on), stage, dataset=dataset, **run)
@@ -115,12 +108,7 @@ def run_segment_everything(
     depends_on |= cache_settings(embeddings, recipe, dataset)
     stage = Stage(
         stage_class=SegmentEverything,
-        arguments={
-            "config": recipe.segments,
-            "sam": recipe.sam,
-            "device": device,
-            "images": _images_each(dataset, run["resources"]) if embeddings is None else 0,
-        },
+        arguments={"config": recipe.segments, **_sam_arguments(recipe, dataset, run["resources"])},
         prepare=PrepareImages(
             sam_side_px=sam_side_px(recipe.sam),
             embeddings=embeddings,
@@ -130,6 +118,7 @@ def run_segment_everything(
     return run_chunks(Output(out, "segment-everything", depends_on), stage, dataset=dataset, **run)
 
 
-def _images_each(dataset: Path, resources: Resources) -> int:
-    """Images of an actor, about."""
-    return DatasetMetadata.load(dataset).images // resources.actors
+def _sam_arguments(recipe: Recipe, dataset: Path, resources: Resources) -> dict[str, Any]:
+    """What every stage that hosts SAM is told of it; an actor has about ``images`` images."""
+    images = DatasetMetadata.load(dataset).images // resources.actors
+    return {"sam": recipe.sam, "device": resources.device, "images": images}

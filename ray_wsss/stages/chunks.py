@@ -221,18 +221,18 @@ def resize_map(label_map: NDArray, image_hw: tuple[int, int]) -> NDArray:
     """A label map, mask or segment map (h, w) of working size at the image's size (nearest)."""
     if label_map.shape == image_hw:
         return label_map
-    source = torch.from_numpy(label_map)[None, None].float()  # exact: labels are below 2**24
-    return F.interpolate(source, image_hw, mode="nearest-exact")[0, 0].numpy().astype(label_map.dtype)
+    return resize_label_maps(torch.from_numpy(label_map)[None], image_hw)[0].numpy()
 
 
-def resize_maps(maps: Tensor, image_hw: tuple[int, int]) -> Tensor:
-    """Label maps or masks (N, h, w), uint8 or bool, at the image's size (nearest), on their device."""
+def resize_label_maps(maps: Tensor, image_hw: tuple[int, int]) -> Tensor:
+    """`resize_map` for N of them (N, h, w), on their device."""
     if maps.shape[1:] == image_hw:
         return maps
     if not len(maps):
         return maps.new_zeros(0, *image_hw)
-    source = maps.view(torch.uint8)[:, None]
-    return F.interpolate(source, image_hw, mode="nearest-exact")[:, 0].view(maps.dtype)
+    # Exact: what is not a byte is a label below 2**24.
+    source = maps.to(torch.uint8 if maps.dtype in (torch.bool, torch.uint8) else torch.float32)
+    return F.interpolate(source[:, None], image_hw, mode="nearest-exact")[:, 0].to(maps.dtype)
 
 
 _ARRAYS = ("pixels", "sam_pixels", "embedding", "embedding_scale")

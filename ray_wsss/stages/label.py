@@ -27,7 +27,7 @@ from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.device import upload
 from ray_wsss.ops.pseudo_label import stability_score
-from ray_wsss.stages.chunks import PreparedImage, resize_maps
+from ray_wsss.stages.chunks import PreparedImage, resize_label_maps
 from ray_wsss.stages.embed import embeddings_of
 from ray_wsss.stages.prompting import (
     PairCams,
@@ -63,7 +63,7 @@ LABEL_SCHEMA = pa.schema(
     ]
 )
 _WRITE_THREADS = 4
-"""Threads that encode the labels of a GPU actor, so that the GPU need not wait for PNG and RLE."""
+"""Threads that encode the labels of a GPU actor, so that the GPU need not wait for PNG."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,13 +210,13 @@ def _read_back(
     label_maps: dict[int, NDArray[np.uint8]] = {}
     for image_hw, members in _by_own_size(images).items():
         pairs = [n for n, k in enumerate(image_of) if images[k].image_hw == image_hw]
-        masks = resize_maps(_pick(contest.masks, pairs), image_hw)
+        masks = resize_label_maps(_pick(contest.masks, pairs), image_hw)
         scale = np.array(image_hw[::-1]) / contest.labels.shape[:0:-1]  # of x and y
         for n, area, rle in zip(pairs, masks.sum((1, 2)).tolist(), encode_rles(masks)):
             entry = dict(zip(("sam_score", "stability_score", "cam_mean"), scores[n]))
             where = {"points_xy": ((points_xy[n] + 0.5) * scale).tolist(), "area": area, "rle": rle}
             segments[image_of[n]].append({"class_index": class_of[n]} | entry | where)
-        labels = resize_maps(_pick(contest.labels, members), image_hw)
+        labels = resize_label_maps(_pick(contest.labels, members), image_hw)
         label_maps.update(zip(members, labels.cpu().numpy()))
     return [_Labelled(label_maps[k], segments[k]) for k in range(len(images))]
 

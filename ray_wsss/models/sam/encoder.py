@@ -159,7 +159,9 @@ def prepare_images(sam: Sam, images: Sequence[NDArray]) -> Tensor:
     As ``SamPredictor.set_image``: long side to S (antialiased), normalised, padded right and below.
     """
     resize = ResizeLongestSide(sam.image_encoder.img_size)
-    resized = [torch.tensor(resize.apply_image(image), device=sam.device) for image in images]
+    # Most come resized from the tasks that decode.
+    fitting = [x if max(x.shape[:2]) == resize.target_length else resize.apply_image(x) for x in images]
+    resized = [torch.tensor(image, device=sam.device) for image in fitting]
     return torch.stack([sam.preprocess(image.permute(2, 0, 1).float()) for image in resized])
 
 

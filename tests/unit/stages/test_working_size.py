@@ -9,8 +9,8 @@ from PIL import Image
 
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.stages.chunks import (
+    resize_label_maps,
     resize_map,
-    resize_maps,
     shrink,
     working_hw,
 )
@@ -64,7 +64,7 @@ def test_the_working_size_keeps_the_shape(height, width, most):
 def test_maps_are_resized_alike_one_by_one_and_together(image_hw):
     maps = np.random.default_rng(0).integers(0, 255, (3, 20, 30), np.uint8)
     for each in (maps, maps > 100):
-        found = resize_maps(torch.from_numpy(each), image_hw).numpy()
+        found = resize_label_maps(torch.from_numpy(each), image_hw).numpy()
         assert found.dtype == each.dtype
         np.testing.assert_array_equal(found, [resize_map(one, image_hw) for one in each])
-    assert resize_maps(torch.from_numpy(maps[:0]), image_hw).shape == (0, *image_hw)
+    assert resize_label_maps(torch.from_numpy(maps[:0]), image_hw).shape == (0, *image_hw)
