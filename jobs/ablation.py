@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.console import Console
 
-from ray_wsss.ablation import print_ablation, run_ablation
-from ray_wsss.cluster.session import Cluster
+from ray_wsss.ablation import ablation_table, run_ablation
+from ray_wsss.config.resources import Cluster
+from ray_wsss.console import logged_to
 from ray_wsss.errors import UserError
 
 
@@ -33,11 +35,12 @@ def main() -> int:
     """Run the ablation and print its table."""
     command = tyro.cli(Ablation, prog="ablation.py", description=__doc__)
     try:
-        results = run_ablation(command.out, seeds=command.seeds, cluster=command.cluster)
+        with logged_to():
+            results = run_ablation(command.out, seeds=command.seeds, cluster=command.cluster)
     except UserError as error:
         print(f"ablation.py: {error}", file=sys.stderr)
         return 1
-    print_ablation(results, command.seeds)
+    Console().print(ablation_table(results, command.seeds))
     return 0
 
 

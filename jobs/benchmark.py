@@ -27,9 +27,10 @@ from ray_wsss.benchmark.sam import SamBenchmark
 from ray_wsss.benchmark.scale import ScaleBenchmark
 from ray_wsss.benchmark.train import TrainBenchmark
 from ray_wsss.config import Recipe, SamConfig, SamName
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import PRESETS
+from ray_wsss.console import logged_to
 from ray_wsss.errors import UserError
-from ray_wsss.overrides import override
-from ray_wsss.presets import PRESETS
 
 WORK = Path(tempfile.gettempdir()) / "ray_wsss_benchmark"
 CLASSIFIER_SCENES = 400
@@ -222,7 +223,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a benchmark and print its figures."""
     command = tyro.cli(_COMMANDS, prog="benchmark.py", description=__doc__, args=argv)
     try:
-        figures = command.run()
+        with logged_to(sys.stderr):  # standard output has the figures alone
+            figures = command.run()
     except UserError as error:
         print(f"benchmark.py: {error}", file=sys.stderr)
         return 1

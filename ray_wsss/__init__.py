@@ -3,15 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ray_wsss.version import __version__
+
 if TYPE_CHECKING:
-    from ray_wsss.stages.quick import FoundClass, ImageLabeller, LabelledPicture, label_images
+    from ray_wsss.stages.label_images import FoundClass, ImageLabeller, LabelledPicture, label_images
 
 __all__ = ["FoundClass", "ImageLabeller", "LabelledPicture", "__version__", "label_images"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """Load what labels images on first use: importing the package alone takes no time."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("ray_wsss.stages.quick"), name)
+    return getattr(import_module("ray_wsss.stages.label_images"), name)

@@ -1,25 +1,28 @@
 """What each part of the classifier's loss does: the demo's classifier with and without it, several seeds."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from ray_wsss.cluster.evaluate import run_evaluate, save_metrics
-from ray_wsss.cluster.labelling import run_embed, run_segment_everything
-from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.pipeline import run_train_classifier
-from ray_wsss.cluster.session import Cluster, ray_session
-from ray_wsss.cluster.train import Workers
+from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.stages.embed import run_embed
+from ray_wsss.cluster.stages.evaluate import run_evaluate
+from ray_wsss.cluster.stages.segment_everything import run_segment_everything
+from ray_wsss.cluster.stages.train_classifier import run_train_classifier
 from ray_wsss.config import Recipe
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import PRESETS
+from ray_wsss.config.resources import Cluster, Resources, Workers
 from ray_wsss.demo import HELD_OUT_SCENES, TRAIN_SCENES, make_scenes
-from ray_wsss.overrides import override
-from ray_wsss.presets import PRESETS
+from ray_wsss.storage import write_json
+
+log = logging.getLogger(__name__)
 
 
 class Variant:
@@ -71,7 +74,7 @@ def run_ablation(
             for variant, metrics in zip(VARIANTS, measured):
                 for name, values in results[variant.name].items():
                     values.append(metrics[name]["miou"])
-    save_metrics({"seeds": list(seeds), "miou": results}, out / "ablation.json")
+    write_json({"seeds": list(seeds), "miou": results}, out / "ablation.json")
     return results
 
 
@@ -86,7 +89,7 @@ def _run_seed(
 
 
 def _run_variant(variant: Variant, out: Path, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
-    print(f"{out.name}: {variant.name}", flush=True)
+    log.info("%s: %s", out.name, variant.name)
     folder = out / variant.folder
     run_train_classifier(
         recipe,
@@ -108,12 +111,12 @@ def _run_variant(variant: Variant, out: Path, recipe: Recipe, cluster: Cluster) 
             resources=Resources(actors=2),
             cluster=cluster,
         )
-        save_metrics(metrics, figures)
+        write_json(metrics, figures)
     return json.loads(figures.read_text(encoding="utf-8"))
 
 
-def print_ablation(results: dict[str, Any], seeds: Sequence[int]) -> None:
-    """Print a table of mIoU in %: each seed at the best threshold, and means."""
+def ablation_table(results: dict[str, Any], seeds: Sequence[int]) -> Table:
+    """mIoU in %: each seed at the best threshold, and means."""
     table = Table(title="mIoU of the CAMs in % on held-out scenes")
     table.add_column("loss")
     for title in (*[f"seed {seed}" for seed in seeds], "mean", "deviation", "mean, fixed threshold"):
@@ -123,4 +126,4 @@ def print_ablation(results: dict[str, Any], seeds: Sequence[int]) -> None:
         spread = f"{stdev(best):.1f}" if len(best) > 1 else ""
         cells = [*[f"{v:.1f}" for v in best], f"{mean(best):.1f}", spread, f"{mean(fixed):.1f}"]
         table.add_row(name, *cells)
-    Console().print(table)
+    return table

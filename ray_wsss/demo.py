@@ -4,34 +4,37 @@ The classifier is trained twice with the same seed and number of iterations, wit
 that the two CAMs show what CPM does.
 """
 
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from ray_wsss.cluster.evaluate import run_evaluate, save_metrics
-from ray_wsss.cluster.labelling import run_label
-from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.pipeline import run_ingest, run_train_classifier, run_train_segmenter
-from ray_wsss.cluster.session import Cluster, ray_session
-from ray_wsss.cluster.train import Workers
+from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.stages.evaluate import run_evaluate
+from ray_wsss.cluster.stages.ingest import run_ingest
+from ray_wsss.cluster.stages.label import run_label
+from ray_wsss.cluster.stages.train_classifier import run_train_classifier
+from ray_wsss.cluster.stages.train_segmenter import run_train_segmenter
 from ray_wsss.config import Recipe
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import PRESETS
+from ray_wsss.config.resources import Cluster, Resources, Workers
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.scene_coco import write_scene_coco
+from ray_wsss.figures.overview import OverviewRow, save_overview
 from ray_wsss.models.store import load_classifier
-from ray_wsss.overrides import override
-from ray_wsss.presets import PRESETS
-from ray_wsss.report.overview import OverviewRow, save_overview
-from ray_wsss.stages.label import to_tensor
-from ray_wsss.stages.manifest import Output
+from ray_wsss.runs.manifest import Output
+from ray_wsss.stages.cams import cams_of
 from ray_wsss.stages.predict import Predictor
-from ray_wsss.stages.prompting import find_cams
+from ray_wsss.storage import write_json
+
+log = logging.getLogger(__name__)
 
 TRAIN_SCENES = 400
 HELD_OUT_SCENES = 150
@@ -80,7 +83,7 @@ def run_demo(
                 resources=_ACTORS,
                 cluster=cluster,
             )
-            print(f"{split}, CAMs of the {name} classifier: {report.total.masks} class masks")
+            log.info("%s, CAMs of the %s classifier: %d class masks", split, name, report.total.masks)
         _say("5/6", "segmenter on the pseudo labels")
         run_train_segmenter(
             recipe,
@@ -98,10 +101,8 @@ def run_demo(
         out / "overview.png",
     )
     metrics["seconds"] = round(time.perf_counter() - started, 1)
-    save_metrics(metrics, out / "metrics.json")
+    write_json(metrics, out / "metrics.json")
     output.finish()
-    _print(metrics)
-    print(f"{out / 'overview.png'} shows it; {out / 'metrics.json'} has the figures")
     return metrics
 
 
@@ -110,7 +111,7 @@ def _seeded(recipe: Recipe, seed: int) -> Recipe:
 
 
 def _say(step: str, what: str) -> None:
-    print(f"[{step}] {what}", flush=True)
+    log.info("[%s] %s", step, what)
 
 
 def make_scenes(
@@ -153,7 +154,8 @@ def _evaluate(out: Path, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def _print(metrics: dict[str, Any]) -> None:
+def demo_table(metrics: dict[str, Any]) -> Table:
+    """The figures of `run_demo` as a table."""
     table = Table(title="mIoU in % on held-out scenes")
     for column in ("", "without CPM", "with CPM"):
         table.add_column(column, justify="left" if not column else "right")
@@ -164,7 +166,7 @@ def _print(metrics: dict[str, Any]) -> None:
         ("segmenter", None, "segmenter_miou"),
     ):
         table.add_row(title, *[f"{100 * metrics[k]:.1f}" if k else "" for k in (plain, cpm)])
-    Console().print(table)
+    return table
 
 
 def _overview_rows(out: Path, recipe: Recipe, count: int = 6) -> list[OverviewRow]:
@@ -183,13 +185,9 @@ def _overview_rows(out: Path, recipe: Recipe, count: int = 6) -> list[OverviewRo
         record = dataset.read(i)
         label = labels.read(labels.index_of(record["image_id"]))
         pixels = decode_image(record["image"], record["orientation"])
-        image_labels = torch.zeros(1, len(segmenter.spec.class_names))
-        image_labels[0, record["image_labels"]] = 1
-        batch = to_tensor([pixels], torch.device("cpu"))
+        views = {"scales": recipe.label.scales, "flip": recipe.label.flip}
         cams = {
-            title: find_cams(model, batch, image_labels, scales=recipe.label.scales, flip=recipe.label.flip)
-            .cam.amax(0)
-            .numpy()
+            title: cams_of(model, [pixels], [record["image_labels"]], **views).cam.amax(0).numpy()
             for title, model in models.items()
         }
         rows.append(

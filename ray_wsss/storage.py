@@ -6,6 +6,7 @@ but a file that is written there appears whole.
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,16 +19,12 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import uuid4
 
-import pyarrow.parquet as pq
-from fsspec.registry import get_filesystem_class
-from upath import UPath
-
 from ray_wsss.errors import UserError
 
 if TYPE_CHECKING:
     AnyPath = Path
-else:  # where types are checked while functions run, in tests
-    AnyPath = Path | UPath
+else:  # tests check types at run time, where a URI is no Path
+    AnyPath = Any
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _CLIENTS = ("aiohttp", "botocore", "gcsfs", "google", "s3fs")
@@ -57,6 +54,10 @@ def parse_path(text: str) -> Path:
             f"{scheme}://...@... has credentials in it; expected them in the environment, such as "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role of the machine"
         )
+    # Only URIs need these two, which take a third of a command line's start.
+    from fsspec.registry import get_filesystem_class
+    from upath import UPath
+
     try:
         get_filesystem_class(scheme)
     except ValueError:
@@ -83,9 +84,26 @@ def why_unreachable(error: BaseException) -> str | None:
     return f"the storage can't be used: {next(iter(str(error).splitlines()), type(error).__name__)}"
 
 
+def why_unreadable(error: OSError, path: str) -> str:
+    """The reason to report for a file ``path`` that can't be read."""
+    if isinstance(error, FileNotFoundError):
+        return f"no such file: {Path(error.filename or path).name}"
+    return f"can't be read: {error.strerror or error}"
+
+
+def printable(text: str) -> str:
+    """File names may hold bytes that are no UTF-8; Parquet's strings may not."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def filesystem_of(path: Path) -> Any:
     """The fsspec file system of a path in a store."""
-    return cast(UPath, path).fs
+    return cast(Any, path).fs
+
+
+def key_of(path: Path) -> str:
+    """A path in a store as its file system knows it, without the scheme."""
+    return cast(Any, path).path
 
 
 @contextmanager
@@ -95,7 +113,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         with TemporaryDirectory(prefix="ray_wsss_") as folder:
             temporary = Path(folder) / path.name
             yield temporary
-            filesystem_of(path).put_file(str(temporary), cast(UPath, path).path)
+            filesystem_of(path).put_file(str(temporary), key_of(path))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the name of ``path``, which may be as long as names can be.
@@ -107,6 +125,17 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(content: object, path: Path, *, ascii_only: bool = False) -> None:
+    """Write ``content`` as JSON, atomically.
+
+    Args:
+        ascii_only: escape every other character; names of files may hold bytes that are not UTF-8.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=ascii_only)
+    with replace_atomically(path) as temporary:
+        temporary.write_text(f"{text}\n", encoding="utf-8")
+
+
 @contextmanager
 def local_file(path: Path) -> Iterator[Path]:
     """Yield a file of this machine with the content of ``path``: itself, or a copy that goes afterwards."""
@@ -115,7 +144,7 @@ def local_file(path: Path) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="ray_wsss_") as folder:
         copy = Path(folder) / path.name
-        filesystem_of(path).get_file(cast(UPath, path).path, str(copy))
+        filesystem_of(path).get_file(key_of(path), str(copy))
         yield copy
 
 
@@ -123,12 +152,12 @@ def cached_file(path: Path, cache: Path) -> Path:
     """A lasting local copy, below ``cache``, of a file in a store; fetched again if it changed there."""
     if not is_remote(path):
         return path
-    file_system, inside = filesystem_of(path), cast(UPath, path).path
-    key = hashlib.sha256(f"{path}\0{file_system.ukey(inside)}".encode()).hexdigest()
+    file_system, source = filesystem_of(path), key_of(path)
+    key = hashlib.sha256(f"{path}\0{file_system.ukey(source)}".encode()).hexdigest()
     copy = cache / key[:16] / path.name
     if not copy.is_file():
         with replace_atomically(copy) as temporary:
-            file_system.get_file(inside, str(temporary))
+            file_system.get_file(source, str(temporary))
     return copy
 
 
@@ -160,7 +189,7 @@ def remove_tree(path: Path) -> None:
     """Remove a folder with all that is in it, if it is there."""
     if is_remote(path):
         if path.exists():
-            filesystem_of(path).rm(cast(UPath, path).path, recursive=True)
+            filesystem_of(path).rm(key_of(path), recursive=True)
     elif path.exists():
         shutil.rmtree(path)
 
@@ -182,9 +211,9 @@ def find_files(root: Path) -> dict[str, FoundFile]:
     where a look at each file would be a request each.
     """
     if is_remote(root):
-        inside = cast(UPath, root).path.rstrip("/")
-        found = filesystem_of(root).find(inside, detail=True)
-        return {name.removeprefix(f"{inside}/"): _found_remote(info) for name, info in found.items()}
+        folder = key_of(root).rstrip("/")
+        found = filesystem_of(root).find(folder, detail=True)
+        return {name.removeprefix(f"{folder}/"): _found_remote(info) for name, info in found.items()}
     names = (path for path in root.rglob("*") if not path.is_dir())
     return {path.relative_to(root).as_posix(): _found(path) for path in names}
 
@@ -203,15 +232,6 @@ def _found(path: Path) -> FoundFile:
     except OSError:
         return FoundFile(0, 0)
     return FoundFile(found.st_size, found.st_mtime_ns)
-
-
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a Parquet file; in a store, only what is read of it is fetched."""
-    if not is_remote(path):
-        return pq.ParquetFile(path, memory_map=True)
-    # Parquet asks for whole column chunks: reading ahead would fetch more than that.
-    source = filesystem_of(path).open(cast(UPath, path).path, "rb", cache_type="none")
-    return pq.ParquetFile(source, pre_buffer=True)
 
 
 @contextmanager

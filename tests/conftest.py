@@ -16,16 +16,16 @@ import pytest
 import torch
 
 from ray_wsss.config import Recipe
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import PRESETS
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.scene_coco import write_scene_coco
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.models.segmenter import SegmenterSpec, build_segmenter
 from ray_wsss.models.store import save_model
-from ray_wsss.overrides import override
-from ray_wsss.presets import PRESETS
+from ray_wsss.runs.manifest import Output
 from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
-from ray_wsss.stages.manifest import Output
 from ray_wsss.storage import filesystem_of, parse_path
 
 FIRST_SEED = 10_900_000
@@ -158,9 +158,8 @@ def foreign_dataset(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def classifier(dataset: Path, small_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier that was trained for four iterations, in this process."""
-    from ray_wsss.cluster.pipeline import run_train_classifier
-    from ray_wsss.cluster.session import Cluster
-    from ray_wsss.cluster.train import Workers
+    from ray_wsss.cluster.stages.train_classifier import run_train_classifier
+    from ray_wsss.config.resources import Cluster, Workers
 
     out = tmp_path_factory.mktemp("trained") / "classifier"
     workers = Workers(workers=0)
@@ -177,9 +176,8 @@ def labels(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Pseudo labels of the data set, by one actor."""
-    from ray_wsss.cluster.labelling import run_label
-    from ray_wsss.cluster.map import Resources
-    from ray_wsss.cluster.session import Cluster
+    from ray_wsss.cluster.stages.label import run_label
+    from ray_wsss.config.resources import Cluster, Resources
 
     out = tmp_path_factory.mktemp("labelled") / "labels"
     run_label(

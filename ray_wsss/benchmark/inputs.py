@@ -1,5 +1,6 @@
 """What benchmarks run on where nothing else is given: generated scenes and a briefly trained classifier."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -7,18 +8,19 @@ from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 
 from ray_wsss.config import Recipe, SamConfig, SamName
+from ray_wsss.config.overrides import override
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.scene_coco import write_scene_coco
 from ray_wsss.models.sam.build import sam_side_px
-from ray_wsss.overrides import override
-from ray_wsss.stages.chunks import PrepareImages, plan_chunks
+from ray_wsss.runs.chunk_run import ChunkRun
+from ray_wsss.runs.dependencies import dataset_settings, sam_settings, settings_of
+from ray_wsss.runs.manifest import Output
+from ray_wsss.runs.prepared_images import PrepareImages
 from ray_wsss.stages.embed import SamEmbedder
 from ray_wsss.stages.ingest import ROWS_PER_SHARD, IngestShard, begin_ingest, finish_ingest
-from ray_wsss.stages.manifest import Output
-from ray_wsss.stages.parts import Parts
-from ray_wsss.stages.provenance import dataset_settings, sam_settings, settings_of
-from ray_wsss.stages.session import LocalSession, export_model
-from ray_wsss.stages.train_classifier import train_classifier
+from ray_wsss.training.checkpoints import export_model
+from ray_wsss.training.classifier import train_classifier
+from ray_wsss.training.local_session import LocalSession
 
 _FIRST_SEED = 20_000_000
 
@@ -63,14 +65,14 @@ def make_random_sam(name: SamName, out: Path) -> SamConfig:
 
 
 def make_embeddings(recipe: Recipe, dataset: Path, out: Path, device: str) -> Path:
-    """SAM's embeddings of a data set; those that ``out`` has of the same SAM and images stay."""
+    """SAM's embeddings of a data set, in a folder of ``out`` that those of other settings don't share."""
     depends_on = settings_of(recipe, "embed") | sam_settings(recipe) | dataset_settings(dataset)
-    parts = Parts(out, Output(out, "embed", depends_on).fingerprint)
-    chunks = plan_chunks(dataset)
-    finished = parts.finished(chunks)
-    if len(finished) < len(chunks):
+    output = Output(out, "embed", depends_on)
+    run = ChunkRun.start(replace(output, out=out / output.fingerprint[:12]), dataset)
+    if run.missing:
         prepare = PrepareImages(sam_side_px=sam_side_px(recipe.sam))
         embed = SamEmbedder(recipe.embed, recipe.sam, device)
-        for chunk in chunks:
-            parts.write(chunk, *embed(prepare(chunk)), embed.rows_per_group)
-    return out
+        for chunk in run.missing:
+            run.parts.write(chunk, *embed(prepare(chunk)), embed.rows_per_group)
+        run.finish()
+    return run.output.out

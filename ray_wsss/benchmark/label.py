@@ -18,10 +18,11 @@ from ray_wsss.config import Recipe
 from ray_wsss.data.images import decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.models.sam.build import sam_side_px
-from ray_wsss.stages.chunks import Chunk, PrepareImages, plan_chunks
+from ray_wsss.runs.chunks import Chunk, plan_chunks
+from ray_wsss.runs.parts import Parts
+from ray_wsss.runs.prepared_images import PrepareImages
+from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.label import SamLabeller
-from ray_wsss.stages.parts import Parts
-from ray_wsss.stages.tally import Tally
 
 Work = Callable[[Chunk], tuple[pa.Table, Tally]]
 
@@ -70,9 +71,8 @@ class LabelBenchmark:
         return figures | self._compare(outputs)
 
     def _on_ray(self) -> Any:
-        from ray_wsss.cluster.labelling import run_label
-        from ray_wsss.cluster.map import Resources
-        from ray_wsss.cluster.session import Cluster
+        from ray_wsss.cluster.stages.label import run_label
+        from ray_wsss.config.resources import Cluster, Resources
 
         # Ray makes its workers polite, which beside other work would be measured as well.
         os.environ.setdefault("RAY_worker_niceness", "0")

@@ -16,9 +16,9 @@ from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.images import decode_image, encode_mask
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.store import load_classifier
-from ray_wsss.stages.chunks import IMAGE_COLUMNS, Chunk, read_chunk
+from ray_wsss.runs.chunks import IMAGE_COLUMNS, Chunk, read_chunk
+from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.label import LABEL_SCHEMA
-from ray_wsss.stages.tally import Tally
 
 
 class NaiveLabeller:

@@ -11,11 +11,11 @@ from torch import Tensor
 from ray_wsss.benchmark.naive_prompter import NaivePrompter
 from ray_wsss.config import CpmConfig
 from ray_wsss.models.classifier import Classifier
-from ray_wsss.stages.prompting import find_cams
+from ray_wsss.stages.cams import find_cams
 
 
 class NaiveCpm:
-    """The pseudo labels of `stages.cpm.Cpm` with ``view=crop``.
+    """The pseudo labels of `training.cpm.Cpm` with ``view=crop``.
 
     The CAMs are made for the whole batch, as in the released code; what follows is not.
     """
@@ -26,7 +26,7 @@ class NaiveCpm:
 
     @torch.no_grad()
     def __call__(self, model: Classifier, batch: dict[str, Any]) -> UInt8[Tensor, "B P P"]:
-        """Pseudo labels of a batch of `data.loader.TrainingCrops`."""
+        """Pseudo labels of a batch of `training.crops.TrainingCrops`."""
         images = batch["image"]
         cams = find_cams(model, images, batch["image_labels"], scales=self.config.scales, flip=False)
         maps = cams.cam.cpu().numpy()

@@ -38,7 +38,7 @@ class Deployment:
     images_per_s_per_actor: float = 4.0
     """Assumed: SAM ViT-H on a data-centre GPU, whose encoder alone takes about 0.15 s by its authors."""
     images_per_chunk: int = 64
-    """As `stages.chunks.ROWS_PER_CHUNK`."""
+    """As `runs.chunks.ROWS_PER_CHUNK`."""
     images_per_shard: int = 256
     """Of the data set, as `stages.ingest.ROWS_PER_SHARD`."""
     image_mb: float = 0.2
@@ -56,7 +56,7 @@ class Deployment:
     footer_s: float = 0.03
     """Assumed: reading one footer from an object store."""
     footer_threads: int = 32
-    """Footers that are read at a time, as `stages.parts`."""
+    """Footers that are read at a time, as `runs.parts`."""
     page_s: float = 0.2
     """Assumed: one page of a listing."""
 

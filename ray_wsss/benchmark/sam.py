@@ -187,9 +187,8 @@ class SamBenchmark:
         return compare_all(stock, self._encoders(tiny, missing), inputs)
 
     def _on_ray(self) -> float:
-        from ray_wsss.cluster.labelling import run_embed
-        from ray_wsss.cluster.map import Resources
-        from ray_wsss.cluster.session import Cluster
+        from ray_wsss.cluster.stages.embed import run_embed
+        from ray_wsss.config.resources import Cluster, Resources
 
         os.environ.setdefault("RAY_worker_niceness", "0")
         threads, gpus = torch.get_num_threads(), float(self.device == "cuda")

@@ -1,6 +1,7 @@
 """How throughput grows with the nodes: the engine of all labelling, with a stage that sleeps."""
 
 import io
+import logging
 import os
 import time
 from collections import defaultdict
@@ -19,9 +20,12 @@ from PIL import Image
 from ray_wsss.data.reader import shard_paths
 from ray_wsss.data.schema import IMAGE_SCHEMA, ROWS_PER_GROUP, DatasetMetadata, write_table_atomically
 from ray_wsss.errors import UserError
-from ray_wsss.stages.chunks import ROWS_PER_CHUNK, PreparedImage, PrepareImages
-from ray_wsss.stages.manifest import Output
-from ray_wsss.stages.tally import Tally
+from ray_wsss.runs.chunks import ROWS_PER_CHUNK
+from ray_wsss.runs.manifest import Output
+from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages
+from ray_wsss.runs.tally import Tally
+
+log = logging.getLogger(__name__)
 
 _IMAGE_PX = 16
 _CHUNKS_PER_SHARD = 4
@@ -79,7 +83,7 @@ class ScaleBenchmark:
             for count in counts:
                 grow_to(count)
                 rows[count] = self._measure(count)
-                print(f"{count} nodes: {rows[count]['images_per_s']:.1f} images/s", flush=True)
+                log.info("%d nodes: %.1f images/s", count, rows[count]["images_per_s"])
         for name in rows[counts[0]]:
             figures[name] = {str(count): row[name] for count, row in rows.items()}
         speeds = {count: row["images_per_s"] for count, row in rows.items()}
@@ -90,9 +94,8 @@ class ScaleBenchmark:
         return figures
 
     def _measure(self, count: int) -> dict[str, float]:
-        from ray_wsss.cluster.chunks import Stage, run_chunks
-        from ray_wsss.cluster.map import Resources
-        from ray_wsss.cluster.session import Cluster
+        from ray_wsss.cluster.run_chunks import Stage, run_chunks
+        from ray_wsss.config.resources import Cluster, Resources
 
         out = self.work / f"slept_{count}"
         stage = Stage(

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from ray_wsss.benchmark.naive_cpm import NaiveCpm
 from ray_wsss.config import Recipe
-from ray_wsss.data.loader import IterationBatches, TrainingCrops, make_loader
+from ray_wsss.config.overrides import override
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.models.store import load_classifier
-from ray_wsss.overrides import override
-from ray_wsss.stages.cpm import Cpm
-from ray_wsss.stages.train_classifier import ClassifierStep, check_trainable
-from ray_wsss.stages.training import Batch, build_optimiser, to_device
+from ray_wsss.training.classifier import ClassifierStep, check_trainable
+from ray_wsss.training.cpm import Cpm
+from ray_wsss.training.crops import IterationBatches, TrainingCrops, make_loader
+from ray_wsss.training.loop import Batch, build_optimiser, to_device
 
 _LR = 1e-6
 """A step costs the same at any rate; at a low one CAMs, and so the number of prompts, stay as they are."""

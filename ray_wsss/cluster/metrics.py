@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge
 
-from ray_wsss.stages.tally import Tally
+from ray_wsss.runs.tally import Tally
 
 _COUNTS = {
     "images": "Images that were done",

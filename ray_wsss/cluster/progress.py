@@ -1,11 +1,14 @@
 """How far a run is: a bar in a terminal, a line now and then in a log."""
 
+import logging
 import sys
 import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -57,7 +60,7 @@ class ImageProgress:
             self._bar.update(self._task, completed=self.done, speed=self._speed())
         elif now >= self._next_line:
             self._next_line = now + _SECONDS_BETWEEN_LINES
-            print(f"{self.stage}: {self._line()}", file=sys.stderr, flush=True)
+            log.info("%s: %s", self.stage, self._line())
 
     @property
     def images_per_s(self) -> float:

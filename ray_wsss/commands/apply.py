@@ -1,35 +1,36 @@
-"""Commands that use what was trained: measure it, or apply it to images."""
+"""The commands that use what was trained: measure it, or apply it to images."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ray_wsss.cluster.evaluate import run_evaluate, save_metrics
-from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.predict import describe_predictions, run_predict
-from ray_wsss.cluster.session import Cluster
-from ray_wsss.commands.flags import ClusterFlags, ConfigFile, PresetName, ResourcesFlags
+from ray_wsss.commands.flags import (
+    ClusterFlags,
+    OutputSettings,
+    OutputSettingsFlags,
+    ResourcesFlags,
+    Settings,
+    SettingsFlags,
+)
 from ray_wsss.config import EvaluateConfig, LabelConfig, PredictConfig, Recipe
-from ray_wsss.report.table import print_metrics
+from ray_wsss.config.resources import Cluster, Resources
+from ray_wsss.storage import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """mIoU of CAMs, pseudo labels and segmenter, where the data set has ground truth."""
+    """Step 7: measure the mIoU of CAMs, pseudo labels and segmenter on a data set with masks."""
 
     dataset: Path
     """Data set written by ingest, with masks."""
     classifier: Path | None = None
-    """Output of train-classifier: measures its CAMs."""
+    """Output of train-classifier, to measure its CAMs."""
     labels: Path | None = None
-    """Output of label: measures the pseudo labels."""
+    """Output of label, to measure the pseudo labels."""
     segmenter: Path | None = None
-    """Output of train-segmenter."""
+    """Output of train-segmenter, to measure its predictions."""
     json: Path | None = None
-    """Also write the figures here."""
-    config: ConfigFile = None
-    """TOML file whose settings replace the preset's, such as a sweep's best.toml."""
-    preset: PresetName = "voc"
-    """Where the defaults below come from, else the file's preset."""
+    """File for the figures, as JSON."""
+    settings: SettingsFlags = field(default_factory=Settings)
     resources: ResourcesFlags = field(default_factory=Resources)
     cluster: ClusterFlags = field(default_factory=Cluster)
     label: LabelConfig = field(default_factory=LabelConfig)
@@ -37,6 +38,11 @@ class Evaluate:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def run(self) -> None:
+        from rich.console import Console
+
+        from ray_wsss.cluster.stages.evaluate import run_evaluate
+        from ray_wsss.figures.metrics_table import metrics_table
+
         metrics = run_evaluate(
             Recipe(label=self.label, predict=self.predict, evaluate=self.evaluate),
             dataset=self.dataset,
@@ -46,34 +52,32 @@ class Evaluate:
             resources=self.resources,
             cluster=self.cluster,
         )
-        print_metrics(metrics)
+        Console().print(metrics_table(metrics))
         if self.json is not None:
-            save_metrics(metrics, self.json)
+            write_json(metrics, self.json)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Apply the segmenter to a folder of images: one palette PNG per image, of its size."""
+    """Step 8: apply the segmenter to a folder of images and write a palette PNG for each."""
 
     segmenter: Path
     """Output of train-segmenter."""
     images: Path
-    """Folder of images; those in folders below count too."""
+    """Folder of images; images in its sub-folders count too."""
     out: Path
-    """Folder for the masks; a run in it goes on with the images that have none."""
+    """Folder for the masks. The same command adds the masks that are missing in it."""
     overlays: bool = False
-    """Also write the images with their classes painted on."""
-    config: ConfigFile = None
-    """TOML file whose settings replace the preset's, such as a sweep's best.toml."""
-    preset: PresetName = "voc"
-    """Where the defaults below come from, else the file's preset."""
-    overwrite: bool = False
-    """Replace what --out holds."""
+    """Also write each image with its classes painted on."""
+    settings: OutputSettingsFlags = field(default_factory=OutputSettings)
     resources: ResourcesFlags = field(default_factory=Resources)
     cluster: ClusterFlags = field(default_factory=Cluster)
     predict: PredictConfig = field(default_factory=PredictConfig)
 
     def run(self) -> None:
+        from ray_wsss.cluster.stages.predict import run_predict
+        from ray_wsss.runs.run_report import describe_predictions
+
         report = run_predict(
             Recipe(predict=self.predict),
             segmenter=self.segmenter,
@@ -82,7 +86,7 @@ class Predict:
             overlays=self.overlays,
             resources=self.resources,
             cluster=self.cluster,
-            overwrite=self.overwrite,
+            overwrite=self.settings.overwrite,
         )
         if report.total.errors:
             print(f"{self.out / 'errors.parquet'} lists the images that failed, and why")

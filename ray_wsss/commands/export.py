@@ -1,25 +1,19 @@
 """Commands that write labels in other tools' forms, one per form."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import tyro
-
-from ray_wsss.data.export.coco import CocoFormat
-from ray_wsss.data.export.folder import FolderFormat
-from ray_wsss.data.export.label_studio import LabelStudioFormat
-from ray_wsss.data.export.record import ExportFormat, InstancesBy
-from ray_wsss.data.export.voc import VocFormat
-from ray_wsss.data.export.yolo import YoloFormat
+from ray_wsss.commands.flags import FilterFlags
+from ray_wsss.config.export import ExportFilter, InstancesBy
 from ray_wsss.errors import UserError
-from ray_wsss.stages.export import ExportFilter, run_export
-from ray_wsss.stages.export_source import ExportSource, LabelSource, PredictionSource
 from ray_wsss.storage import lies_in
 
-FilterFlags = Annotated[ExportFilter, tyro.conf.arg(name="")]
+if TYPE_CHECKING:
+    from ray_wsss.export.record import ExportFormat
+    from ray_wsss.export.source import ExportSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +36,15 @@ class _Export:
     format_name: ClassVar[str]
 
     def run(self) -> None:
+        from ray_wsss.export.run import run_export
+
         source = self._source()
-        settings = self._settings()
-        # YOLO has nothing else, and in a folder of masks only the least area asks.
+        settings, make = self._settings(), self._format()
+        # YOLO knows nothing else, and in a folder of masks only --min-area-px depends on it.
         components: InstancesBy = "components"
         report = run_export(
             source,
-            self._maker(settings),
+            lambda out, class_names: make(out, class_names, **settings),
             out=self.out,
             stage=f"export {self.format_name}",
             settings=settings,
@@ -66,10 +62,13 @@ class _Export:
         """What the format is told beside folder and class names."""
         return {"skip_images": self.skip_images}
 
-    def _maker(self, settings: dict[str, Any]) -> Callable[[Path, Sequence[str]], ExportFormat]:
+    @staticmethod
+    def _format() -> "Callable[..., ExportFormat]":
         raise NotImplementedError
 
-    def _source(self) -> ExportSource:
+    def _source(self) -> "ExportSource":
+        from ray_wsss.export.source import LabelSource, PredictionSource
+
         if (self.labels is None) == (self.predictions is None):
             raise UserError("expected either --labels with --dataset, or --predictions with --images")
         if self.labels is not None:
@@ -115,8 +114,11 @@ class ExportVoc(_SplitExport):
             raise UserError(f"--boundary-px is {self.boundary_px}; expected 0 or more pixels")
         return super()._settings() | {"boundary_px": self.boundary_px}
 
-    def _maker(self, settings: dict[str, Any]) -> Callable[[Path, Sequence[str]], ExportFormat]:
-        return lambda out, names: VocFormat(out, names, **settings)
+    @staticmethod
+    def _format() -> "Callable[..., ExportFormat]":
+        from ray_wsss.export.voc import VocFormat
+
+        return VocFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +134,11 @@ class ExportCoco(_SplitExport):
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {"polygons": self.polygons}
 
-    def _maker(self, settings: dict[str, Any]) -> Callable[[Path, Sequence[str]], ExportFormat]:
-        return lambda out, names: CocoFormat(out, names, **settings)
+    @staticmethod
+    def _format() -> "Callable[..., ExportFormat]":
+        from ray_wsss.export.coco import CocoFormat
+
+        return CocoFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +147,11 @@ class ExportYolo(_SplitExport):
 
     format_name: ClassVar[str] = "yolo"
 
-    def _maker(self, settings: dict[str, Any]) -> Callable[[Path, Sequence[str]], ExportFormat]:
-        return lambda out, names: YoloFormat(out, names, **settings)
+    @staticmethod
+    def _format() -> "Callable[..., ExportFormat]":
+        from ray_wsss.export.yolo import YoloFormat
+
+        return YoloFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +167,11 @@ class ExportLabelStudio(_Export):
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {"url_prefix": self.url_prefix}
 
-    def _maker(self, settings: dict[str, Any]) -> Callable[[Path, Sequence[str]], ExportFormat]:
-        return lambda out, names: LabelStudioFormat(out, names, **settings)
+    @staticmethod
+    def _format() -> "Callable[..., ExportFormat]":
+        from ray_wsss.export.label_studio import LabelStudioFormat
+
+        return LabelStudioFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,5 +180,8 @@ class ExportFolder(_Export):
 
     format_name: ClassVar[str] = "folder"
 
-    def _maker(self, settings: dict[str, Any]) -> Callable[[Path, Sequence[str]], ExportFormat]:
-        return lambda out, names: FolderFormat(out, names, **settings)
+    @staticmethod
+    def _format() -> "Callable[..., ExportFormat]":
+        from ray_wsss.export.folder import FolderFormat
+
+        return FolderFormat

@@ -1,4 +1,4 @@
-"""Flags that several commands have."""
+"""Flags that several commands have: each group is a dataclass, and a field of the commands that have it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.session import Cluster
-from ray_wsss.cluster.train import Workers
 from ray_wsss.config import Recipe
+from ray_wsss.config.export import ExportFilter
+from ray_wsss.config.resources import Cluster, Resources, Workers
+from ray_wsss.config.sweep import SweepOptions
 from ray_wsss.storage import is_remote, parse_path
 
 PresetName = Literal["voc", "coco", "demo"]
@@ -32,31 +32,51 @@ def _path_rule(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamActors:
-    """The actors of the stages that run SAM."""
+class Settings:
+    """Where the settings come from that no flag gives."""
 
-    sam_actors: int = 1
-    """Actors, each with its own networks. Images are decoded beside them, on CPUs that are left."""
-    num_cpus_per_actor: float = 1
-    """CPUs, and so torch threads, of an actor."""
-    num_gpus_per_actor: float = 0
-    """GPUs of an actor; fractions share one."""
-    memory_gib_per_actor: float = 1
-    """Memory that Ray sets aside for an actor on its node, in GiB; it limits nothing."""
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(
-            actors=self.sam_actors,
-            cpus_per_actor=self.num_cpus_per_actor,
-            gpus_per_actor=self.num_gpus_per_actor,
-            memory_gib_per_actor=self.memory_gib_per_actor,
-        )
+    config: Path | None = None
+    """TOML file with settings that replace the preset's, such as the best.toml of a sweep."""
+    preset: PresetName = "voc"
+    """Source of all other settings. Without it the preset that --config names (for a sweep also the one that
+    --space names), else voc."""
 
 
-ConfigFile = Path | None
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings(Settings):
+    """`Settings`, and what happens to an output folder that is in use."""
+
+    overwrite: bool = False
+    """Replace the content of --out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamActors(Resources):
+    """`Resources` of the stages that run SAM, whose flags have other names."""
+
+    actors: Annotated[int, tyro.conf.arg(name="sam-actors")] = 1
+    """Actors, each with networks of its own. Other CPUs decode images for them."""
+    cpus_per_actor: Annotated[float, tyro.conf.arg(name="num-cpus-per-actor")] = 1
+    """CPUs, and so torch threads, of an actor; more than 0."""
+    gpus_per_actor: Annotated[float, tyro.conf.arg(name="num-gpus-per-actor")] = 0
+    """GPUs of an actor, 0 or more; actors with a fraction share a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialWorkers(Workers):
+    """`Workers` of one trial of a sweep."""
+
+    workers: Annotated[int, tyro.conf.arg(name="workers-per-trial")] = 1
+    """Data-parallel workers of a trial, at least 1."""
+
+
 ClusterFlags = Annotated[Cluster, tyro.conf.arg(name="")]
-ResourcesFlags = Annotated[Resources, tyro.conf.arg(name="")]
+FilterFlags = Annotated[ExportFilter, tyro.conf.arg(name="")]
+OutputSettingsFlags = Annotated[OutputSettings, tyro.conf.arg(name="")]
 RecipeFlags = Annotated[Recipe, tyro.conf.arg(name="")]
+ResourcesFlags = Annotated[Resources, tyro.conf.arg(name="")]
 SamActorsFlags = Annotated[SamActors, tyro.conf.arg(name="")]
+SettingsFlags = Annotated[Settings, tyro.conf.arg(name="")]
+SweepFlags = Annotated[SweepOptions, tyro.conf.arg(name="")]
+TrialWorkersFlags = Annotated[TrialWorkers, tyro.conf.arg(name="")]
 WorkersFlags = Annotated[Workers, tyro.conf.arg(name="")]

@@ -1,17 +1,14 @@
-"""Commands that make a data set, one per kind of source."""
+"""The commands that make a data set, one per kind of source."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ray_wsss.cluster.pipeline import run_ingest
-from ray_wsss.cluster.session import Cluster
 from ray_wsss.commands.flags import ClusterFlags
-from ray_wsss.data.coco import read_coco
-from ray_wsss.data.csv_labels import read_csv
-from ray_wsss.data.folder import read_folder
-from ray_wsss.data.schema import SourceKind
-from ray_wsss.data.voc import read_voc
-from ray_wsss.stages.ingest import summarise
+from ray_wsss.config.resources import Cluster
+
+if TYPE_CHECKING:
+    from ray_wsss.data.schema import SourceKind, SourceRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +16,25 @@ class _Ingest:
     out: Path
     """Folder of the new data set."""
     max_errors: int | None = None
-    """Fail if more images than this can't be read. By default only a total failure fails."""
+    """Largest number of images that may fail to be read. Without it, ingest fails only if all of them do."""
     cluster: ClusterFlags = field(default_factory=Cluster)
+
+    def _ingest(self, source: "tuple[list[str], list[SourceRow]]", kind: "SourceKind") -> None:
+        from ray_wsss.cluster.stages.ingest import run_ingest
+        from ray_wsss.stages.ingest import summarise
+
+        class_names, rows = source
+        metadata = run_ingest(
+            class_names,
+            rows,
+            source=kind,
+            out=self.out,
+            max_errors=self.max_errors,
+            cluster=self.cluster,
+        )
+        print(summarise(metadata))
+        if metadata.errors:
+            print(f"{self.out / 'errors.parquet'} lists the images that could not be read, and why")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +42,14 @@ class IngestCoco(_Ingest):
     """COCO: a folder of images and an instances JSON (polygons, RLE, crowd regions)."""
 
     images: Path
-    """Folder that the JSON's file names are relative to."""
+    """Folder that the file names in the JSON are relative to."""
     annotations: Path
     """Instances JSON."""
 
     def run(self) -> None:
-        _ingest(self, read_coco(self.images, self.annotations), "coco")
+        from ray_wsss.data.coco import read_coco
+
+        self._ingest(read_coco(self.images, self.annotations), "coco")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +62,9 @@ class IngestVoc(_Ingest):
     """Image set, such as train, val, trainval."""
 
     def run(self) -> None:
-        _ingest(self, read_voc(self.root, self.split), "voc")
+        from ray_wsss.data.voc import read_voc
+
+        self._ingest(read_voc(self.root, self.split), "voc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +75,9 @@ class IngestFolder(_Ingest):
     """Folder of the class folders."""
 
     def run(self) -> None:
-        _ingest(self, read_folder(self.root), "folder")
+        from ray_wsss.data.folder import read_folder
+
+        self._ingest(read_folder(self.root), "folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,19 +90,6 @@ class IngestCsv(_Ingest):
     """Folder that the paths are relative to."""
 
     def run(self) -> None:
-        _ingest(self, read_csv(self.table, self.images), "csv")
+        from ray_wsss.data.csv_labels import read_csv
 
-
-def _ingest(command: _Ingest, source: tuple[list[str], list], kind: SourceKind) -> None:
-    class_names, rows = source
-    metadata = run_ingest(
-        class_names,
-        rows,
-        source=kind,
-        out=command.out,
-        max_errors=command.max_errors,
-        cluster=command.cluster,
-    )
-    print(summarise(metadata))
-    if metadata.errors:
-        print(f"{command.out / 'errors.parquet'} lists what could not be read, and why")
+        self._ingest(read_csv(self.table, self.images), "csv")

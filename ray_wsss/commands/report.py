@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ray_wsss.config.report import ReportOptions
 from ray_wsss.errors import UserError
-from ray_wsss.stages.report import ReportOptions, write_report
-from ray_wsss.stages.report_run import KINDS, find_run
 from ray_wsss.storage import is_remote
 
 RunFolder = Annotated[Path | None, tyro.conf.Positional]
@@ -46,6 +45,9 @@ class WriteReport:
     """Of the images at random."""
 
     def run(self) -> None:
+        from ray_wsss.report.find_run import KINDS, find_run
+        from ray_wsss.report.write_report import write_report
+
         options = ReportOptions(
             images=None if self.images == "all" else self.images,
             skip_cams=self.skip_cams,

@@ -7,17 +7,19 @@ import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
-from ray_wsss.commands.flags import ConfigFile, PresetName
+from ray_wsss.commands.flags import Settings, SettingsFlags
 from ray_wsss.config import LabelConfig, Recipe, SamConfig
-from ray_wsss.data.export.names import FileNames
+from ray_wsss.config.overrides import flatten
 from ray_wsss.errors import UserError
-from ray_wsss.overrides import flatten
-from ray_wsss.report.overview import OverviewRow, save_overview
-from ray_wsss.stages.quick import ImageLabeller, LabelledPicture
 from ray_wsss.storage import is_remote, parse_path
+
+if TYPE_CHECKING:
+    from ray_wsss.figures.overview import OverviewRow
+    from ray_wsss.stages.label_images import LabelledPicture
 
 _CELL_INCHES = 3.0
 
@@ -36,14 +38,13 @@ class Show:
     """Least probability for that, in [0, 1]."""
     out: Path | None = None
     """A .png file for all images, or a folder for one picture each. By default a window shows them."""
-    config: ConfigFile = None
-    """TOML file whose settings replace the preset's, such as a sweep's best.toml."""
-    preset: PresetName = "voc"
-    """Where the defaults below come from, else the file's preset."""
+    settings: SettingsFlags = field(default_factory=Settings)
     label: LabelConfig = field(default_factory=LabelConfig)
     sam: SamConfig = field(default_factory=SamConfig)
 
     def run(self) -> None:
+        from ray_wsss.stages.label_images import ImageLabeller
+
         self._check()
         print(f"loading the classifier and SAM {self.sam.name}", flush=True)
         recipe = Recipe(label=self.label, sam=self.sam)
@@ -72,8 +73,11 @@ class Show:
         if any(self.out.resolve() == image.resolve() for image in self.images):
             raise UserError(f"--out {self.out} is one of the images; expected another file")
 
-    def _save(self, pictures: Sequence[LabelledPicture], class_names: Sequence[str]) -> list[Path]:
+    def _save(self, pictures: "Sequence[LabelledPicture]", class_names: Sequence[str]) -> list[Path]:
         """Write what was asked for; without --out open it, or leave it here where there is no display."""
+        from ray_wsss.export.names import FileNames
+        from ray_wsss.figures.overview import save_overview
+
         if self.out is not None and not self.out.suffix:
             ids = _names([parse_path(p.source) for p in pictures])
             names = FileNames(ids)
@@ -95,7 +99,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [os.path.relpath(path.absolute(), root) for path in paths]
 
 
-def describe(picture: LabelledPicture, threshold: float) -> str:
+def describe(picture: "LabelledPicture", threshold: float) -> str:
     """One line on an image: its classes, or why it has none."""
     if picture.error is not None:
         return f"{picture.source}: {picture.error}"
@@ -115,8 +119,10 @@ def describe(picture: LabelledPicture, threshold: float) -> str:
     return f"{picture.source}: {', '.join(parts)}"
 
 
-def as_row(picture: LabelledPicture) -> OverviewRow:
+def as_row(picture: "LabelledPicture") -> "OverviewRow":
     """The picture's row in an overview."""
+    from ray_wsss.figures.overview import OverviewRow
+
     return OverviewRow(
         image=picture.image,
         cams={"CAM": picture.cam},

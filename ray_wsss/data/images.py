@@ -83,6 +83,11 @@ def decode_image(data: bytes, orientation: int = 1) -> NDArray[np.uint8]:
     return apply_orientation(pixels, orientation)
 
 
+def decode_upright(data: bytes) -> NDArray[np.uint8]:
+    """Decode to (H, W, 3) uint8 RGB as EXIF says, where no annotation states a size. Raises ImageError."""
+    return decode_image(data, choose_orientation(probe_image(data), None))
+
+
 def probe_image(data: bytes) -> ImageInfo:
     """Read size and orientation from the header alone. Raises ImageError as ``decode_image`` does."""
     image = _open(data, _FORMATS)

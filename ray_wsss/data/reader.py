@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_wsss.errors import UserError
-from ray_wsss.storage import open_parquet
+from ray_wsss.storage import filesystem_of, is_remote, key_of
 
 _MAX_OPEN_FILES = 64
 
@@ -160,3 +160,12 @@ def open_shard(path: Path) -> pq.ParquetFile:
         return open_parquet(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error}); write it again") from None
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a Parquet file; in a store, only what is read of it is fetched."""
+    if not is_remote(path):
+        return pq.ParquetFile(path, memory_map=True)
+    # Parquet asks for whole column chunks: reading ahead would fetch more than that.
+    source = filesystem_of(path).open(key_of(path), "rb", cache_type="none")
+    return pq.ParquetFile(source, pre_buffer=True)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_wsss.errors import UserError
-from ray_wsss.storage import is_remote, replace_atomically
+from ray_wsss.storage import is_remote, replace_atomically, write_json
 
 FORMAT_VERSION = 1
 ROWS_PER_GROUP = 64
@@ -78,8 +78,7 @@ class DatasetMetadata:
             "source": self.source,
             "has_masks": self.has_masks,
         }
-        with replace_atomically(dataset / "metadata.json") as temporary:
-            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(content, dataset / "metadata.json")
 
     @classmethod
     def load(cls, dataset: Path) -> "DatasetMetadata":

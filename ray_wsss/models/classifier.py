@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,6 +54,16 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.to_features = nn.Conv2d(backbone.out_channels, feature_dim, 1, bias=False)
         self.to_class_maps = nn.Conv2d(feature_dim, num_classes, 1, bias=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, background not counted."""
+        return self.to_class_maps.out_channels
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.to_class_maps.weight.device
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> ClassifierOutput:
         """Classify RGB images in [0, 1]."""

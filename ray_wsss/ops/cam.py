@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
+
+from ray_wsss.ops.resize import resize_maps
 
 EPSILON = 1e-5
 """Added to a map's maximum, so that a class without any activation gives zeros, not NaN (released code)."""
@@ -77,17 +78,3 @@ def merge_scales(
     for maps in class_maps[1:]:
         merged = merged + resize_maps(maps.relu(), size_hw)
     return normalise_cam(merged, image_labels)
-
-
-def scale_images(images: Float[Tensor, "B 3 _H _W"], scale: float) -> Float[Tensor, "B 3 h w"]:
-    """A view of images at a scale, bilinear and antialiased; no side falls below 32 pixels."""
-    size_hw = (images.shape[-2], images.shape[-1])
-    scaled_hw = (max(32, round(size_hw[0] * scale)), max(32, round(size_hw[1] * scale)))
-    if scaled_hw == size_hw:
-        return images
-    return F.interpolate(images, scaled_hw, mode="bilinear", align_corners=False, antialias=scale < 1)
-
-
-def resize_maps(maps: Float[Tensor, "B C _h _w"], size_hw: tuple[int, int]) -> Float[Tensor, "B C H W"]:
-    """Resize maps bilinearly to `size_hw` (pixels), corners not aligned."""
-    return F.interpolate(maps, size=size_hw, mode="bilinear", align_corners=False)

@@ -14,7 +14,7 @@ from matplotlib.colors import hsv_to_rgb
 from numpy.typing import NDArray
 from PIL import Image
 
-from ray_wsss.report.overview import COLOURS
+from ray_wsss.figures.overview import COLOURS
 
 _HEAT_LEVELS = 32
 _HEAT_SIDE_PX = 96

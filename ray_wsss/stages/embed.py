@@ -11,8 +11,8 @@ from torch import Tensor
 from ray_wsss.config import EmbedConfig, SamConfig
 from ray_wsss.data.embeddings import EMBEDDING_SCHEMA, GROUP_BYTES, StoredEmbedding, store_embeddings
 from ray_wsss.models.sam.encoder import SamEncoder, load_encoder
-from ray_wsss.stages.chunks import PreparedImage
-from ray_wsss.stages.tally import Tally
+from ray_wsss.runs.prepared_images import PreparedImage
+from ray_wsss.runs.tally import Tally
 
 
 def embeddings_of(encoder: SamEncoder, images: Sequence[PreparedImage]) -> Tensor:

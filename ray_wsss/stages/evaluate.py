@@ -1,8 +1,9 @@
 """Confusion counts of CAMs, pseudo labels and segmenter against ground truth, table by table."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +16,11 @@ from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.store import load_classifier
-from ray_wsss.ops.cam import resize_maps
 from ray_wsss.ops.metrics import ConfusionMatrix
-from ray_wsss.stages.chunks import plan_chunks, read_chunk, shrink
-from ray_wsss.stages.label import to_tensor
+from ray_wsss.ops.resize import resize_maps, shrink
+from ray_wsss.runs.chunks import plan_chunks, read_chunk
+from ray_wsss.stages.cams import cams_of
 from ray_wsss.stages.predict import Predictor
-from ray_wsss.stages.prompting import find_cams
 
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
 """Background thresholds of the sweep for the best CAM mIoU."""
@@ -32,6 +32,20 @@ COUNTS_SCHEMA = pa.schema(
         pa.field("images", pa.int64()),
     ]
 )
+
+
+class Measure(TypedDict):
+    """Figures of one measure, as ``metrics.json`` has them."""
+
+    threshold: NotRequired[float]
+    """Background threshold of CAMs, in [0, 1]."""
+    miou: float
+    """Mean over the classes that occur, background included, in [0, 1]."""
+    images: int
+    iou: dict[str, float | None]
+    """By class name; None for a class that never occurs."""
+    confusion: dict[str, dict[str, int]]
+    """Pixels by true class name, then by predicted class name, without zeros."""
 
 
 class CamEvaluator:
@@ -58,10 +72,13 @@ class CamEvaluator:
         totals = {t: ConfusionMatrix.zeros(num_labels) for t in self.thresholds}
         images = 0
         for row, pixels, truth in _with_truth(table):
-            labels = torch.zeros(1, num_labels - 1)
-            labels[0, row["image_labels"]] = 1
-            batch = to_tensor([shrink(pixels, self.config.max_side_px)], self.device)
-            cams = find_cams(self.model, batch, labels, scales=self.config.scales, flip=self.config.flip)
+            cams = cams_of(
+                self.model,
+                [shrink(pixels, self.config.max_side_px)],
+                [row["image_labels"]],
+                scales=self.config.scales,
+                flip=self.config.flip,
+            )
             best, label = _best_class(cams.cam, cams.class_index, truth.shape)
             for t in self.thresholds:
                 prediction = torch.where(best > t, label, 0).cpu()
@@ -153,6 +170,37 @@ def add_up(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[ConfusionMatrix, i
         total, images = totals.get(row["name"], (ConfusionMatrix.zeros(size), 0))
         totals[row["name"]] = (total + part, images + row["images"])
     return totals
+
+
+def describe_counts(
+    rows: Iterable[dict[str, Any]], class_names: Sequence[str], threshold: float
+) -> dict[str, Measure]:
+    """Rows of `COUNTS_SCHEMA` to figures by name.
+
+    CAMs come at two thresholds: ``cam_fixed`` at ``threshold``, ``cam_best`` at the best of the sweep,
+    which the ground truth picks.
+    """
+    totals = add_up(rows)
+    cams = [key for key in totals if key.startswith("cam@")]
+    found: dict[str, Measure] = {}
+    if cams:
+        best = max(cams, key=lambda key: totals[key][0].miou())
+        for name, key in (("cam_fixed", f"cam@{threshold:g}"), ("cam_best", best)):
+            figures = describe_measure(*totals[key], class_names)
+            found[name] = {"threshold": float(key.removeprefix("cam@")), **figures}
+    return found | {key: describe_measure(*totals[key], class_names) for key in totals if key not in cams}
+
+
+def describe_measure(matrix: ConfusionMatrix, images: int, class_names: Sequence[str]) -> Measure:
+    """What a confusion matrix over ``images`` images comes to; ``class_names`` without the background."""
+    names = ("background", *class_names)
+    iou = [None if math.isnan(value) else value for value in matrix.iou().tolist()]
+    return {
+        "miou": matrix.miou(),
+        "images": images,
+        "iou": dict(zip(names, iou)),
+        "confusion": describe_confusion(matrix, names),
+    }
 
 
 def describe_confusion(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -26,7 +26,7 @@ from ray_wsss.data.schema import (
     write_table_atomically,
 )
 from ray_wsss.errors import UserError
-from ray_wsss.storage import make_folder, parse_path, remove_tree
+from ray_wsss.storage import make_folder, parse_path, printable, remove_tree, why_unreadable
 
 ROWS_PER_SHARD = 256
 """Images per shard."""
@@ -190,15 +190,3 @@ _OWN_NAMES = frozenset(("shards", "errors.parquet"))
 
 def _error_row(row: SourceRow, reason: str) -> tuple[str, str, str]:
     return printable(row.image_id), printable(row.path), printable(reason)
-
-
-def why_unreadable(error: OSError, path: str) -> str:
-    """The reason to report for a file ``path`` that can't be read."""
-    if isinstance(error, FileNotFoundError):
-        return f"no such file: {Path(error.filename or path).name}"
-    return f"can't be read: {error.strerror or error}"
-
-
-def printable(text: str) -> str:
-    """File names may hold bytes that are no UTF-8; Parquet's strings may not."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

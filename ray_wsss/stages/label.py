@@ -27,19 +27,13 @@ from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.device import upload
 from ray_wsss.ops.pseudo_label import stability_score
-from ray_wsss.stages.chunks import PreparedImage, resize_label_maps
+from ray_wsss.ops.resize import group_by_size, resize_label_maps
+from ray_wsss.runs.prepared_images import PreparedImage
+from ray_wsss.runs.tally import Tally
+from ray_wsss.stages.cams import PairCams, cams_of
 from ray_wsss.stages.embed import embeddings_of
-from ray_wsss.stages.prompting import (
-    PairCams,
-    PairMasks,
-    compete,
-    decode_pairs,
-    find_cams,
-    find_prompts,
-    upscale_masks,
-)
+from ray_wsss.stages.prompting import PairMasks, compete, decode_pairs, find_prompts, upscale_masks
 from ray_wsss.stages.region_prompts import decode_regions
-from ray_wsss.stages.tally import Tally
 
 SEGMENT = pa.struct(
     [
@@ -185,12 +179,14 @@ class SamLabeller:
         return decode_pairs(self.sam, embeddings, cams, points_yx, self.config.mask_output, size)
 
     def _cams(self, batch: Sequence[PreparedImage], members: list[int]) -> PairCams:
-        image_labels = torch.zeros(len(members), len(self.spec.class_names))
-        for k, member in enumerate(members):
-            image_labels[k, list(batch[member].image_labels)] = 1
-        pixels = to_tensor([_pixels(batch[member]) for member in members], self.device)
-        scales, flip = self.config.scales, self.config.flip
-        return find_cams(self.model, pixels, image_labels, scales=scales, flip=flip)
+        chosen = [batch[member] for member in members]
+        return cams_of(
+            self.model,
+            [_pixels(image) for image in chosen],
+            [image.image_labels for image in chosen],
+            scales=self.config.scales,
+            flip=self.config.flip,
+        )
 
     def _compete(self, cams: PairCams, masks: PairMasks, count: int) -> _Contest:
         logits = upscale_masks(self.sam, cams, masks)
@@ -241,22 +237,9 @@ def _by_own_size(images: Sequence[PreparedImage]) -> dict[tuple[int, int], list[
     return members
 
 
-def to_tensor(images: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
-    """Images of one size to (B, 3, H, W) float RGB in [0, 1]."""
-    return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float().div_(255)
-
-
 def _pixels(image: PreparedImage) -> NDArray[np.uint8]:
     assert image.pixels is not None
     return image.pixels
-
-
-def group_by_size(images: Sequence[NDArray[np.uint8]], most: int) -> list[list[int]]:
-    """Indices of images of one size, at most ``most`` together."""
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for at, image in enumerate(images):
-        groups[image.shape].append(at)
-    return [group[at : at + most] for group in groups.values() for at in range(0, len(group), most)]
 
 
 def _describe(image: PreparedImage, result: _Labelled) -> dict[str, Any]:

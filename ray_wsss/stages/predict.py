@@ -11,9 +11,7 @@ from torch import Tensor
 from ray_wsss.config import PredictConfig
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
 from ray_wsss.models.store import load_segmenter
-from ray_wsss.ops.cam import resize_maps, scale_images
-from ray_wsss.stages.chunks import shrink
-from ray_wsss.stages.label import to_tensor
+from ray_wsss.ops.resize import resize_maps, scale_images, shrink, to_tensor
 
 
 class Predictor:

@@ -21,21 +21,18 @@ from PIL import Image
 
 from ray_wsss.config import PredictConfig
 from ray_wsss.data.images import (
-    choose_orientation,
-    decode_image,
+    decode_upright,
     describe_labels,
     encode_mask,
-    probe_image,
     voc_palette,
 )
 from ray_wsss.data.schema import write_errors
-from ray_wsss.report.overview import paint_labels
-from ray_wsss.stages.chunks import PreparedImage, resize_map, shrink
-from ray_wsss.stages.ingest import printable, why_unreadable
-from ray_wsss.stages.label import group_by_size
+from ray_wsss.figures.overview import paint_labels
+from ray_wsss.ops.resize import group_by_size, resize_map, shrink
+from ray_wsss.runs.prepared_images import PreparedImage
+from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.predict import Predictor
-from ray_wsss.stages.tally import Tally
-from ray_wsss.storage import find_files, replace_atomically
+from ray_wsss.storage import find_files, printable, replace_atomically, why_unreadable, write_json
 
 
 def name_masks(images: Sequence[str]) -> dict[str, str]:
@@ -85,7 +82,8 @@ class MaskFolder:
             self.overlay(name).unlink(missing_ok=True)
         after = {image: mask for image, mask in before.items() if image not in stale} | dict(masks)
         if after != before:
-            _save_json(after, path)
+            # In ASCII: file names may hold bytes that are not UTF-8.
+            write_json(after, path, ascii_only=True)
 
     def missing(self, root: Path, masks: Mapping[str, str]) -> list[tuple[str, str]]:
         """(image, mask) of the images below ``root`` without a mask, or changed since it was made."""
@@ -112,7 +110,7 @@ class MaskFolder:
 
     def write_classes(self, class_names: Sequence[str]) -> None:
         """Write classes.json: index in the masks, name, colour as red, green, blue."""
-        _save_json(describe_labels(class_names), self.out / "classes.json")
+        write_json(describe_labels(class_names), self.out / "classes.json", ascii_only=True)
 
     def write_errors(self, failed: Sequence[tuple[str, str]]) -> None:
         """Write errors.parquet; none where no image failed."""
@@ -137,8 +135,7 @@ class PrepareFiles:
     def _prepare(self, name: str) -> PreparedImage:
         image_id = printable(name)
         try:
-            data = (self.root / name).read_bytes()
-            pixels = decode_image(data, choose_orientation(probe_image(data), None))
+            pixels = decode_upright((self.root / name).read_bytes())
         except OSError as error:
             return PreparedImage(image_id=image_id, error=why_unreadable(error, name))
         except ValueError as error:
@@ -171,9 +168,3 @@ class FolderPredictor:
                 for name, label_map, seen in zip(names, label_maps, pixels):
                     self.folder.write(name, label_map, seen)
         return tally, failed
-
-
-def _save_json(content: object, path: Path) -> None:
-    with replace_atomically(path) as temporary:
-        # In ASCII: file names may hold bytes that are no UTF-8, which JSON's escapes keep.
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -13,34 +13,20 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ray_wsss.config import PromptingConfig
-from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
 from ray_wsss.models.sam.encoder import sam_input_hw
-from ray_wsss.ops.cam import merge_scales, resize_maps, scale_images
 from ray_wsss.ops.device import upload
 from ray_wsss.ops.peaks import find_peaks, keep_global_maximum
 from ray_wsss.ops.prompts import bucket_by_count, points_to_sam_frame
 from ray_wsss.ops.pseudo_label import assign_labels, confidence_map, mask_scores
+from ray_wsss.ops.resize import resize_maps
+from ray_wsss.stages.cams import PairCams
 
 WHOLE = 3
 """Decoder output of the whole object: multimask output 2, after the single-mask output."""
 
 NO_MASK = -1e4
 """Logit where there is certainly no mask: finite, for what is multiplied with it."""
-
-
-@dataclass(frozen=True, eq=False)
-class PairCams:
-    """CAMs of the (image, class) pairs that are present in images of one size."""
-
-    cam: Float[Tensor, "N H W"]
-    """In [0, 1]."""
-    image_index: Tensor
-    """(N,) which image of the batch, ascending; on the CPU, as the number of pairs decides shapes."""
-    class_index: Tensor
-    """(N,) which class, from 0; likewise."""
-    class_maps: Sequence[Float[Tensor, "N 1 _h _w"]]
-    """The class maps, before ReLU, that the CAM is the sum of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,39 +37,6 @@ class PairMasks:
     predicted_iou: Float[Tensor, " N"]
     points_yx: list[Tensor]
     """Per pair (P, 2), pixels of the CAM."""
-
-
-@torch.no_grad()
-def find_cams(
-    model: Classifier,
-    images: Float[Tensor, "B 3 H W"],
-    image_labels: Float[Tensor, "B C"],
-    *,
-    scales: Sequence[float],
-    flip: bool,
-) -> PairCams:
-    """Multi-scale CAMs in eval mode; the model's mode is restored.
-
-    Args:
-        images: RGB in [0, 1], of one size.
-        image_labels: which classes an image has. Where these are on the CPU, the host waits for no GPU.
-        scales: image scales whose activations are summed.
-        flip: add the mirrored image at every scale.
-    """
-    was_training = model.training
-    model.eval()
-    pairs = image_labels.cpu().nonzero()
-    at = upload(pairs, images.device).unbind(1)
-    size_hw = (images.shape[-2], images.shape[-1])
-    maps = []
-    for scale in scales:
-        scaled = scale_images(images, scale)
-        maps.append(model(scaled).class_maps.float()[*at, None])
-        if flip:
-            maps.append(model(scaled.flip(-1)).class_maps.float()[*at, None].flip(-1))
-    model.train(was_training)
-    cam = merge_scales(maps, images.new_ones(len(pairs), 1), size_hw)[:, 0]
-    return PairCams(cam, pairs[:, 0], pairs[:, 1], maps)
 
 
 def find_peak_mask(

@@ -14,7 +14,8 @@ from ray_wsss.config import LabelConfig
 from ray_wsss.models.sam.decoder import decode_prompts
 from ray_wsss.models.sam.encoder import sam_input_hw
 from ray_wsss.ops.regions import box_around, peak_regions
-from ray_wsss.stages.prompting import PairCams, PairMasks, choose_masks
+from ray_wsss.stages.cams import PairCams
+from ray_wsss.stages.prompting import PairMasks, choose_masks
 
 _SURE = 10.0
 """Logit of a mask prompt inside, its negative outside: SAM takes a mask as the logits it once gave."""

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from ray._private.state import actors
 
-from ray_wsss.cluster.labelling import run_label
-from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.session import Cluster
 from ray_wsss.cluster.small_nodes import small_nodes
-from ray_wsss.overrides import override
-from ray_wsss.presets import PRESETS
+from ray_wsss.cluster.stages.label import run_label
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import PRESETS
+from ray_wsss.config.resources import Cluster, Resources
 
 NODES = (1, 2, 4)
 

@@ -12,11 +12,10 @@ from threading import Thread
 import ray
 from ray.cluster_utils import Cluster as LocalCluster
 
-from ray_wsss.cluster.labelling import run_label
-from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.session import Cluster
-from ray_wsss.overrides import override
-from ray_wsss.presets import PRESETS
+from ray_wsss.cluster.stages.label import run_label
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import PRESETS
+from ray_wsss.config.resources import Cluster, Resources
 
 PATIENCE_S = 120
 

@@ -11,11 +11,11 @@ from typing import Any
 import ray
 from ray.util.state import list_actors, list_tasks
 
-from ray_wsss.cluster.labelling import run_label
-from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.session import Cluster, ray_session
-from ray_wsss.overrides import override
-from ray_wsss.presets import PRESETS
+from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.stages.label import run_label
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import PRESETS
+from ray_wsss.config.resources import Cluster, Resources
 
 
 class GpusOnPaper(Resources):

@@ -15,13 +15,13 @@ import ray
 from ray.cluster_utils import Cluster as LocalCluster
 from ray.util.state import list_actors
 
-from ray_wsss.cluster.session import Cluster
-from ray_wsss.cluster.space import load_space
-from ray_wsss.cluster.sweep import SweepOptions, run_sweep
-from ray_wsss.cluster.train import Workers
-from ray_wsss.data.trials import ENDED, load_trials
-from ray_wsss.overrides import override
-from ray_wsss.presets import PRESETS
+from ray_wsss.cluster.tune.run import run_sweep
+from ray_wsss.cluster.tune.space import load_space
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import PRESETS
+from ray_wsss.config.resources import Cluster, Workers
+from ray_wsss.config.sweep import SweepOptions
+from ray_wsss.sweeps.trials import ENDED, load_trials
 
 PATIENCE_S = 480
 

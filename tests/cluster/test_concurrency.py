@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_wsss.cluster.concurrency import plan_trials
-from ray_wsss.cluster.train import Workers
+from ray_wsss.cluster.tune.concurrency import plan_trials
+from ray_wsss.config.resources import Workers
 from ray_wsss.errors import UserError
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_wsss.cluster.chunks import RunReport, describe_run
-from ray_wsss.cluster.labelling import run_embed, run_label, run_segment_everything
-from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.session import Cluster
+from ray_wsss.cluster.stages.embed import run_embed
+from ray_wsss.cluster.stages.label import run_label
+from ray_wsss.cluster.stages.segment_everything import run_segment_everything
 from ray_wsss.config import Recipe
+from ray_wsss.config.overrides import override
+from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.data.images import decode_mask, decode_segments
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.errors import UserError
-from ray_wsss.overrides import override
+from ray_wsss.runs.run_report import RunReport, describe_run
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 ON_RAY = {"resources": Resources(), "cluster": Cluster()}

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from ray_wsss.cluster.metrics import StageMetrics, TrainingMetrics
-from ray_wsss.stages.tally import Tally
+from ray_wsss.runs.tally import Tally
 
 _STAGE = "of the test"
 _PATIENCE_S = 60

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ray_wsss.cluster import pipeline
-from ray_wsss.cluster.pipeline import run_ingest
-from ray_wsss.cluster.session import Cluster
+from ray_wsss.cluster.stages import ingest
+from ray_wsss.cluster.stages.ingest import run_ingest
+from ray_wsss.config.resources import Cluster
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.csv_labels import read_csv
 from ray_wsss.data.folder import read_folder
@@ -84,7 +84,7 @@ def _ingest(source: tuple[list, list], kind: SourceKind, out: Path) -> DatasetMe
 def test_every_kind_of_source(kind: SourceKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = SOURCES[kind](tmp_path / "source")
     # Three shards of three rows, the last with two.
-    monkeypatch.setattr(pipeline, "ROWS_PER_SHARD", 3)
+    monkeypatch.setattr(ingest, "ROWS_PER_SHARD", 3)
     metadata = _ingest(source, kind, tmp_path / "many")
     assert (metadata.images, metadata.unlabelled, metadata.errors) == (5, 0, 3)
     assert DatasetMetadata.load(tmp_path / "many") == metadata
@@ -97,7 +97,7 @@ def test_every_kind_of_source(kind: SourceKind, tmp_path: Path, monkeypatch: pyt
     assert [error["image_id"] for error in errors] == [name for name in in_order if name not in good]
     assert all(error["reason"] and error["path"] for error in errors)
 
-    monkeypatch.setattr(pipeline, "ROWS_PER_SHARD", 100)
+    monkeypatch.setattr(ingest, "ROWS_PER_SHARD", 100)
     assert _ingest(source, kind, tmp_path / "one") == metadata
     one = ShardReader(tmp_path / "one")
     assert [one.read(i) for i in range(5)] == [many.read(i) for i in range(5)]

@@ -13,14 +13,13 @@ from threading import Thread
 
 import pytest
 
-from ray_wsss.cluster.chunks import RunReport
-from ray_wsss.cluster.labelling import run_label
-from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.session import Cluster
+from ray_wsss.cluster.stages.label import run_label
 from ray_wsss.config import Recipe
+from ray_wsss.config.overrides import override
+from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.errors import UserError
-from ray_wsss.overrides import override
+from ray_wsss.runs.run_report import RunReport
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

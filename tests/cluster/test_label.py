@@ -11,15 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ray_wsss.cluster.chunks import RunReport
-from ray_wsss.cluster.labelling import run_label
-from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.session import Cluster
+from ray_wsss.cluster.stages.label import run_label
 from ray_wsss.config import Recipe
+from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.data.images import decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata
 from ray_wsss.errors import UserError
+from ray_wsss.runs.run_report import RunReport
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -15,11 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ray_wsss.cluster.pipeline import run_train_classifier
-from ray_wsss.cluster.session import Cluster
-from ray_wsss.cluster.train import Workers
+from ray_wsss.cluster.stages.train_classifier import run_train_classifier
 from ray_wsss.config import Recipe
-from ray_wsss.overrides import override
+from ray_wsss.config.overrides import override
+from ray_wsss.config.resources import Cluster, Workers
 
 CHANGES = {
     "classifier.max_iters": 12,

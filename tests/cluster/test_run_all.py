@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ray_wsss.cli import main
-from ray_wsss.stages.run_record import load_runs
+from ray_wsss.runs.history import load_runs
 
 SCENES = 24
 """Of the fixture ``dataset``."""

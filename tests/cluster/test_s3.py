@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from ray_wsss.cli import main
 from ray_wsss.data.reader import open_shard
-from ray_wsss.stages.session import LocalSession
 from ray_wsss.storage import copy_file, find_files, local_file
+from ray_wsss.training.local_session import LocalSession
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

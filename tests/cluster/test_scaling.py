@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_wsss.cluster import session
-from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.session import check_resources
+from ray_wsss.cluster import capacity
+from ray_wsss.cluster.capacity import check_resources
+from ray_wsss.config.resources import Resources
 from ray_wsss.errors import UserError
 
 JOB = Path(__file__).parents[2] / "jobs" / "benchmark.py"
@@ -85,7 +85,7 @@ def node(cpus: float, gpus: float = 0) -> dict:
 def test_what_a_pool_of_actors_and_their_decoding_have_room_on(
     monkeypatch: pytest.MonkeyPatch, nodes: list[Mapping], actors: int, cpus: float, gpus: float, fits: bool
 ) -> None:
-    monkeypatch.setattr(session.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(capacity.ray, "nodes", lambda: nodes)
     resources = Resources(actors=actors, cpus_per_actor=cpus, gpus_per_actor=gpus)
 
     def check() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from ray_wsss.cluster.search import AskOptuna, TrialSearch, check_optuna
-from ray_wsss.cluster.space import Space, load_space
-from ray_wsss.cluster.sweep import make_scheduler
-from ray_wsss.cluster.trial import NUMBER, PERCENT
-from ray_wsss.data.trials import Trial, load_trials
+from ray_wsss.cluster.tune.run import make_scheduler
+from ray_wsss.cluster.tune.search import AskOptuna, TrialSearch, check_optuna
+from ray_wsss.cluster.tune.space import Space, load_space
+from ray_wsss.cluster.tune.trial import NUMBER, PERCENT
 from ray_wsss.errors import UserError
+from ray_wsss.sweeps.trials import Trial, load_trials
 
 SPACE = """
 from ray import tune

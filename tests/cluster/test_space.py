@@ -5,16 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from ray_wsss.cluster.labelling import run_embed
-from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.session import Cluster
-from ray_wsss.cluster.space import load_space
+from ray_wsss.cluster.stages.embed import run_embed
+from ray_wsss.cluster.tune.space import load_space
 from ray_wsss.config import Recipe
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import PRESETS
+from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.errors import UserError
-from ray_wsss.overrides import override
-from ray_wsss.presets import PRESETS
-from ray_wsss.stages.session import LocalSession
-from ray_wsss.stages.train_classifier import train_classifier
+from ray_wsss.training.classifier import train_classifier
+from ray_wsss.training.local_session import LocalSession
 
 SPACES = Path(__file__).parents[2] / "tune_spaces"
 SHIPPED = ("coco", "demo", "tau", "voc")

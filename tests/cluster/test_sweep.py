@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_wsss.cli import main
-from ray_wsss.cluster import sweep
-from ray_wsss.data.trials import load_trial, load_trials
-from ray_wsss.settings_file import load_recipe
+from ray_wsss.cluster.tune import run
+from ray_wsss.config.settings_file import load_recipe
+from ray_wsss.sweeps.trials import load_trial, load_trials
 
 # Trial 2's first step throws the weights so far that no loss is a number any more.
 SPACE = """
@@ -64,7 +64,7 @@ def test_a_sweep(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "_tune", interrupted)
+        patch.setattr(run, "_tune", interrupted)
         assert main(command) == 130
     kept = (out / "trials" / "trial_0000" / "trial.json").read_bytes()
     assert [trial.status for trial in load_trials(out)] == ["finished", "waiting", "waiting"]

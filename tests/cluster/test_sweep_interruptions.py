@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_wsss.data.trials import ENDED, Trial, load_trials
+from ray_wsss.sweeps.trials import ENDED, Trial, load_trials
 
 PATIENCE_S = 480
 SPACE = """

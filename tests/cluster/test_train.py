@@ -7,14 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ray_wsss.cluster import train
-from ray_wsss.cluster.labelling import run_segment_everything
-from ray_wsss.cluster.map import Resources
-from ray_wsss.cluster.pipeline import run_train_classifier
-from ray_wsss.cluster.session import Cluster
-from ray_wsss.cluster.train import Workers
+from ray_wsss.cluster.stages.segment_everything import run_segment_everything
+from ray_wsss.cluster.stages.train_classifier import run_train_classifier
+from ray_wsss.cluster.workers import PROGRESS_LOG
 from ray_wsss.config import Recipe
-from ray_wsss.overrides import override
+from ray_wsss.config.overrides import override
+from ray_wsss.config.resources import Cluster, Resources, Workers
+from ray_wsss.console import logged_to
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -66,10 +65,12 @@ def _progress(out: Path) -> dict:
 def test_two_workers_compute_what_one_process_does(
     recipe: Recipe, dataset: Path, segments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    alone = _train(recipe, dataset, tmp_path / "alone", 0, segments)
+    with logged_to():
+        alone = _train(recipe, dataset, tmp_path / "alone", 0, segments)
     printed_alone = capsys.readouterr().out
     out = tmp_path / "two"
-    two = _train(recipe, dataset, out, 2, segments)
+    with logged_to():
+        two = _train(recipe, dataset, out, 2, segments)
     printed = capsys.readouterr().out
 
     assert alone.keys() == two.keys()
@@ -89,7 +90,7 @@ def test_two_workers_compute_what_one_process_does(
     assert json.loads((out / "manifest.json").read_text())["state"] == "finished"
     # num_to_keep: two checkpoints of the run, both under --out.
     assert len([path for path in (out / "ray_train").glob("checkpoint_*") if path.is_dir()]) == 2
-    assert (out / train.PROGRESS_LOG).read_text() == printed
+    assert (out / PROGRESS_LOG).read_text() == printed
 
 
 @pytest.mark.slow

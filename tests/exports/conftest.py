@@ -17,8 +17,8 @@ from ray_wsss.cli import main
 from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.images import encode_mask
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata, write_table_atomically
+from ray_wsss.runs.manifest import Output
 from ray_wsss.stages.label import LABEL_SCHEMA
-from ray_wsss.stages.manifest import Output
 
 CLASSES = ("cat", "traffic light", "Ünïcode: <x> & 'y'")
 LABEL_ERROR = "truncated JPEG (as a test has it)"

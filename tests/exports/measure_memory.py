@@ -18,8 +18,8 @@ from PIL import Image
 from ray_wsss.data.images import encode_mask
 from ray_wsss.data.scenes import Scene, make_scene
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata, write_table_atomically
+from ray_wsss.runs.manifest import Output
 from ray_wsss.stages.label import LABEL_SCHEMA
-from ray_wsss.stages.manifest import Output
 
 _ROWS = 256
 _RUN = """

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ray_wsss.cli import main
 from ray_wsss.data.images import encode_mask
-from ray_wsss.stages.manifest import Output
+from ray_wsss.runs.manifest import Output
 from ray_wsss.storage import find_files
 
 FORMATS = ("voc", "coco", "yolo", "label-studio", "folder")
@@ -96,7 +96,7 @@ def test_an_interrupted_export_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ray_wsss.stages.export._csv_line", stop)
+        patch.setattr("ray_wsss.export.run._csv_line", stop)
         with pytest.raises(AssertionError):
             export(kind)
     out = export(kind)

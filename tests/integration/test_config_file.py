@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from ray_wsss.cli import _defaults, main
-from ray_wsss.overrides import override
-from ray_wsss.presets import PRESETS
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import PRESETS
 
 FILE = 'preset = "demo"\n[classifier]\nlr = 0.007\n[cpm]\ntau = 0.42\n[label]\ntau = 0.6\n'
 CHANGES = {"classifier.lr": 0.007, "cpm.tau": 0.42, "label.tau": 0.6}

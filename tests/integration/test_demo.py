@@ -8,7 +8,7 @@ import pytest
 
 from ray_wsss import demo
 from ray_wsss.config import Recipe
-from ray_wsss.overrides import override
+from ray_wsss.config.overrides import override
 
 FIGURES = {
     "cam_plain_miou",

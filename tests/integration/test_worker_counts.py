@@ -16,14 +16,14 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from ray_wsss.config import Recipe
+from ray_wsss.config.overrides import override
 from ray_wsss.models.data_parallel import match_one_worker
 from ray_wsss.models.store import load_classifier
-from ray_wsss.overrides import override
-from ray_wsss.stages.checkpoints import Progress, save_checkpoint
-from ray_wsss.stages.session import LocalSession
-from ray_wsss.stages.train_classifier import train_classifier
-from ray_wsss.stages.train_segmenter import train_segmenter
-from ray_wsss.stages.training import build_optimiser
+from ray_wsss.training.checkpoints import Progress, save_checkpoint
+from ray_wsss.training.classifier import train_classifier
+from ray_wsss.training.local_session import LocalSession
+from ray_wsss.training.loop import build_optimiser
+from ray_wsss.training.segmenter import train_segmenter
 
 STEPS = 50
 CHANGES = {

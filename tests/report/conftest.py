@@ -8,21 +8,21 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from ray_wsss.cluster.evaluate import save_metrics
-from ray_wsss.cluster.pipeline import run_train_classifier
-from ray_wsss.cluster.session import Cluster
-from ray_wsss.cluster.train import Workers
+from ray_wsss.cluster.stages.train_classifier import run_train_classifier
 from ray_wsss.config import Recipe
+from ray_wsss.config.resources import Cluster, Workers
 from ray_wsss.data.schema import DatasetMetadata, write_errors, write_table_atomically
 from ray_wsss.models.sam.build import sam_side_px
 from ray_wsss.models.segmenter import SegmenterSpec
-from ray_wsss.stages.chunks import PrepareImages, plan_chunks
+from ray_wsss.runs.chunks import plan_chunks
+from ray_wsss.runs.dependencies import dataset_settings, settings_of
+from ray_wsss.runs.history import recorded_run
+from ray_wsss.runs.manifest import Output, file_hash
+from ray_wsss.runs.parts import Parts
+from ray_wsss.runs.prepared_images import PrepareImages
 from ray_wsss.stages.evaluate import LabelEvaluator, add_up, describe_confusion
 from ray_wsss.stages.label import SamLabeller
-from ray_wsss.stages.manifest import Output, file_hash
-from ray_wsss.stages.parts import Parts
-from ray_wsss.stages.provenance import dataset_settings, settings_of
-from ray_wsss.stages.run_record import recorded_run
+from ray_wsss.storage import write_json
 
 EVIL_IMAGE = "<script>alert(1)</script>.jpg"
 EVIL_CLASS = "</script><b>bold</b>"
@@ -82,7 +82,7 @@ def _evaluate(dataset: Path, labels: Path, names: tuple[str, ...], path: Path) -
     iou = dict(zip(classes, [None if value != value else value for value in matrix.iou().tolist()]))
     figures = {"miou": matrix.miou(), "images": images, "iou": iou}
     figures |= {"confusion": describe_confusion(matrix, classes)}
-    save_metrics({"pseudo_label": figures}, path)
+    write_json({"pseudo_label": figures}, path)
 
 
 @pytest.fixture(scope="session")

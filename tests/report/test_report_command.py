@@ -17,7 +17,7 @@ from PIL import Image
 from ray_wsss.cli import main
 from ray_wsss.data.images import decode_mask, describe_labels
 from ray_wsss.data.reader import ShardReader
-from ray_wsss.stages.manifest import Output
+from ray_wsss.runs.manifest import Output
 from ray_wsss.storage import copy_file
 
 

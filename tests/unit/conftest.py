@@ -7,14 +7,21 @@ import pytest
 import torch
 from segment_anything.modeling import Sam
 
-from ray_wsss.config import SamConfig
+from ray_wsss.config import EmbedConfig, SamConfig, SegmentsConfig
 from ray_wsss.data.coco import read_coco
+from ray_wsss.data.embeddings import EmbeddingDtype
 from ray_wsss.data.scene_coco import write_scene_coco
 from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
 from ray_wsss.models.sam.build import build_sam
+from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.models.segmenter import SegmenterSpec
 from ray_wsss.models.store import save_model
+from ray_wsss.runs.chunks import plan_chunks
+from ray_wsss.runs.parts import Parts
+from ray_wsss.runs.prepared_images import PrepareImages
+from ray_wsss.stages.embed import SamEmbedder
 from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
+from ray_wsss.stages.segment_everything import SegmentEverything
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,3 +85,25 @@ def segmenter_dir(save_segmenter, tmp_path_factory) -> Path:
     )
     save_segmenter(spec, folder)
     return folder
+
+
+SAM = SamConfig(name="tiny", precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def make_views(scene_dataset, tmp_path_factory) -> Callable[[EmbeddingDtype], dict[str, Path]]:
+    """Makes embeddings, stored as asked, and segment maps of the scenes: folders by name."""
+
+    def make(dtype: EmbeddingDtype) -> dict[str, Path]:
+        stages = {
+            "embeddings": SamEmbedder(EmbedConfig(dtype=dtype), SAM),
+            "segments": SegmentEverything(SegmentsConfig(points_per_side=4, stability_score_thresh=0.8), SAM),
+        }
+        folders = {name: tmp_path_factory.mktemp(name) for name in stages}
+        for name, stage in stages.items():
+            for chunk in plan_chunks(scene_dataset):
+                table, tally = stage(PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunk))
+                Parts(folders[name], "").write(chunk, table, tally)
+        return folders
+
+    return make

@@ -10,17 +10,22 @@ import ray_wsss
 ROOT = Path(__file__).parents[2]
 BELOW_CLUSTER = (
     "config",
+    "console",
     "data",
     "errors",
+    "export",
+    "figures",
     "models",
     "ops",
-    "overrides",
-    "presets",
     "report",
-    "settings_file",
+    "runs",
     "stages",
     "storage",
+    "sweeps",
+    "training",
+    "version",
 )
+MOST_FILES = 16
 
 _IMPORT_WITHOUT_RAY = """
 import importlib, sys
@@ -47,6 +52,15 @@ def test_every_module_has_a_place() -> None:
     """A new module at the top must be added to the contracts."""
     top = {module.name for module in pkgutil.iter_modules(ray_wsss.__path__)}
     assert top == {*BELOW_CLUSTER, "__main__", "ablation", "benchmark", "cli", "cluster", "commands", "demo"}
+
+
+def test_one_concern_one_folder() -> None:
+    """A folder that grows beyond this holds more than one concern."""
+    package = Path(ray_wsss.__path__[0])
+    folders = [package, *(path for path in package.rglob("*") if path.is_dir())]
+    counts = {folder: len([*folder.glob("*.py")]) for folder in folders}
+    assert len(counts) > 15
+    assert {folder.name: count for folder, count in counts.items() if count > MOST_FILES} == {}
 
 
 def test_importable_without_ray() -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ray_wsss.data.reader import open_parquet
 from ray_wsss.errors import UserError
 from ray_wsss.storage import (
     FoundFile,
@@ -18,7 +19,6 @@ from ray_wsss.storage import (
     is_remote,
     local_file,
     make_folder,
-    open_parquet,
     parse_path,
     remove_tree,
     replace_atomically,

@@ -12,10 +12,10 @@ import torch
 
 from ray_wsss.benchmark.matmul import MatmulPeak, encoder_flops
 from ray_wsss.benchmark.sam import compare
+from ray_wsss.config.presets import PRESETS
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.encoder import SamEncoder, prepare_images
-from ray_wsss.presets import PRESETS
 
 JOB = Path(__file__).parents[3] / "jobs" / "benchmark.py"
 

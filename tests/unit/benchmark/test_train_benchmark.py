@@ -13,10 +13,10 @@ from torch.utils.data import default_collate
 
 from ray_wsss.benchmark.naive_cpm import NaiveCpm
 from ray_wsss.config import AugmentConfig, CpmConfig
-from ray_wsss.data.loader import TrainingCrops
 from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
-from ray_wsss.stages.cpm import Cpm
+from ray_wsss.training.cpm import Cpm
+from ray_wsss.training.crops import TrainingCrops
 
 JOB = Path(__file__).parents[3] / "jobs" / "benchmark.py"
 CONFIG = CpmConfig(tau=0.3, min_distance_px=4, scales=(1.0,))

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from ray_wsss.stages.tally import COUNTS
+from ray_wsss.runs.tally import COUNTS
 
 OWN = re.compile(r"ray_wsss_\w+")
 NAMES = re.compile(r"\bray_[a-z_]+\b")
 VARIABLES = {"$__rate_interval": "1m", "$__range": "1h", "$session": ".*", "$run": ".*"}
 REPORTED = {"iteration", "lr", "seconds_per_step", "data_wait_s", "val_miou", "val_miou_best_threshold"}
-"""What `stages.training` and `stages.validation` report, but for the losses."""
+"""What `training.loop` and `training.validation` report, but for the losses."""
 
 
 @pytest.fixture(scope="module")

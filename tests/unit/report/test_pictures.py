@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
+from ray_wsss.figures.overview import class_colour
 from ray_wsss.report.charts import HEIGHT, WIDTH, histogram, line_chart
-from ray_wsss.report.overview import class_colour
 from ray_wsss.report.pictures import (
     encode_heat,
     encode_labels,

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from ray_wsss.report.overview import OverviewRow, class_colour, paint_labels, save_overview
-from ray_wsss.report.table import print_metrics
+from ray_wsss.figures.metrics_table import metrics_table
+from ray_wsss.figures.overview import OverviewRow, class_colour, paint_labels, save_overview
 
 
 def row(seed: int) -> OverviewRow:
@@ -79,7 +79,7 @@ def test_class_colours_repeat_after_ten():
 
 def printed(metrics) -> str:
     buffer = io.StringIO()
-    print_metrics(metrics, Console(file=buffer, width=120))
+    Console(file=buffer, width=120).print(metrics_table(metrics))
     return buffer.getvalue()
 
 

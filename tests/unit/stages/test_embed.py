@@ -17,17 +17,11 @@ from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
 from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
-from ray_wsss.stages.chunks import (
-    Chunk,
-    PreparedImage,
-    PrepareImages,
-    pack_images,
-    plan_chunks,
-    unpack_images,
-)
+from ray_wsss.runs.chunks import Chunk, plan_chunks
+from ray_wsss.runs.parts import Parts
+from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages, pack_images, unpack_images
 from ray_wsss.stages.embed import SamEmbedder, embeddings_of
 from ray_wsss.stages.label import SamLabeller
-from ray_wsss.stages.parts import Parts
 
 SAM = SamConfig(name="tiny", precision="fp32", encode_batch_size=4)
 CONFIG = LabelConfig(tau=0.3, min_distance_px=4, scales=(1.0,), max_side_px=100)

@@ -14,6 +14,8 @@ from ray_wsss.data.images import decode_image, decode_mask, encode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
 from ray_wsss.models.store import load_classifier, load_segmenter
+from ray_wsss.ops.resize import to_tensor
+from ray_wsss.stages.cams import find_cams
 from ray_wsss.stages.evaluate import (
     THRESHOLDS,
     CamEvaluator,
@@ -22,8 +24,6 @@ from ray_wsss.stages.evaluate import (
     SegmenterEvaluator,
     add_up,
 )
-from ray_wsss.stages.label import to_tensor
-from ray_wsss.stages.prompting import find_cams
 
 CONFIG = LabelConfig(scales=(1.0,), flip=False)
 LABELS = 7

@@ -6,9 +6,9 @@ import torch
 from torch.nn import functional as F
 
 from ray_wsss.config import PredictConfig
+from ray_wsss.config.presets import PRESETS
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.store import load_segmenter
-from ray_wsss.presets import PRESETS
 from ray_wsss.stages import predict
 from ray_wsss.stages.predict import Predictor
 

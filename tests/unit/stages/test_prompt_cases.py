@@ -7,8 +7,15 @@ import pytest
 
 from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.images import encode_mask
+from ray_wsss.stages.compare_prompts import (
+    CASES,
+    Pair,
+    choose_examples,
+    count_objects,
+    measure_pairs,
+    summarise,
+)
 from ray_wsss.stages.label import LABEL_SCHEMA
-from ray_wsss.stages.prompt_cases import CASES, Pair, choose_examples, count_objects, measure_pairs, summarise
 
 HW = (20, 30)
 

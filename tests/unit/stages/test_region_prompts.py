@@ -7,13 +7,13 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch.testing import assert_close
 
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import PRESETS
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.sam.decoder import upscale_logits
 from ray_wsss.models.sam.encoder import SamEncoder, sam_input_hw
 from ray_wsss.ops.regions import box_around, peak_regions
-from ray_wsss.overrides import override
-from ray_wsss.presets import PRESETS
-from ray_wsss.stages.prompting import PairCams
+from ray_wsss.stages.cams import PairCams
 from ray_wsss.stages.region_prompts import decode_regions
 
 HW = (80, 120)

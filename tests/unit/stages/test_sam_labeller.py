@@ -21,9 +21,12 @@ from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.ops.pseudo_label import stability_score
-from ray_wsss.stages.chunks import PrepareImages, plan_chunks, shrink
-from ray_wsss.stages.label import LABEL_SCHEMA, SamLabeller, to_tensor
-from ray_wsss.stages.prompting import find_cams, find_prompts
+from ray_wsss.ops.resize import shrink, to_tensor
+from ray_wsss.runs.chunks import plan_chunks
+from ray_wsss.runs.prepared_images import PrepareImages
+from ray_wsss.stages.cams import find_cams
+from ray_wsss.stages.label import LABEL_SCHEMA, SamLabeller
+from ray_wsss.stages.prompting import find_prompts
 
 CONFIG = LabelConfig(tau=0.3, min_distance_px=4, scales=(1.0,), max_side_px=100)
 LARGE_HW = (150, 200)

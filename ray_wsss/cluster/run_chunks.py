@@ -1,0 +1,185 @@
+"""Long runs over many images: CPU workers decode chunks ahead, actors work them off, each writes its part.
+
+A killed driver, actor or node costs the chunks that were in work: the next run of the same command, or
+Ray's retry, does them again and finds the others done.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+import pyarrow as pa
+from ray.data import DataContext, Dataset
+
+from ray_wsss.cluster.actors import StageActor, chunk_of, iterate, map_actors, plan_rows
+from ray_wsss.cluster.capacity import describe_cluster
+from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.metrics import StageMetrics
+from ray_wsss.cluster.progress import ImageProgress
+from ray_wsss.config.resources import Cluster, Resources
+from ray_wsss.runs.chunk_run import ChunkRun
+from ray_wsss.runs.history import recorded_run
+from ray_wsss.runs.manifest import Output
+from ray_wsss.runs.parts import Parts
+from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages, pack_images, unpack_images
+from ray_wsss.runs.run_report import Failures, RunReport
+from ray_wsss.runs.tally import Tally
+
+log = logging.getLogger(__name__)
+
+_DECODE_MEMORY = 1000 * 2**20
+"""Bytes that a process which decodes chunks is planned to take; half of it is what it imports.
+
+Not what anybody asks for an actor: Ray Data puts operators that ask for the same resources into one process,
+and it would decode inside the actors, while their GPU waits.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage that takes prepared images and gives a table and a tally, and what it needs."""
+
+    stage_class: type
+    arguments: dict[str, Any]
+    prepare: PrepareImages
+
+
+class RunOptions(TypedDict):
+    """Where and how `run_chunks` runs, as every stage passes it on."""
+
+    resources: Resources
+    cluster: Cluster
+    overwrite: NotRequired[bool | None]
+    """As for `runs.manifest.Output.begin`."""
+
+
+class ImagesActor(StageActor):
+    """Hands prepared images to the stage; subclasses say how, and keep what comes back.
+
+    Args:
+        name: of the stage, for Ray's metrics.
+    """
+
+    def __init__(self, arguments: dict[str, Any], threads: int, name: str) -> None:
+        super().__init__(arguments, threads)
+        self.metrics = StageMetrics(name)
+        self.idle_since: float | None = None
+
+    def run(self, rows: pa.Table) -> pa.Table:
+        began = time.time()
+        tally, failed = self.work(rows, unpack_images(rows["images"].combine_chunks()))
+        tally.seconds["decode"] = rows["decode_seconds"][0].as_py()
+        tally.seconds["wait"] = began - self.idle_since if self.idle_since is not None else 0.0
+        self.metrics.add(tally)
+        self.idle_since = time.time()
+        return pa.table(
+            {
+                "tally": [json.dumps(asdict(tally))],
+                "failed": [json.dumps(failed)],
+                "began": [began],
+                "ended": [self.idle_since],
+            }
+        )
+
+    def work(self, rows: pa.Table, images: list[PreparedImage]) -> tuple[Tally, Failures]:
+        """One block: what it took, and the images that failed unless they are on disk already."""
+        raise NotImplementedError
+
+
+class _ChunkActor(ImagesActor):
+    """Writes the part of a chunk."""
+
+    def __init__(self, arguments: dict[str, Any], threads: int, name: str, parts: Parts) -> None:
+        super().__init__(arguments, threads, name)
+        self.parts = parts
+
+    def work(self, rows: pa.Table, images: list[PreparedImage]) -> tuple[Tally, Failures]:
+        table, tally = self.stage(images)
+        with tally.phase("write"):
+            self.parts.write(chunk_of(rows), table, tally, self.stage.rows_per_group)
+        return tally, []
+
+
+def decode_ahead(
+    blocks: Dataset, prepare: Callable[[pa.Table], list[PreparedImage]], resources: Resources
+) -> Dataset:
+    """Blocks of one row with their images, decoded by tasks beside the actors."""
+    return blocks.map_batches(
+        partial(decode_images, prepare=prepare),  # the dashboard shows the function's name
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=resources.cpus_to_decode,
+        memory=_DECODE_MEMORY,
+    )
+
+
+def decode_images(rows: pa.Table, prepare: Callable[[pa.Table], list[PreparedImage]]) -> pa.Table:
+    began = time.perf_counter()
+    rows = rows.append_column("images", pack_images(prepare(rows)))
+    return rows.append_column("decode_seconds", pa.array([time.perf_counter() - began]))
+
+
+def run_chunks(
+    output: Output,
+    stage: Stage,
+    *,
+    dataset: Path,
+    resources: Resources,
+    cluster: Cluster,
+    overwrite: bool | None = None,
+) -> RunReport:
+    """Bring ``output`` to its end: every image of ``dataset`` in it once.
+
+    Args:
+        overwrite: as for `Output.begin`.
+
+    Raises:
+        UserError: another run's output, a damaged data set, too small a cluster, or every image failed.
+    """
+    run = ChunkRun.start(output, dataset, overwrite=overwrite)
+    report = RunReport(total=run.done, done_before=run.done.images + run.done.errors)
+    if run.is_finished:
+        output.log_finished(overwrite)
+        return report
+    if run.missing:
+        if report.done_before:
+            log.info("%s images are done already", f"{report.done_before:,}")
+        with (
+            ray_session(cluster.address, verbose=cluster.verbose),
+            ImageProgress(output.stage, run.images, report.done_before) as progress,
+            recorded_run(output.out, resources=asdict(resources), cluster=describe_cluster()) as figures,
+        ):
+            DataContext.get_current().enable_progress_bars = cluster.verbose
+            count_done(_pipeline(run, stage, resources), report, progress)
+            figures |= report.figures()
+    run.finish()
+    return report
+
+
+def _pipeline(run: ChunkRun, stage: Stage, resources: Resources) -> Dataset:
+    chunks, prepare = run.missing, stage.prepare
+    prepared = decode_ahead(plan_rows(chunks), lambda rows: prepare(chunk_of(rows)), resources)
+    extra = {"parts": run.parts, "name": run.output.stage}
+    return map_actors(
+        prepared, _ChunkActor, stage.stage_class, stage.arguments, resources, len(chunks), extra
+    )
+
+
+def count_done(done: Dataset, report: RunReport, progress: ImageProgress) -> Failures:
+    """Run a pipeline that ends in an `ImagesActor`; returns the images that failed, as the actors say."""
+    started, began, ended = time.time(), float("inf"), 0.0
+    failed: Failures = []
+    # Nothing but counts comes back: what the actors made is on disk.
+    for row in iterate(done):
+        failed += [(name, reason) for name, reason in json.loads(row["failed"])]
+        tally = Tally(**json.loads(row["tally"]))
+        report.total.add(tally)
+        progress.advance(tally.images + tally.errors, tally.errors)
+        began, ended = min(began, row["began"]), max(ended, row["ended"])
+    report.startup_s, report.work_s = began - started, ended - began
+    return failed

@@ -1,0 +1,86 @@
+"""Points, boxes or masks: pseudo labels from one classifier with each kind of prompt, side by side."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.stages.embed import run_embed
+from ray_wsss.cluster.stages.label import run_label
+from ray_wsss.config import Recipe
+from ray_wsss.config.overrides import override
+from ray_wsss.config.resources import Cluster, Resources
+from ray_wsss.data.schema import DatasetMetadata
+from ray_wsss.errors import UserError
+from ray_wsss.figures.prompt_figure import TITLES, save_prompt_figure
+from ray_wsss.stages.compare_prompts import ExampleMaker, Pair, choose_examples, measure_pairs, summarise
+from ray_wsss.stages.evaluate import measure_labels
+from ray_wsss.storage import make_folder, write_json
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.json"
+FIGURE = "figure.png"
+
+
+def compare_prompts(
+    recipe: Recipe,
+    *,
+    dataset: Path,
+    classifier: Path,
+    out: Path,
+    resources: Resources,
+    cluster: Cluster,
+    embeddings: Path | None = None,
+    images: Sequence[str] = (),
+    examples: int = 2,
+) -> dict[str, Any]:
+    """Label ``dataset`` with each kind of prompt, measure the labels and draw examples; again resumes.
+
+    Args:
+        dataset: with ground truth.
+        embeddings: output of `run_embed`; else it is made in ``out``, so that SAM's encoder runs once.
+        images: ids of the images to draw, with all of their classes.
+        examples: how many to draw of each of the paper's two cases, without ``images``.
+
+    Returns:
+        Per kind of prompt the ``miou`` of its pseudo labels, and per case of `prompt_cases` how many pairs of
+        image and class it has, with the mean IoU of SAM's masks; also in ``out/metrics.json``.
+
+    Raises:
+        UserError: as the stages; no ground truth, or none of its images is called so.
+    """
+    metadata = DatasetMetadata.load(dataset)
+    if not metadata.has_masks:
+        raise UserError(f"{dataset} has no ground-truth masks; expected a data set with them to compare on")
+    run: Any = {"resources": resources, "cluster": cluster}
+    labels = {kind: out / kind for kind in TITLES}
+    make_folder(out)
+    with ray_session(cluster.address, verbose=cluster.verbose):
+        if embeddings is None:
+            embeddings = out / "embeddings"
+            run_embed(recipe, dataset=dataset, out=embeddings, **run)
+        for kind, folder in labels.items():
+            log.info("%s:", TITLES[kind])
+            asked = override(recipe, {"label.prompts": kind})
+            inputs = {"dataset": dataset, "classifier": classifier, "embeddings": embeddings}
+            run_label(asked, out=folder, **inputs, **run)
+    num_labels = 1 + len(metadata.class_names)
+    miou = {kind: measure_labels(dataset, folder, num_labels).miou() for kind, folder in labels.items()}
+    pairs = list(measure_pairs(dataset, labels))
+    metrics = {"miou": miou, "cases": summarise(pairs, list(labels))}
+    write_json(metrics, out / METRICS)
+    drawn = _named(pairs, images) if images else choose_examples(pairs, examples)
+    if drawn:
+        make = ExampleMaker(recipe.label, dataset=dataset, classifier=classifier, labels=labels)
+        save_prompt_figure([make(pair) for pair in drawn], out / FIGURE)
+    return metrics
+
+
+def _named(pairs: Sequence[Pair], images: Sequence[str]) -> list[Pair]:
+    known = {pair.image_id for pair in pairs}
+    for image_id in images:
+        if image_id not in known:
+            raise UserError(f"--images {image_id} is no image with ground truth and labels in the data set")
+    return [pair for image_id in images for pair in pairs if pair.image_id == image_id]

@@ -1,0 +1,68 @@
+"""Ingest on Ray: a task for each shard."""
+
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from ray_wsss.cluster.actors import iterate
+from ray_wsss.cluster.connect import ray_session
+from ray_wsss.config.resources import Cluster
+from ray_wsss.data.schema import DatasetMetadata, SourceKind, SourceRow
+from ray_wsss.stages.ingest import ROWS_PER_SHARD, IngestShard, ShardSummary, begin_ingest, finish_ingest
+
+
+def run_ingest(
+    class_names: list[str],
+    rows: list[SourceRow],
+    *,
+    source: SourceKind,
+    out: Path,
+    max_errors: int | None,
+    cluster: Cluster,
+) -> DatasetMetadata:
+    """Read, verify and write the images of ``rows`` as a data set at ``out``, shard by shard.
+
+    Image bytes go from disk to shard inside one task and never through the object store.
+
+    Raises:
+        UserError: as `stages.ingest.begin_ingest` and `finish_ingest`.
+    """
+    begin_ingest(out)
+    shards = [rows[at : at + ROWS_PER_SHARD] for at in range(0, len(rows), ROWS_PER_SHARD)]
+    plan = pa.table(
+        {
+            "shard": list(range(len(shards))),
+            "rows": [json.dumps([asdict(r) for r in shard]) for shard in shards],
+        }
+    )
+    summaries = []
+    if shards:
+        ingest = IngestShard(out.absolute(), len(class_names))
+        with ray_session(cluster.address, verbose=cluster.verbose):
+            blocks = ray.data.from_arrow(plan).repartition(len(shards))
+            done = blocks.map_batches(
+                partial(ingest_shard, ingest=ingest), batch_size=1, batch_format="pyarrow"
+            )
+            results = sorted(iterate(done), key=lambda row: row["shard"])
+        for row in results:
+            summary = json.loads(row["summary"])
+            summary["errors"] = [tuple(error) for error in summary["errors"]]
+            summaries.append(ShardSummary(**summary))
+    return finish_ingest(out, class_names, source, summaries, max_errors)
+
+
+def ingest_shard(plan: pa.Table, ingest: IngestShard) -> pa.Table:
+    (planned,) = plan.to_pylist()
+    rows = [SourceRow(**_tuples(row)) for row in json.loads(planned["rows"])]
+    summary = ingest(rows, planned["shard"])
+    return pa.table({"shard": [planned["shard"]], "summary": [json.dumps(asdict(summary))]})
+
+
+def _tuples(row: dict[str, Any]) -> dict[str, Any]:
+    names = ("image_labels", "stated_hw")
+    return {k: tuple(v) if k in names and v is not None else v for k, v in row.items()}

@@ -1,0 +1,57 @@
+"""Pseudo labels for a data set, on Ray."""
+
+from pathlib import Path
+from typing import Unpack
+
+from ray_wsss.cluster.run_chunks import RunOptions, run_chunks
+from ray_wsss.cluster.stages.sam import sam_stage
+from ray_wsss.config import Recipe
+from ray_wsss.runs.dependencies import (
+    cache_settings,
+    check_classes,
+    dataset_settings,
+    sam_settings,
+    settings_of,
+    settled,
+)
+from ray_wsss.runs.manifest import Output, file_hash
+from ray_wsss.runs.run_report import RunReport
+from ray_wsss.stages.label import SamLabeller
+
+
+def run_label(
+    recipe: Recipe,
+    *,
+    dataset: Path,
+    classifier: Path,
+    out: Path,
+    embeddings: Path | None = None,
+    **run: Unpack[RunOptions],
+) -> RunReport:
+    """Make pseudo labels for all of ``dataset`` with a trained classifier and SAM.
+
+    Args:
+        embeddings: output of `run_embed`, read instead of running SAM's encoder.
+
+    Raises:
+        UserError: the classifier has other classes than the data set, the embeddings are of another SAM or
+            lack images, or as `run_chunks`.
+    """
+    check_classes(dataset, classifier, "classifier")
+    device = run["resources"].device
+    recipe = settled(recipe, device)
+    encoder = device if embeddings is None else None
+    depends_on = settings_of(recipe, "label") | sam_settings(recipe, encoder) | dataset_settings(dataset)
+    depends_on["classifier"] = file_hash(classifier / "model.safetensors")
+    depends_on |= cache_settings(embeddings, recipe, dataset)
+    stage = sam_stage(
+        SamLabeller,
+        recipe,
+        dataset=dataset,
+        resources=run["resources"],
+        embeddings=embeddings,
+        max_side_px=recipe.label.max_side_px,
+        config=recipe.label,
+        classifier=classifier.absolute(),
+    )
+    return run_chunks(Output(out, "label", depends_on), stage, dataset=dataset, **run)

@@ -1,0 +1,105 @@
+"""Every stage in turn, from a data set to a segmenter and what it scores; running it again resumes it."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.stages.embed import run_embed
+from ray_wsss.cluster.stages.evaluate import run_evaluate
+from ray_wsss.cluster.stages.label import run_label
+from ray_wsss.cluster.stages.segment_everything import run_segment_everything
+from ray_wsss.cluster.stages.train_classifier import run_train_classifier
+from ray_wsss.cluster.stages.train_segmenter import run_train_segmenter
+from ray_wsss.config import Recipe
+from ray_wsss.config.resources import Cluster, Resources, Workers
+from ray_wsss.runs.dependencies import check_validation
+from ray_wsss.runs.run_report import RunReport, describe_run
+from ray_wsss.storage import write_json
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.json"
+
+
+def run_all(
+    recipe: Recipe,
+    *,
+    dataset: Path,
+    out: Path,
+    resources: Resources,
+    workers: Workers,
+    cluster: Cluster,
+    validation: Path | None = None,
+    ssc: bool = False,
+) -> dict[str, Any] | None:
+    """Embed, segment, train, label, train again and evaluate, each into a folder of ``out``.
+
+    Embeddings are made where ``cpm.view`` is ``image``, and then serve labelling as well.
+
+    Args:
+        resources: of the stages that run SAM, and of evaluation.
+        workers: of both trainings.
+        validation: data set with ground truth, to measure on meanwhile and at the end.
+        ssc: also segment everything, which adds SSC to the classifier's loss.
+
+    Returns:
+        What `run_evaluate` measured; None without ``validation``.
+
+    Raises:
+        UserError: as the stages. What is done by then stays.
+    """
+    check_validation(validation, dataset)
+    cached = recipe.cpm.enabled and recipe.cpm.view == "image"
+    embeddings = out / "embeddings" if cached else None
+    segments = out / "segments" if ssc else None
+    names = ("embed", "segment-everything", "train-classifier", "label", "train-segmenter", "evaluate")
+    wanted = (cached, ssc, True, True, True, validation is not None)
+    say = _Steps([name for name, is_wanted in zip(names, wanted) if is_wanted])
+
+    def work_off(stage: Callable[..., RunReport], what: str, folder: str, **inputs: Path | None) -> None:
+        run: Any = {"resources": resources, "cluster": cluster}
+        report = stage(recipe, dataset=dataset, out=out / folder, **inputs, **run)
+        log.info(describe_run(report, what))
+
+    training: Any = {"workers": workers, "cluster": cluster, "validation": validation}
+    classifier, labels, segmenter = out / "classifier", out / "labels", out / "segmenter"
+    with ray_session(cluster.address, verbose=cluster.verbose):
+        if embeddings is not None:
+            say("embed")
+            work_off(run_embed, "embedded", "embeddings")
+        if segments is not None:
+            say("segment-everything")
+            work_off(run_segment_everything, "segmented", "segments", embeddings=embeddings)
+        say("train-classifier")
+        views = {"segments": segments, "embeddings": embeddings}
+        run_train_classifier(recipe, dataset=dataset, out=classifier, **views, **training)
+        say("label")
+        work_off(run_label, "labelled", "labels", classifier=classifier, embeddings=embeddings)
+        say("train-segmenter")
+        run_train_segmenter(recipe, dataset=dataset, labels=labels, out=segmenter, **training)
+        if validation is None:
+            return None
+        say("evaluate")
+        metrics = run_evaluate(
+            recipe,
+            dataset=validation,
+            classifier=classifier,
+            labels=None,
+            segmenter=segmenter,
+            resources=resources,
+            cluster=cluster,
+        )
+    write_json(metrics, out / METRICS)
+    return metrics
+
+
+class _Steps:
+    """Announces stages by their place among those that run."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def __call__(self, name: str) -> None:
+        log.info("[%d/%d] %s", self.names.index(name) + 1, len(self.names), name)

@@ -1,0 +1,60 @@
+"""Training of the classifier on Ray Train."""
+
+from pathlib import Path
+
+from ray_wsss.cluster.workers import fit
+from ray_wsss.config import Recipe
+from ray_wsss.config.resources import Cluster, Workers
+from ray_wsss.runs.dependencies import (
+    check_validation,
+    classifier_settings,
+    settled,
+)
+from ray_wsss.runs.manifest import Output
+from ray_wsss.training.classifier import check_trainable, train_classifier
+from ray_wsss.training.loop import Session, share_of_batch
+
+
+def run_train_classifier(
+    recipe: Recipe,
+    *,
+    dataset: Path,
+    out: Path,
+    workers: Workers,
+    cluster: Cluster,
+    segments: Path | None = None,
+    embeddings: Path | None = None,
+    validation: Path | None = None,
+    overwrite: bool | None = None,
+) -> None:
+    """Train a classifier on ``dataset``; ``out`` becomes a folder with the network and its checkpoints.
+
+    Args:
+        segments: output of `run_segment_everything`; SSC is on where it is given.
+        embeddings: output of `run_embed`; ``cpm.view=image`` needs it.
+        validation: data set with ground truth to measure the CAMs on meanwhile; the result does not depend
+            on it, but for the best network, which is kept beside the last.
+
+    Raises:
+        UserError: inputs that don't fit together, or too few images.
+    """
+    recipe = settled(recipe, workers.device)
+    settings = classifier_settings(recipe, dataset, segments, embeddings, workers.device)
+    output = Output(out, "train-classifier", settings)
+    share_of_batch(recipe.classifier, max(1, workers.workers), "classifier")
+    check_trainable(dataset, recipe.classifier.batch_size)
+    check_validation(validation, dataset)
+    if output.begin(overwrite=overwrite) == "finished":
+        output.log_finished(overwrite)
+        return
+
+    source = dataset.absolute()
+    views = {"segments": segments, "embeddings": embeddings, "validation": validation}
+    absolute = {name: path.absolute() for name, path in views.items() if path is not None}
+
+    def loop(session: Session) -> None:
+        train_classifier(recipe, source, session, **absolute)
+
+    keep = recipe.classifier.keep_checkpoints
+    fit(loop, out=out, workers=workers, cluster=cluster, keep_checkpoints=keep)
+    output.finish()

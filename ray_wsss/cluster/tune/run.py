@@ -1,0 +1,234 @@
+"""A sweep: many trainings of the classifier, several at a time, on Ray Tune over Ray Train.
+
+What Tune keeps of an experiment is thrown away. Restoring it forgets what ASHA has seen and all that came
+after its last snapshot (Ray 2.60), and needs pickles; the trials' own files have everything.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from ray_wsss.cluster.connect import ray_session, storage_of
+from ray_wsss.cluster.tune.concurrency import trials_at_once
+from ray_wsss.cluster.tune.recorder import Recorder
+from ray_wsss.cluster.tune.search import AskOptuna, TrialSearch, check_optuna
+from ray_wsss.cluster.tune.space import Space, check_space
+from ray_wsss.cluster.tune.trial import PERCENT, TrialTask
+from ray_wsss.config import Recipe
+from ray_wsss.config.overrides import override
+from ray_wsss.config.resources import Cluster, Workers
+from ray_wsss.config.sweep import Scheduler, SweepOptions
+from ray_wsss.errors import UserError
+from ray_wsss.runs.dependencies import check_validation, classifier_settings, settled
+from ray_wsss.runs.manifest import Output, dataset_hash
+from ray_wsss.storage import remove_tree
+from ray_wsss.sweeps.trials import ENDED, Trial, load_trials, trial_folder
+from ray_wsss.training.classifier import check_trainable
+from ray_wsss.training.loop import share_of_batch
+
+log = logging.getLogger(__name__)
+
+REDUCTION = 2
+"""ASHA lets this share of the trials go on (1 / 2), at its grace period, twice, four times it..."""
+
+
+def run_sweep(
+    recipe: Recipe,
+    space: Space,
+    *,
+    dataset: Path,
+    validation: Path,
+    out: Path,
+    options: SweepOptions,
+    workers: Workers,
+    cluster: Cluster,
+    segments: Path | None = None,
+    embeddings: Path | None = None,
+    overwrite: bool | None = None,
+) -> list[Trial]:
+    """Train a classifier with each of many sets of values; again resumes.
+
+    Trials that ended are kept, others go on from their checkpoints. All read the same data set and views.
+
+    Args:
+        recipe: what the space does not vary; its fixed settings are in it, unless the caller has others.
+        validation: data set with ground truth, on which trials are compared.
+        workers: of each trial.
+        segments, embeddings: as for `run_train_classifier`.
+
+    Returns:
+        All trials, each of which ended.
+
+    Raises:
+        UserError: a space or inputs that don't fit, or a trial that the cluster has no room for.
+    """
+    if workers.workers < 1:
+        raise UserError(f"workers_per_trial is {workers.workers}; expected at least 1")
+    recipe = settled(recipe, workers.device)
+    scheduler = options.scheduler or space.scheduler
+    check_space(space, recipe)
+    _check_recipes(recipe, space, workers, scheduler)
+    settings = _settings(recipe, space, dataset, segments, embeddings, workers.device)
+    check_trainable(dataset, recipe.classifier.batch_size)
+    check_validation(validation, dataset)
+    settings |= {"validation": str(validation.absolute()), "validation.sha256": dataset_hash(validation)}
+    settings |= {"scheduler": scheduler, "search": options.search, "sample_seed": options.sample_seed}
+    if options.search == "optuna":
+        check_optuna(space)
+
+    output = Output(out, "sweep", settings)
+    state = output.begin(overwrite=overwrite)
+    count = options.num_samples or space.num_samples
+    total, waiting = _plan(out, space, recipe, options, count)
+    if not waiting and total <= len(load_trials(out)):
+        if state == "finished":
+            output.log_finished(overwrite, ", a larger --num-samples adds to it")
+    else:
+        output.reopen()
+        views = {"segments": segments, "embeddings": embeddings, "validation": validation}
+        task = TrialTask(
+            recipe=recipe,
+            dataset=dataset.absolute(),
+            views={name: path.absolute() for name, path in views.items() if path is not None},
+            out=out.absolute(),
+            workers=workers,
+            metric=space.metric,
+        )
+        _set_up_tune()
+        with ray_session(cluster.address, verbose=cluster.verbose):
+            _tune(task, space, options, scheduler, waiting, total, verbose=cluster.verbose)
+    trials = load_trials(out)
+    left = [trial.name for trial in trials if trial.status not in ENDED]
+    if left:
+        raise UserError(f"{len(left)} trials have not ended, {left[0]} among them; the same command goes on")
+    output.finish()
+    return trials
+
+
+def _check_recipes(recipe: Recipe, space: Space, workers: Workers, scheduler: Scheduler) -> None:
+    for key, value in [("cpm.tau", recipe.cpm.tau), *space.bounds()]:
+        config = override(recipe, {key: value}).classifier
+        share_of_batch(config, workers.workers, "classifier")
+        if scheduler == "asha" and config.validate_every * 2 > config.max_iters:
+            raise UserError(
+                f"classifier.validate_every is {config.validate_every}; expected at most half of "
+                f"classifier.max_iters ({config.max_iters}), since asha compares trials while they train"
+            )
+
+
+def _settings(
+    recipe: Recipe,
+    space: Space,
+    dataset: Path,
+    segments: Path | None,
+    embeddings: Path | None,
+    device: str,
+) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for view in [*(value for key, value in space.bounds() if key == "cpm.view"), recipe.cpm.view]:
+        of_view = override(recipe, {"cpm.view": view})
+        settings |= classifier_settings(of_view, dataset, segments, embeddings, device)
+    config = recipe.classifier
+    measured = {"validate_every": config.validate_every, "validate_images": config.validate_images}
+    settings |= {f"classifier.{name}": value for name, value in measured.items()}
+    swept = {key for key, _ in space.bounds()} | set(space.domains)
+    settings = {key: value for key, value in settings.items() if key not in swept}
+    return settings | space.describe() | {"metric": space.metric, "mode": space.mode, "grace": space.grace}
+
+
+def _plan(
+    out: Path, space: Space, recipe: Recipe, options: SweepOptions, count: int
+) -> tuple[int, list[Trial]]:
+    """How many trials the sweep is to have, and those that are to run, written down."""
+    known = {trial.number: trial for trial in load_trials(out)}
+    if options.search == "random":
+        for number, params in enumerate(space.sample(count, options.sample_seed)):
+            if number not in known:
+                max_iters = params.get("classifier.max_iters", recipe.classifier.max_iters)
+                known[number] = Trial(number=number, params=params, max_iters=max_iters)
+                known[number].save(out)
+    for trial in known.values():
+        if trial.status == "failed" and options.retry_failed:
+            remove_tree(trial_folder(out, trial.number))
+            trial.status, trial.error, trial.curve = "waiting", None, []
+            trial.save(out)
+    total = max(len(known), count)
+    return total, [known[number] for number in sorted(known) if known[number].status not in ENDED]
+
+
+def _tune(
+    task: TrialTask,
+    space: Space,
+    options: SweepOptions,
+    scheduler: Scheduler,
+    waiting: Sequence[Trial],
+    total: int,
+    *,
+    verbose: bool,
+) -> None:
+    at_once, arithmetic = trials_at_once(task.workers, options.max_concurrent)
+    earlier = load_trials(task.out)
+    to_run = total - sum(trial.status in ENDED for trial in earlier)
+    log.info("%d trials, %d of them done already; %s", total, total - to_run, arithmetic)
+    ask = None
+    if options.search == "optuna":
+        ask = AskOptuna(space, task.recipe.classifier.max_iters, earlier, options.sample_seed)
+    folder = task.out / "tune"
+    remove_tree(folder)
+    tuner = tune.Tuner(
+        task.trainable(),
+        tune_config=tune.TuneConfig(
+            num_samples=to_run,
+            max_concurrent_trials=at_once,
+            search_alg=TrialSearch(task.out, waiting, ask, total),
+            scheduler=make_scheduler(scheduler, space, earlier),
+        ),
+        run_config=tune.RunConfig(
+            name="session",
+            **storage_of(folder),
+            verbose=2 if verbose else 0,
+            # A driver that died with its node; what fails in training is not raised (`TrialTask.run`).
+            failure_config=tune.FailureConfig(max_failures=task.workers.max_failures),
+            callbacks=[Recorder(task.out, space.metric)],
+        ),
+    )
+    tuner.fit()
+
+
+def make_scheduler(name: Scheduler, space: Space, earlier: Sequence[Trial] = ()) -> TrialScheduler:
+    """What stops trials; it is told of what trials reported before the sweep was interrupted."""
+    if name == "none":
+        return FIFOScheduler()
+    scheduler = ASHAScheduler(
+        time_attr=PERCENT,
+        metric=space.metric,
+        mode=space.mode,
+        max_t=100,
+        grace_period=cast(int, 100 * space.grace),
+        reduction_factor=REDUCTION,
+    )
+    for trial in earlier:
+        stand_in: Any = SimpleNamespace(trial_id=f"earlier {trial.number}")
+        controller: Any = None  # not looked at
+        if trial.status in ENDED:
+            scheduler.on_trial_add(controller, stand_in)
+            for entry in trial.curve:
+                if (value := entry.get(space.metric)) is not None:
+                    percent = 100 * entry["iteration"] / trial.max_iters
+                    scheduler.on_trial_result(controller, stand_in, {PERCENT: percent, space.metric: value})
+    return scheduler
+
+
+def _set_up_tune() -> None:
+    """Tune as this process uses it, and a Ray that it starts."""
+    # A trial is half a dozen processes; with more than 4 times this number Ray warns of every other one.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "64")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # `Recorder` writes
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the command; the next goes on
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other kind prints tables even when it is silenced

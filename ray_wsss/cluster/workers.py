@@ -1,0 +1,238 @@
+"""Training stages under Ray Train: N data-parallel workers, checkpoints, resume by running again."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from threading import Event, Thread
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from torch import nn
+
+from ray_wsss.cluster.actors import unwrap
+from ray_wsss.cluster.capacity import check_resources, describe_cluster
+from ray_wsss.cluster.connect import ray_session, storage_of
+from ray_wsss.cluster.metrics import TrainingMetrics
+from ray_wsss.config.resources import Cluster, Workers
+from ray_wsss.console import logged_to
+from ray_wsss.errors import UserError
+from ray_wsss.models.data_parallel import match_one_worker
+from ray_wsss.runs.history import recorded_run
+from ray_wsss.storage import copy_file, growing_folder, is_remote, make_folder
+from ray_wsss.training.checkpoints import export_model, keep_best
+from ray_wsss.training.local_session import LocalSession
+from ray_wsss.training.loop import Session
+
+log = logging.getLogger(__name__)
+
+PROGRESS_LOG = "progress.log"
+"""Beside the checkpoints: what the first worker printed, over all runs in the folder."""
+
+
+class RaySession:
+    """One Ray Train worker's `Session`."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.metrics = TrainingMetrics(out.name)
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world_size = context.get_world_size()
+        device = get_device()
+        assert isinstance(device, torch.device)
+        self.device = device
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Move the model to the worker's device; several workers compute as one (DDP, norms, dropout)."""
+        if self.world_size > 1:
+            match_one_worker(model, self.rank, self.world_size, on_gpu=self.device.type == "cuda")
+        return prepare_model(model)
+
+    def latest_checkpoint(self) -> Path | None:
+        """A local copy of Ray's latest checkpoint of this run; it goes with this object."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        self._copy = TemporaryDirectory(prefix="ray_wsss_")
+        return Path(checkpoint.to_directory(self._copy.name))
+
+    def mean_over_workers(self, value: torch.Tensor) -> torch.Tensor:
+        """All-reduced, without a wait of the host on a GPU."""
+        if self.world_size > 1:
+            value = value.clone()
+            torch.distributed.all_reduce(value)
+        return value / self.world_size
+
+    def report(self, metrics: dict[str, float], checkpoint: Path | None, *, best: bool = False) -> None:
+        """Report to Ray Train, a barrier over the workers; the checkpoint is stored before this returns."""
+        if self.rank == 0:
+            self.metrics.set(metrics)
+        if best and checkpoint is not None:
+            keep_best(checkpoint, self.out)
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(checkpoint) if checkpoint else None)
+
+
+def fit(
+    loop: Callable[[Session], None], *, out: Path, workers: Workers, cluster: Cluster, keep_checkpoints: int
+) -> None:
+    """Run a training loop to its end and export the network to ``out``.
+
+    A run that was interrupted goes on from its last checkpoint.
+
+    Args:
+        loop: takes the worker's session; sent to the workers, so what it closes over must pickle, and its
+            paths must be absolute (a worker has a working directory of its own).
+        keep_checkpoints: how many of the last ones stay.
+
+    Raises:
+        UserError, FloatingPointError: as the loop raised them, wherever it ran.
+    """
+    if workers.workers == 0:
+        device = "cuda" if workers.gpus_per_worker else "cpu"
+        session = LocalSession(out, device, keep_checkpoints)
+        with recorded_run(out, workers=asdict(workers)):
+            loop(session)
+        last = session.latest_checkpoint()
+    else:
+        with ray_session(cluster.address, verbose=cluster.verbose), _follow(out / PROGRESS_LOG):
+            check_resources(
+                count=workers.workers,
+                share=workers.share,
+                what=f"training with {workers.workers} workers",
+            )
+            with recorded_run(out, workers=asdict(workers), cluster=describe_cluster()):
+                last = fit_on_ray(loop, out.absolute(), workers, keep_checkpoints)
+    assert last is not None, "a finished run has a checkpoint"
+    export_model(last, out)
+
+
+def fit_on_ray(
+    loop: Callable[[Session], None],
+    out: Path,
+    workers: Workers,
+    keep: int,
+    callbacks: Sequence[UserCallback] = (),
+) -> Path:
+    """Run a training loop on Ray's workers, from its last checkpoint under ``out`` where there is one.
+
+    Args:
+        loop, workers: as for `fit`; there is at least one worker.
+        out: folder of the run; absolute, and the same for all nodes.
+        keep: how many of the last checkpoints stay.
+        callbacks: told what the workers report.
+
+    Returns:
+        The last checkpoint.
+
+    Raises:
+        UserError, FloatingPointError: as the loop raised them.
+    """
+    trainer = TorchTrainer(
+        lambda: _run_worker(loop, out, max(1, int(workers.cpus_per_worker))),
+        scaling_config=ScalingConfig(
+            num_workers=workers.workers,
+            use_gpu=workers.gpus_per_worker > 0,
+            resources_per_worker=workers.share.by_name,
+        ),
+        run_config=RunConfig(
+            name="ray_train",
+            **storage_of(out),
+            checkpoint_config=CheckpointConfig(num_to_keep=keep),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+            callbacks=list(callbacks),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+    if result.return_value is not None:
+        raise FloatingPointError(result.return_value)
+    assert result.checkpoint is not None
+    return out / "ray_train" / PurePosixPath(result.checkpoint.path).name
+
+
+def _run_worker(loop: Callable[[Session], None], out: Path, threads: int) -> str | None:
+    """Run the loop in a worker of Ray Train.
+
+    Returns:
+        What was not finite, if anything. All workers stop for it together and none raises: it would come
+        again however often Ray tried.
+    """
+    torch.set_num_threads(threads)
+    session = RaySession(out)
+    with _log_of(session.rank, out / PROGRESS_LOG):
+        try:
+            loop(session)
+        except FloatingPointError as error:
+            return str(error)
+    return None
+
+
+@contextmanager
+def _log_of(rank: int, path: Path) -> Iterator[None]:
+    if rank > 0:
+        yield
+        return
+    with growing_folder(path.parent) as folder:
+        if is_remote(path) and path.exists():  # there is no appending to it: it is written again
+            copy_file(path, folder / path.name)
+        with (folder / path.name).open("a", encoding="utf-8", buffering=1) as file, logged_to(file):
+            yield
+
+
+@contextmanager
+def _follow(path: Path) -> Iterator[None]:
+    """Print what is added to a file meanwhile: the first worker's lines, without Ray's path among them."""
+    added = _added_to_remote(path) if is_remote(path) else _added_to(path)
+    next(added)
+    ended = Event()
+
+    def show() -> None:
+        last_look = False
+        while not last_look:
+            last_look = ended.wait(5 if is_remote(path) else 0.5)
+            for line in next(added).splitlines():
+                log.info(line)
+
+    thread = Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _added_to(path: Path) -> Iterator[str]:
+    """What is added to a file between one look and the next; the first is at its end."""
+    make_folder(path.parent)
+    path.touch()
+    with path.open(encoding="utf-8") as file:
+        file.seek(0, os.SEEK_END)
+        while True:
+            yield file.read()
+
+
+def _added_to_remote(path: Path) -> Iterator[str]:
+    """The same of a file in a store, which is replaced by a longer one."""
+    known = len(path.read_text(encoding="utf-8")) if path.exists() else 0
+    yield ""
+    while True:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        yield text[known:]
+        known = max(known, len(text))
+
+
+def _cause(error: ray.train.TrainingFailedError) -> BaseException:
+    """What the loop itself raised in a worker, else what a worker died of, else Ray's error."""
+    failures = [unwrap(failure) for failure in getattr(error, "worker_failures", {}).values()]
+    # One worker's error makes the others fail as well, in less telling ways.
+    told = [failure for failure in failures if isinstance(failure, UserError)]
+    return [*told, *failures, error][0]

@@ -1,0 +1,29 @@
+"""Commands that run as a submitted job: their working directory is a copy, which nobody finds again."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ray_wsss.errors import UserError
+
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray's job server tells a job what it was submitted with."""
+_WRITTEN = ("out", "json")
+"""Flags that say where results go."""
+
+
+def runs_in_a_copy() -> bool:
+    """Whether this process is a submitted job whose working directory was uploaded with it."""
+    job = json.loads(os.environ.get(_JOB_CONFIG) or "{}")
+    return bool(job.get("runtime_env", {}).get("working_dir"))
+
+
+def refuse_paths_in_the_copy(command: Any) -> None:
+    """Raise UserError for a relative path that is to be written, or is not in the copy."""
+    for name, path in vars(command).items():
+        if isinstance(path, Path) and not path.is_absolute() and (name in _WRITTEN or not path.exists()):
+            raise UserError(
+                f"--{name} is {path}, and this job runs in a copy of its working directory; expected an "
+                "absolute path that all nodes share, or a URI"
+            )

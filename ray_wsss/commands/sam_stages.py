@@ -1,0 +1,95 @@
+"""The commands that run SAM over a data set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_wsss.commands.flags import (
+    ClusterFlags,
+    OutputSettings,
+    OutputSettingsFlags,
+    SamActors,
+    SamActorsFlags,
+)
+from ray_wsss.config import EmbedConfig, LabelConfig, Recipe, SamConfig, SegmentsConfig
+from ray_wsss.config.resources import Cluster
+
+if TYPE_CHECKING:
+    from ray_wsss.runs.run_report import RunReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SamStage:
+    """What these commands have in common."""
+
+    dataset: Path
+    """Data set written by ingest."""
+    out: Path
+    """Folder for the result. The same command resumes an interrupted run in it."""
+    settings: OutputSettingsFlags = field(default_factory=OutputSettings)
+    actors: SamActorsFlags = field(default_factory=SamActors)
+    cluster: ClusterFlags = field(default_factory=Cluster)
+    sam: SamConfig = field(default_factory=SamConfig)
+
+    def _run(
+        self, stage: "Callable[..., RunReport]", recipe: Recipe, what: str, **inputs: Path | None
+    ) -> None:
+        from ray_wsss.runs.run_report import describe_run
+
+        report = stage(
+            recipe,
+            dataset=self.dataset,
+            out=self.out,
+            resources=self.actors,
+            cluster=self.cluster,
+            overwrite=self.settings.overwrite,
+            **inputs,
+        )
+        print(f"{describe_run(report, what)}\nin {self.out}")
+        if report.total.errors:
+            print(f"{self.out / 'errors.parquet'} lists the images that failed, and why")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed(_SamStage):
+    """Step 2, optional: run SAM's image encoder once per image and keep its embeddings."""
+
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+
+    def run(self) -> None:
+        from ray_wsss.cluster.stages.embed import run_embed
+
+        self._run(run_embed, Recipe(embed=self.embed, sam=self.sam), "embedded")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentEverything(_SamStage):
+    """Step 3, optional: prompt SAM with a grid of points and keep a map of all segments per image."""
+
+    embeddings: Path | None = None
+    """Output of embed, by the same SAM; saves running its image encoder again."""
+    segments: SegmentsConfig = field(default_factory=SegmentsConfig)
+
+    def run(self) -> None:
+        from ray_wsss.cluster.stages.segment_everything import run_segment_everything
+
+        recipe = Recipe(segments=self.segments, sam=self.sam)
+        self._run(run_segment_everything, recipe, "segmented", embeddings=self.embeddings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label(_SamStage):
+    """Step 5: make pseudo labels; peaks of the CAMs prompt SAM, its masks become a label map per image."""
+
+    classifier: Path
+    """Output of train-classifier."""
+    embeddings: Path | None = None
+    """Output of embed, by the same SAM; saves running its image encoder again."""
+    label: LabelConfig = field(default_factory=LabelConfig)
+
+    def run(self) -> None:
+        from ray_wsss.cluster.stages.label import run_label
+
+        recipe = Recipe(label=self.label, sam=self.sam)
+        self._run(run_label, recipe, "labelled", classifier=self.classifier, embeddings=self.embeddings)

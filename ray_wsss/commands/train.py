@@ -1,0 +1,86 @@
+"""The two commands that train."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ray_wsss.commands.flags import (
+    ClusterFlags,
+    OutputSettings,
+    OutputSettingsFlags,
+    WorkersFlags,
+)
+from ray_wsss.config import ClassifierConfig, CpmConfig, Recipe, SamConfig, SegmenterConfig
+from ray_wsss.config.resources import Cluster, Workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainClassifier:
+    """Step 4: train a classifier on image labels; SAM's masks correct its CAMs (CPM)."""
+
+    dataset: Path
+    """Data set written by ingest."""
+    out: Path
+    """Folder for the classifier. The same command resumes an interrupted run in it."""
+    segments: Path | None = None
+    """Output of segment-everything; adds SAM-Segment Contrasting (SSC) to the loss."""
+    embeddings: Path | None = None
+    """Output of embed, for cpm.view=image."""
+    validation: Path | None = None
+    """Data set with masks. Training measures the mIoU of the CAMs on some of its images, and also keeps the
+    network that scored best."""
+    settings: OutputSettingsFlags = field(default_factory=OutputSettings)
+    workers: WorkersFlags = field(default_factory=Workers)
+    cluster: ClusterFlags = field(default_factory=Cluster)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    cpm: CpmConfig = field(default_factory=CpmConfig)
+    sam: SamConfig = field(default_factory=SamConfig)
+
+    def run(self) -> None:
+        from ray_wsss.cluster.stages.train_classifier import run_train_classifier
+
+        run_train_classifier(
+            Recipe(classifier=self.classifier, cpm=self.cpm, sam=self.sam),
+            dataset=self.dataset,
+            out=self.out,
+            workers=self.workers,
+            cluster=self.cluster,
+            segments=self.segments,
+            embeddings=self.embeddings,
+            validation=self.validation,
+            overwrite=self.settings.overwrite,
+        )
+        print(f"classifier in {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSegmenter:
+    """Step 6: train a segmenter (DeepLabV3) on the pseudo labels."""
+
+    dataset: Path
+    """Data set written by ingest."""
+    labels: Path
+    """Output of label."""
+    out: Path
+    """Folder for the segmenter. The same command resumes an interrupted run in it."""
+    validation: Path | None = None
+    """Data set with masks. Training measures the mIoU on some of its images, and also keeps the network that
+    scored best."""
+    settings: OutputSettingsFlags = field(default_factory=OutputSettings)
+    workers: WorkersFlags = field(default_factory=Workers)
+    cluster: ClusterFlags = field(default_factory=Cluster)
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+
+    def run(self) -> None:
+        from ray_wsss.cluster.stages.train_segmenter import run_train_segmenter
+
+        run_train_segmenter(
+            Recipe(segmenter=self.segmenter),
+            dataset=self.dataset,
+            labels=self.labels,
+            out=self.out,
+            workers=self.workers,
+            cluster=self.cluster,
+            validation=self.validation,
+            overwrite=self.settings.overwrite,
+        )
+        print(f"segmenter in {self.out}")

@@ -1,0 +1,131 @@
+"""Where a command runs: which Ray, and what its processes are given of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ray_wsss.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Which Ray to use."""
+
+    address: str | None = None
+    """Ray cluster (auto, host:port); by default $RAY_ADDRESS, else a fresh Ray on this machine."""
+    verbose: bool = False
+    """Show Ray's own log, progress bars and stack traces."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one process is given of a node."""
+
+    cpus: float
+    gpus: float = 0
+    memory_gib: float = 0
+
+    @property
+    def by_name(self) -> dict[str, float]:
+        """Under Ray's names, memory in bytes; without what it has none of."""
+        return {kind: each for kind, each in self._all.items() if each > 0}
+
+    @property
+    def _all(self) -> dict[str, float]:
+        return {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_gib * 2**30}
+
+    def __str__(self) -> str:
+        return describe_resources(self._all)
+
+
+def describe_resources(by_name: Mapping[str, float]) -> str:
+    """``2 CPUs, 1 GPU and 4 GiB of memory``."""
+    cpus, gpus, memory = (by_name.get(kind, 0) for kind in ("CPU", "GPU", "memory"))
+    return f"{counted(cpus, 'CPU')}, {counted(gpus, 'GPU')} and {memory / 2**30:.3g} GiB of memory"
+
+
+def counted(count: float, what: str) -> str:
+    """``1 node``, ``2 nodes``."""
+    return f"{count:g} {what}" if count == 1 else f"{count:g} {what}s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a stage's actor pool is given. Declared here, never probed: the driver may have no GPU."""
+
+    actors: int = 1
+    """Processes, each with the networks it needs."""
+    cpus_per_actor: float = 1
+    """CPUs, and so torch threads, of an actor."""
+    gpus_per_actor: float = 0
+    """GPUs of an actor; fractions share one."""
+    memory_gib_per_actor: float = 1
+    """Memory that Ray sets aside for an actor on its node, in GiB; it limits nothing."""
+
+    def __post_init__(self) -> None:
+        if self.actors < 1:
+            raise UserError(f"the number of actors is {self.actors}; expected at least 1")
+        if self.cpus_per_actor <= 0 or self.gpus_per_actor < 0:
+            raise UserError(
+                f"an actor gets {self.cpus_per_actor:g} CPUs and {self.gpus_per_actor:g} GPUs; "
+                "expected more than 0 CPUs and 0 or more GPUs"
+            )
+        if self.memory_gib_per_actor < 0:
+            raise UserError(f"memory_gib_per_actor is {self.memory_gib_per_actor:g}; expected 0 or more")
+
+    @property
+    def share(self) -> Share:
+        """Of one actor."""
+        return Share(cpus=self.cpus_per_actor, gpus=self.gpus_per_actor, memory_gib=self.memory_gib_per_actor)
+
+    @property
+    def device(self) -> str:
+        """Torch device of an actor."""
+        return "cuda" if self.gpus_per_actor > 0 else "cpu"
+
+    @property
+    def cpus_to_decode(self) -> float:
+        """CPUs of a task that decodes: one, or an actor's where that is less and there is no GPU.
+
+        Half a CPU each is how a node of one CPU has room for an actor and for what feeds it.
+        """
+        return 1 if self.gpus_per_actor > 0 else min(1, self.cpus_per_actor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Where a training loop runs."""
+
+    workers: int = 1
+    """Data-parallel workers under Ray Train; 0 trains in this process, without Ray."""
+    cpus_per_worker: float = 1
+    """CPUs, and so torch threads, of a worker. In this process torch takes what it likes."""
+    gpus_per_worker: float = 0
+    """GPUs of a worker: 0 or 1."""
+    memory_gib_per_worker: float = 1
+    """Memory that Ray sets aside for a worker on its node, in GiB; it limits nothing."""
+    max_failures: int = 3
+    """How often training goes on by itself from its last checkpoint after a worker or its node has died."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise UserError(f"workers is {self.workers}; expected 0 or more")
+        if self.cpus_per_worker <= 0:
+            raise UserError(f"cpus_per_worker is {self.cpus_per_worker:g}; expected more than 0")
+        if self.max_failures < 0:
+            raise UserError(f"max_failures is {self.max_failures}; expected 0 or more")
+        if self.gpus_per_worker not in (0, 1):
+            raise UserError(f"gpus_per_worker is {self.gpus_per_worker:g}; expected 0 or 1")
+        if self.memory_gib_per_worker < 0:
+            raise UserError(f"memory_gib_per_worker is {self.memory_gib_per_worker:g}; expected 0 or more")
+
+    @property
+    def device(self) -> str:
+        """Torch device of a worker."""
+        return "cuda" if self.gpus_per_worker > 0 else "cpu"
+
+    @property
+    def share(self) -> Share:
+        """Of one worker."""
+        return Share(
+            cpus=self.cpus_per_worker, gpus=self.gpus_per_worker, memory_gib=self.memory_gib_per_worker
+        )

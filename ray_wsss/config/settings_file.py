@@ -1,0 +1,90 @@
+"""Settings as a TOML file: what ``--config`` reads and a sweep writes as ``best.toml``.
+
+preset = "demo"
+
+[cpm]
+tau = 0.42
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray_wsss.config import Recipe
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import DEFAULT_PRESET, PRESETS
+from ray_wsss.errors import UserError
+from ray_wsss.storage import replace_atomically
+
+
+def load_settings(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """The preset that a file names, if any, and its settings by dotted key.
+
+    Raises:
+        UserError: no such file, no TOML, or a preset that isn't known.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path} can't be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"--config {path} is not readable TOML: {error}") from None
+    preset = content.pop("preset", None)
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"--config {path}: preset is {preset}; expected one of {', '.join(PRESETS)}")
+    return preset, _dotted(content)
+
+
+def load_recipe(path: Path, preset: str | None = None) -> Recipe:
+    """The recipe of a file: its settings on ``preset``, else on the preset that it names, else on voc.
+
+    Raises:
+        UserError: as `load_settings`, an unknown key, or a value out of range.
+    """
+    named, settings = load_settings(path)
+    return apply_settings(PRESETS[preset or named or DEFAULT_PRESET], settings, f"--config {path}")
+
+
+def apply_settings(recipe: Recipe, settings: Mapping[str, Any], origin: str) -> Recipe:
+    """A recipe with some settings. Raises UserError, which names their origin, where one doesn't fit."""
+    try:
+        return override(recipe, settings)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
+
+
+def save_settings(path: Path, preset: str, settings: Mapping[str, Any], comment: Sequence[str] = ()) -> None:
+    """Write a file that `load_settings` reads.
+
+    Args:
+        settings: dotted keys to numbers, words, truth values, or lists of them; None is left out, since TOML
+            has none.
+        comment: lines at its head.
+    """
+    tables: dict[str, list[str]] = {}
+    for key, value in sorted(settings.items()):
+        section, _, name = key.rpartition(".")
+        if value is not None:
+            tables.setdefault(section, []).append(f"{name} = {_toml(value)}")
+    lines = [*(f"# {line}".rstrip() for line in comment), f"preset = {_toml(preset)}"]
+    for section, entries in tables.items():
+        lines += ["", f"[{section}]", *entries]
+    with replace_atomically(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _dotted(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        found |= _dotted(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return found
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(entry) for entry in value)}]"
+    # JSON's numbers, truth values and strings are TOML's too, but for a byte that JSON leaves as it is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,191 @@
+"""Labels out, in a form that other tools read: one image after the other, whatever their number.
+
+Beside the format's own files OUT has
+
+OUT/names.csv        name, image_id: which file is whose
+OUT/errors.parquet   images that could not be exported, and why; absent where all could
+"""
+
+import csv
+import io
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_wsss.config.export import ExportFilter, InstancesBy
+from ray_wsss.data.schema import write_errors
+from ray_wsss.errors import UserError
+from ray_wsss.export.files import StreamedFile
+from ray_wsss.export.names import FileNames
+from ray_wsss.export.record import ExportedImage, ExportFormat, Instance, find_instances
+from ray_wsss.export.source import ExportSource, LabelledImage
+from ray_wsss.ops.losses import IGNORE_LABEL
+from ray_wsss.runs.manifest import Output
+from ray_wsss.storage import drop_leftovers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class ExportReport:
+    """What an export did."""
+
+    images: int = 0
+    instances: int = 0
+    empty: int = 0
+    """Images without an instance; they are listed all the same."""
+    below_score: int = 0
+    below_area: int = 0
+    of_other_classes: int = 0
+    """Instances that were dropped; a class counts once per image where it isn't one of the chosen."""
+    errors: list[tuple[str, str]] = field(default_factory=list)
+    """(image_id, reason)."""
+
+    def describe(self, filters: ExportFilter, shown: int = 5) -> list[str]:
+        """Lines for the user."""
+        counts = f"{self.images:,} images with {self.instances:,} masks exported"
+        lines = [f"{counts}, {len(self.errors):,} errors"]
+        dropped = [
+            (self.of_other_classes, "of other classes"),
+            (self.below_score, f"below the score {filters.min_score}"),
+            (self.below_area, f"smaller than {filters.min_area_px} pixels"),
+        ]
+        told = [f"{count:,} {why}" for count, why in dropped if count]
+        if told:
+            lines.append(f"masks left out: {', '.join(told)}")
+        if self.empty:
+            lines.append(f"{self.empty:,} images have no mask; they are listed without one")
+        lines += [f"  {image_id}: {reason}" for image_id, reason in self.errors[:shown]]
+        if len(self.errors) > shown:
+            lines.append(f"  and {len(self.errors) - shown:,} more")
+        return lines
+
+
+def run_export(
+    source: ExportSource,
+    make_format: Callable[[Path, Sequence[str]], ExportFormat],
+    *,
+    out: Path,
+    stage: str,
+    settings: dict[str, Any],
+    filters: ExportFilter,
+    by: InstancesBy,
+    overwrite: bool | None = None,
+) -> ExportReport | None:
+    """Export all of ``source``; None where that is done already.
+
+    Memory holds one image, a chunk of encoded ones, and 16 bytes for every name.
+
+    Args:
+        make_format: the format for a folder and class names; called once the folder is claimed.
+        stage: name of the run, such as "export voc", for the manifest.
+        settings: of the format, likewise.
+        by: what an instance is.
+
+    Raises:
+        UserError: unknown classes, scores wanted where there are none, another run's output, or every image
+            failed.
+    """
+    kept = filters.keep_classes(source.class_names)
+    if filters.min_score is not None and not source.has_scores:
+        raise UserError("--min-score needs --labels; predictions have no scores")
+    depends_on = dict(source.depends_on) | settings | {"instances": by, "classes": list(filters.classes)}
+    depends_on |= {"min_score": filters.min_score, "min_area_px": filters.min_area_px}
+    output = Output(out, stage, depends_on)
+    if output.begin(overwrite=overwrite) == "finished":
+        output.log_finished(overwrite)
+        return None
+    drop_leftovers(out)
+    export = _Export(source, kept, filters, by)
+    report = export.run(make_format(out, [source.class_names[k] for k in kept]), out)
+    output.finish()
+    return report
+
+
+class _Export:
+    def __init__(
+        self, source: ExportSource, kept: Sequence[int], filters: ExportFilter, by: InstancesBy
+    ) -> None:
+        self.source, self.kept, self.filters = source, kept, filters
+        self.by: InstancesBy = by
+        self.report = ExportReport()
+        # Old label to new: dropped classes are background.
+        self.new_label = np.zeros(256, np.uint8)
+        self.new_label[[k + 1 for k in kept]] = np.arange(1, len(kept) + 1)
+        self.new_label[IGNORE_LABEL] = IGNORE_LABEL
+
+    def run(self, target: ExportFormat, out: Path) -> ExportReport:
+        names = FileNames(self.source.image_ids())
+        listed = StreamedFile(out / "names.csv")
+        listed.write("name,image_id\n")
+        for position, labelled in enumerate(self.source):
+            name, number = names.name(labelled.image_id), names.number(labelled.image_id, position)
+            try:
+                if labelled.error is not None:
+                    raise ValueError(labelled.error)
+                image = self._filtered(labelled, name, number)
+                target.add(image)
+            except ValueError as error:
+                self.report.errors.append((labelled.image_id, str(error)))
+                continue
+            listed.write(_csv_line(name, labelled.image_id))
+            self.report.images += 1
+            self.report.instances += len(image.instances)
+            self.report.empty += not image.instances
+        self._write_errors(out)
+        target.finish()
+        listed.finish()
+        return self.report
+
+    def _filtered(self, labelled: LabelledImage, name: str, number: int) -> ExportedImage:
+        labels = np.unique(labelled.label_map)
+        class_count = len(self.source.class_names)
+        strange = labels[(labels > class_count) & (labels != IGNORE_LABEL)]
+        if strange.size:
+            raise ValueError(
+                f"its label map holds {strange[0]}; expected 0 to {class_count}, or {IGNORE_LABEL}"
+            )
+        self.report.of_other_classes += int(((labels > 0) & (self.new_label[labels] == 0)).sum())
+        label_map = self.new_label[labelled.label_map]
+        scores = {new: labelled.scores[old] for new, old in enumerate(self.kept) if old in labelled.scores}
+        instances = []
+        for instance in find_instances(label_map, scores, self.by):
+            if self._passes(instance):
+                instances.append(instance)
+            else:
+                label_map[instance.box][instance.crop] = IGNORE_LABEL
+        return ExportedImage(
+            image_id=labelled.image_id,
+            name=name,
+            number=number,
+            data=labelled.data,
+            orientation=labelled.orientation,
+            label_map=label_map,
+            instances=instances,
+        )
+
+    def _passes(self, instance: Instance) -> bool:
+        score, least = instance.scores.score, self.filters.min_score
+        if least is not None and (score is None or score < least):
+            self.report.below_score += 1
+            return False
+        if instance.area < self.filters.min_area_px:
+            self.report.below_area += 1
+            return False
+        return True
+
+    def _write_errors(self, out: Path) -> None:
+        errors = self.report.errors
+        write_errors(errors, out)
+        if not self.report.images:
+            raise UserError(f"all {len(errors)} images failed, the first is {errors[0][0]}: {errors[0][1]}")
+
+
+def _csv_line(*values: str) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()

@@ -1,0 +1,240 @@
+"""What an export is made of: images and their labels, read one at a time.
+
+Labels come from `label` (with scores) for a data set, or from `predict` (palette PNGs) for a folder of
+images, or for a data set that holds the same images.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_wsss.data.images import choose_orientation, decode_mask, probe_image
+from ray_wsss.data.reader import ShardReader, open_shard
+from ray_wsss.data.schema import DatasetMetadata, locate
+from ray_wsss.errors import UserError
+from ray_wsss.export.record import MaskScores
+from ray_wsss.runs.chunks import plan_chunks, read_chunk
+from ray_wsss.runs.manifest import dataset_hash, file_hash, require_finished
+from ray_wsss.stages.label import score_of
+from ray_wsss.storage import parse_path, printable, why_unreadable
+
+_IMAGE = ("image_id", "image", "orientation")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledImage:
+    """One image with the labels it has."""
+
+    image_id: str
+    data: bytes = b""
+    """The image's file."""
+    orientation: int = 1
+    """EXIF orientation, 1..8, to decode it with."""
+    label_map: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+    """(H, W): 0 background, class c as c + 1, 255 ignore."""
+    scores: Mapping[int, MaskScores] = field(default_factory=dict)
+    """By class index; empty where none are known."""
+    error: str | None = None
+    """Why there are no labels, or they don't fit; the rest is then empty."""
+
+
+class ExportSource(Protocol):
+    """Labelled images, the same ones in the same order every time."""
+
+    class_names: Sequence[str]
+    has_scores: bool
+    depends_on: Mapping[str, Any]
+    """What the images and labels are, for `manifest.Output`."""
+
+    def image_ids(self) -> Iterator[str]: ...
+    def __iter__(self) -> Iterator[LabelledImage]: ...
+
+
+class LabelSource:
+    """The output of `label` and the data set it is of.
+
+    Raises:
+        UserError: they are no such folders.
+    """
+
+    has_scores = True
+
+    def __init__(self, labels: Path, dataset: Path) -> None:
+        require_finished(labels, "label")
+        self.class_names: Sequence[str] = DatasetMetadata.load(dataset).class_names
+        self.dataset = dataset
+        self.reader = ShardReader(labels)
+        # Rows are read in order: more than the row group at hand would only fill the memory.
+        self.reader.cache_bytes = 2 * self.reader.largest_group_bytes
+        self.depends_on: Mapping[str, Any] = {
+            "dataset.sha256": dataset_hash(dataset),
+            "labels": file_hash(labels / "manifest.json"),
+        }
+
+    def image_ids(self) -> Iterator[str]:
+        return _dataset_ids(self.dataset)
+
+    def __iter__(self) -> Iterator[LabelledImage]:
+        for position, row in enumerate(_dataset_rows(self.dataset)):
+            label = self._label_of(row["image_id"], position)
+            yield _join(row, label["pseudo_label"], label["error"], _scores_of(label["segments"] or []))
+
+    def _label_of(self, image_id: str, position: int) -> dict[str, Any]:
+        """A row of labels; label writes them in the data set's order, which spares an index of ids."""
+        if position < len(self.reader) and self.reader.read(position, ["image_id"])["image_id"] == image_id:
+            return self.reader.read(position)
+        try:
+            return self.reader.read(self.reader.index_of(image_id))
+        except KeyError:
+            reason = f"it has no label in {self.reader.dataset}"
+            return {"pseudo_label": None, "error": reason, "segments": None}
+
+
+class PredictionSource:
+    """The output of `predict`, and the folder it was made from or a data set with the same images.
+
+    A data set's images are found by their ids: those of `predict` are names of files, so a data set of a
+    folder or CSV has the same, and one of VOC has the same without suffix.
+
+    Raises:
+        UserError: they are no such folders, or no image has a mask.
+    """
+
+    has_scores = False
+
+    def __init__(self, predictions: Path, images: Path) -> None:
+        require_finished(predictions, "predict")
+        self.predictions, self.images = predictions, images
+        entries = json.loads((predictions / "classes.json").read_text(encoding="utf-8"))
+        self.class_names: Sequence[str] = tuple(entry["name"] for entry in entries[1:])
+        self.masks: dict[str, str] = json.loads((predictions / "masks.json").read_text(encoding="utf-8"))
+        self.failed = _failures(predictions)
+        self.is_dataset = (images / "metadata.json").is_file()
+        self.depends_on: Mapping[str, Any] = {
+            "images": dataset_hash(images) if self.is_dataset else str(images.absolute()),
+            "predictions": file_hash(predictions / "manifest.json"),
+            "predictions.masks": file_hash(predictions / "masks.json"),
+        }
+        if self.is_dataset:
+            self._by_id = _without_suffix(self.masks) | {printable(n): m for n, m in self.masks.items()}
+            known = any(image_id in self._by_id for image_id in _dataset_ids(images))
+        else:
+            known = any((images / name).is_file() for name in self.masks)
+        if not known:
+            raise UserError(
+                f"--images {images} has none of the {len(self.masks)} images of --predictions {predictions}, "
+                f"such as {next(iter(self.masks), '')}"
+            )
+
+    def image_ids(self) -> Iterator[str]:
+        return _dataset_ids(self.images) if self.is_dataset else map(printable, self.masks)
+
+    def mask_of(self, image_id: str) -> bytes | None:
+        """The label map (PNG) of an image of the data set; None where there is none that can be read."""
+        return self._read_mask(self._by_id.get(image_id))[0]
+
+    def __iter__(self) -> Iterator[LabelledImage]:
+        rows = _dataset_rows(self.images) if self.is_dataset else map(self._read_file, self.masks)
+        for row in rows:
+            name = self._by_id.get(row["image_id"]) if self.is_dataset else self.masks[row["name"]]
+            png, why = self._read_mask(name) if "error" not in row else (None, row["error"])
+            yield _join(row, png, self.failed.get(row["image_id"], why), {})
+
+    def _read_file(self, name: str) -> dict[str, Any]:
+        row: dict[str, Any] = {"image_id": printable(name), "name": name}
+        path, outside = locate(self.images, name)
+        if outside is not None:
+            return row | {"error": outside}
+        try:
+            data = parse_path(path).read_bytes()
+            return row | {"image": data, "orientation": choose_orientation(probe_image(data), None)}
+        except OSError as error:
+            return row | {"error": why_unreadable(error, name)}
+        except ValueError as error:
+            return row | {"error": str(error)}
+
+    def _read_mask(self, name: str | None) -> tuple[bytes | None, str | None]:
+        if name is None:
+            return None, "there is no prediction for it"
+        path, outside = locate(self.predictions / "masks", name)
+        try:
+            return (parse_path(path).read_bytes(), None) if outside is None else (None, outside)
+        except OSError as error:
+            return None, f"its mask {why_unreadable(error, name)}"
+
+
+def _join(
+    row: Mapping[str, Any], png: bytes | None, error: str | None, scores: Mapping[int, MaskScores]
+) -> LabelledImage:
+    """An image's row and its labels; without them, why."""
+    image_id = str(row["image_id"])
+    try:
+        if error is not None or png is None:
+            raise ValueError(error or "there is no label map for it")
+        label_map, orientation = decode_mask(png), row["orientation"]
+        info = probe_image(row["image"])
+        image_hw = (info.width, info.height) if orientation >= 5 else (info.height, info.width)
+        if label_map.shape != image_hw:
+            size = f"{label_map.shape[1]}x{label_map.shape[0]}"
+            raise ValueError(f"its label map is {size} pixels, the image {image_hw[1]}x{image_hw[0]}")
+        return LabelledImage(
+            image_id=image_id,
+            data=row["image"],
+            orientation=orientation,
+            label_map=label_map,
+            scores=scores,
+        )
+    except ValueError as problem:
+        return LabelledImage(image_id=image_id, error=str(problem))
+
+
+def _scores_of(segments: Sequence[Mapping[str, Any]]) -> dict[int, MaskScores]:
+    found = {}
+    for segment in segments:
+        found[segment["class_index"]] = MaskScores(
+            score=score_of(segment),
+            predicted_iou=segment["sam_score"],
+            stability_score=segment.get("stability_score"),  # labels of earlier versions have none
+            cam_mean=segment["cam_mean"],
+            points_xy=segment["points_xy"],
+        )
+    return found
+
+
+def _dataset_rows(dataset: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a data set, of which one chunk's images are in memory."""
+    for chunk in plan_chunks(dataset):
+        table = read_chunk(chunk, _IMAGE)
+        for at in range(len(table)):
+            yield table.slice(at, 1).to_pylist()[0]
+
+
+def _dataset_ids(dataset: Path) -> Iterator[str]:
+    for chunk in plan_chunks(dataset):
+        yield from read_chunk(chunk, ["image_id"])["image_id"].to_pylist()
+
+
+def _without_suffix(masks: Mapping[str, str]) -> dict[str, str]:
+    """Masks by their images' names without suffix, as far as those are of one image alone."""
+    found: dict[str, str] = {}
+    shared = set()
+    for name, mask in masks.items():
+        stem = printable(str(PurePosixPath(name).with_suffix("")))
+        if stem in found:
+            shared.add(stem)
+        found[stem] = mask
+    return {stem: mask for stem, mask in found.items() if stem not in shared}
+
+
+def _failures(predictions: Path) -> dict[str, str]:
+    """Reasons by image that `predict` failed on."""
+    path = predictions / "errors.parquet"
+    if not path.exists():
+        return {}
+    with open_shard(path) as file:
+        return {row["image"]: row["reason"] for row in file.read().to_pylist()}

@@ -1,0 +1,100 @@
+"""Pascal VOC's folders, as torchvision, datumaro and CVAT read them.
+
+OUT/JPEGImages/NAME.jpg
+OUT/SegmentationClass/NAME.png     palette PNG in VOC's colours: 0 background, class k as k + 1, 255 ignore
+OUT/SegmentationObject/NAME.png    likewise, instance n as n
+OUT/ImageSets/Segmentation/SPLIT.txt
+OUT/labelmap.txt                   names and colours, as CVAT and datumaro want them
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.segmentation import find_boundaries
+
+from ray_wsss.data.images import voc_palette
+from ray_wsss.export.files import StreamedFile, write_mask, write_picture, write_text
+from ray_wsss.export.record import ExportedImage, Instance
+from ray_wsss.ops.losses import IGNORE_LABEL
+
+_MOST_OBJECTS = 254
+
+
+class VocFormat:
+    """Writes VOC.
+
+    Args:
+        boundary_px: width of a band of 255 on either side of every instance's outline, as VOC's own masks
+            have about two pixels of; 0 for none.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        class_names: Sequence[str],
+        *,
+        split: str,
+        boundary_px: int = 0,
+        skip_images: bool = False,
+    ) -> None:
+        self.out, self.class_names = out, class_names
+        self.boundary_px, self.skip_images = boundary_px, skip_images
+        self.listed = StreamedFile(out / "ImageSets" / "Segmentation" / f"{split}.txt")
+
+    def add(self, image: ExportedImage) -> None:
+        write_picture(self.out / "JPEGImages", image, jpeg_only=True, skip=self.skip_images)
+        objects = number_objects(image.instances, image.image_hw)
+        ignored = (image.label_map == IGNORE_LABEL) | self._near_boundaries(image)
+        for folder, label_map in (("SegmentationClass", image.label_map), ("SegmentationObject", objects)):
+            labels = np.where(ignored, np.uint8(IGNORE_LABEL), label_map)
+            write_mask(self.out / folder / f"{image.name}.png", labels)
+        self.listed.write(f"{image.name}\n")
+
+    def finish(self) -> None:
+        colours = voc_palette().tolist()
+        labels = {0: "background", IGNORE_LABEL: "ignored"}
+        for k, class_name in enumerate(self.class_names, 1):
+            labels[k] = _as_label(class_name, labels.values())
+        lines = [f"{labels[k]}:{','.join(map(str, colours[k]))}::" for k in sorted(labels)]
+        write_text(self.out / "labelmap.txt", ["# label:color_rgb:parts:actions", *lines])
+        self.listed.finish()
+
+    def _near_boundaries(self, image: ExportedImage) -> NDArray[np.bool_]:
+        near = np.zeros(image.image_hw, bool)
+        for instance in image.instances if self.boundary_px else ():
+            near |= find_boundaries(instance.mask(image.image_hw), mode="thick")
+        for _ in range(self.boundary_px - 1):
+            near = _grow(near)
+        return near
+
+
+def number_objects(instances: Sequence[Instance], image_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Instance n of an image as n, from 1; of more than 254 the smallest are 255, since there are no more."""
+    order = sorted(range(len(instances)), key=lambda k: -instances[k].area)
+    kept = sorted(order[:_MOST_OBJECTS])
+    number = {k: n for n, k in enumerate(kept, 1)}
+    objects = np.zeros(image_hw, np.uint8)
+    for k, instance in enumerate(instances):
+        objects[instance.box][instance.crop] = number.get(k, IGNORE_LABEL)
+    return objects
+
+
+def _as_label(class_name: str, taken: Collection[str]) -> str:
+    """A name that a line of labelmap.txt can hold: a colon ends it, a hash sign makes a comment of it."""
+    name = re.sub(r"[:\s]+", " ", class_name).strip().lstrip("#") or "class"
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _grow(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A mask and the pixels beside it."""
+    grown = mask.copy()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    grown[:, 1:] |= mask[:, :-1]
+    grown[:, :-1] |= mask[:, 1:]
+    return grown

@@ -1,0 +1,50 @@
+"""YOLO's segmentation data sets, as Ultralytics and supervision read them.
+
+OUT/images/SPLIT/NAME.jpg
+OUT/labels/SPLIT/NAME.txt    a line per instance: class, then x y of its corners, shares of width and height
+OUT/data.yaml                class names, and where the images are
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ray_wsss.export.files import write_once, write_picture, write_text
+from ray_wsss.export.outlines import centre_ring
+from ray_wsss.export.record import ExportedImage, Instance
+
+_FROM_CENTRE = 0.25
+"""Readers turn shares back into pixels by rounding (supervision) or by cutting off (Ultralytics). A quarter
+of a pixel beyond its index a corner comes out right both ways."""
+
+
+class YoloFormat:
+    """Writes YOLO-seg. Every instance is one polygon, so they are connected components; an image without any
+    has an empty file."""
+
+    def __init__(
+        self, out: Path, class_names: Sequence[str], *, split: str, skip_images: bool = False
+    ) -> None:
+        self.out, self.class_names, self.split, self.skip_images = out, class_names, split, skip_images
+
+    def add(self, image: ExportedImage) -> None:
+        write_picture(self.out / "images" / self.split, image, skip=self.skip_images)
+        lines = "".join(f"{_line(instance, image.image_hw)}\n" for instance in image.instances)
+        write_once(self.out / "labels" / self.split / f"{image.name}.txt", lines.encode("ascii"))
+
+    def finish(self) -> None:
+        folder = f"images/{self.split}"
+        names = [f"  {k}: {json.dumps(name)}" for k, name in enumerate(self.class_names)]
+        comment = "# Trainers want both; name another export's images where you have some to validate on."
+        write_text(self.out / "data.yaml", [comment, f"train: {folder}", f"val: {folder}", "names:", *names])
+
+
+def _line(instance: Instance, image_hw: tuple[int, int]) -> str:
+    height, width = image_hw
+    corners = centre_ring(instance.crop) + np.array([instance.left, instance.top])
+    # Two numbers or four would be taken for something else than a polygon.
+    corners = corners.tolist() if len(corners) > 2 else (corners.tolist() * 3)[:3]
+    numbers = [f"{(x + _FROM_CENTRE) / width:.7f} {(y + _FROM_CENTRE) / height:.7f}" for x, y in corners]
+    return " ".join([str(instance.class_index), *numbers])

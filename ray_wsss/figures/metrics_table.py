@@ -1,0 +1,39 @@
+"""Figures of evaluate as a table for the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+TITLES = {
+    "cam_fixed": "CAM, fixed threshold",
+    "cam_best": "CAM, best threshold",
+    "pseudo_label": "pseudo labels",
+    "segmenter": "segmenter",
+}
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> Table:
+    """The result of `cluster.stages.evaluate.run_evaluate`: mIoU, and IoU of every class, in %."""
+    columns = [name for name in TITLES if name in metrics]
+    table = Table(title="IoU in %, background included in the mean")
+    table.add_column("class")
+    for name in columns:
+        entry = metrics[name]
+        threshold = f"\n{entry['threshold']:.2f}" if "threshold" in entry else ""
+        table.add_column(TITLES[name] + threshold, justify="right")
+    table.add_row(
+        "mean", *[_percent(metrics[name]["miou"]) for name in columns], style="bold", end_section=True
+    )
+    for class_name in metrics[columns[0]]["iou"]:
+        values = [metrics[name]["iou"][class_name] for name in columns]
+        if any(value is not None for value in values):
+            table.add_row(escape(class_name), *[_percent(value) for value in values])
+    table.add_section()
+    table.add_row("images", *[str(metrics[name]["images"]) for name in columns])
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,138 @@
+"""The picture that shows what the pipeline does: one row per image, one column per stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from ray_wsss.figures.save import save_figure
+
+COLOURS = np.array(
+    [
+        (0, 0, 0),
+        *[tuple(int(255 * v) for v in colormaps["tab10"](k)[:3]) for k in (3, 8, 2, 9, 0, 6, 1, 4, 5, 7)],
+    ],
+    np.uint8,
+)
+"""Colour of background and of the classes, which repeat after ten."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OverviewRow:
+    """One image and what each stage made of it; all arrays are (H, W), the image (H, W, 3) uint8 RGB."""
+
+    image: NDArray[np.uint8]
+    cams: dict[str, NDArray[np.float32]]
+    """Column title -> highest CAM over the classes, in [0, 1]."""
+    points: list[tuple[int, float, float]]
+    """(class index, x, y) in pixels."""
+    label_maps: dict[str, NDArray[np.uint8]]
+    """Column title -> label map: 0 background, class c as c + 1, 255 ignore."""
+
+
+def save_overview(
+    rows: Sequence[OverviewRow], class_names: Sequence[str], path: Path, *, cell_inches: float = 1.35
+) -> None:
+    """Draw ``rows`` and write them as PNG: image, CAMs, prompts, label maps, with a legend of classes.
+
+    Args:
+        cell_inches: side of a picture, at 150 pixels an inch.
+    """
+    save_figure(_draw(rows, class_names, cell_inches), path)
+
+
+def render_overview(rows: Sequence[OverviewRow], class_names: Sequence[str]) -> NDArray[np.uint8]:
+    """The same picture as pixels (H, W, 3) RGB."""
+    figure = _draw(rows, class_names)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str], cell_inches: float = 1.35) -> Figure:
+    # Columns that some row has; prompts belong to CAMs.
+    cams = list(dict.fromkeys(title for row in rows for title in row.cams))
+    maps = list(dict.fromkeys(title for row in rows for title in row.label_maps))
+    titles = ["image", *cams, *(["point prompts"] if cams else []), *maps]
+    figure = Figure(figsize=(cell_inches * len(titles), cell_inches * len(rows) + 0.75), dpi=150)
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for row, row_axes in zip(rows, axes):
+        cells = iter(row_axes)
+        next(cells).imshow(row.image)
+        for title in cams:
+            next(cells).imshow(overlay_heat(row.image, row.cams[title]))
+        if cams:
+            prompt_cell = next(cells)
+            prompt_cell.imshow(_fade(row.image))
+            for class_index, x, y in row.points:
+                prompt_cell.plot(x - 0.5, y - 0.5, "o", ms=6, mfc=_rgb(class_index), mec="white", mew=1.2)
+        for title in maps:
+            cell = next(cells)
+            if title in row.label_maps:
+                cell.imshow(paint_labels(row.image, row.label_maps[title]))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, title in zip(axes[0], titles):
+        axis.set_title(title, fontsize=8)
+    present = sorted(
+        {int(v) - 1 for row in rows for m in row.label_maps.values() for v in np.unique(m) if 0 < v < 255}
+    )
+    handles = [Patch(color=_rgb(c), label=_plain(class_names[c])) for c in present[:12]]
+    if handles:
+        figure.legend(
+            handles=handles, loc="lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False
+        )
+    margin = 0.42 / figure.get_figheight()
+    figure.subplots_adjust(
+        left=0.005, right=0.995, top=1 - margin * 0.6, bottom=margin, wspace=0.03, hspace=0.03
+    )
+    return figure
+
+
+def class_colour(class_index: int) -> NDArray[np.uint8]:
+    """RGB of a class."""
+    return COLOURS[1 + class_index % (len(COLOURS) - 1)]
+
+
+def paint_labels(
+    image: NDArray[np.uint8], label_map: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """The image (H, W, 3) faded, with its classes in colour; ignored pixels white.
+
+    Args:
+        palette: (256, 3) RGB of the labels; by default the classes have the overview's colours.
+    """
+    painted = _fade(image)
+    for label in np.unique(label_map):
+        if label:
+            of_class = palette[label] if palette is not None else class_colour(int(label) - 1)
+            colour = np.array([255, 255, 255]) if label == 255 else of_class
+            painted[label_map == label] = 0.35 * painted[label_map == label] + 0.65 * colour
+    return painted
+
+
+def _rgb(class_index: int) -> tuple[float, float, float]:
+    """The class's colour in [0, 1], as matplotlib takes it."""
+    red, green, blue = (class_colour(class_index) / 255).tolist()
+    return red, green, blue
+
+
+def _plain(class_name: str) -> str:
+    """The name as text: matplotlib reads formulas between dollar signs."""
+    return class_name.replace("_", " ").replace("$", r"\$")
+
+
+def _fade(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    grey = image.mean(axis=-1, keepdims=True)
+    return (0.55 * grey + 0.2 * image).astype(np.uint8)
+
+
+def overlay_heat(image: NDArray[np.uint8], cam: NDArray[np.float32]) -> NDArray[np.uint8]:
+    heat = colormaps["inferno"](np.clip(cam, 0, 1))[..., :3] * 255
+    return (0.35 * image + 0.65 * heat).astype(np.uint8)

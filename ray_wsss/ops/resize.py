@@ -1,0 +1,72 @@
+"""Images, CAMs and label maps at other sizes."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def working_hw(image_hw: tuple[int, int], max_side_px: int) -> tuple[int, int]:
+    """Size (height, width) at which an image is worked on: its own, or a long side of ``max_side_px``."""
+    scale = min(1.0, max_side_px / max(image_hw))
+    return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))
+
+
+def shrink(pixels: NDArray[np.uint8], max_side_px: int) -> NDArray[np.uint8]:
+    """An image (H, W, 3) uint8 at its working size (antialiased)."""
+    image_hw = (pixels.shape[0], pixels.shape[1])
+    size_hw = working_hw(image_hw, max_side_px)
+    if size_hw == image_hw:
+        return pixels
+    source = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return F.interpolate(source, size_hw, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+def to_tensor(images: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
+    """Images of one size to (B, 3, H, W) float RGB in [0, 1]."""
+    return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float().div_(255)
+
+
+def group_by_size(images: Sequence[NDArray[np.uint8]], most: int) -> list[list[int]]:
+    """Indices of images of one size, at most ``most`` together."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for at, image in enumerate(images):
+        groups[image.shape].append(at)
+    return [group[at : at + most] for group in groups.values() for at in range(0, len(group), most)]
+
+
+def scale_images(images: Float[Tensor, "B 3 _H _W"], scale: float) -> Float[Tensor, "B 3 h w"]:
+    """A view of images at a scale, bilinear and antialiased; no side falls below 32 pixels."""
+    size_hw = (images.shape[-2], images.shape[-1])
+    scaled_hw = (max(32, round(size_hw[0] * scale)), max(32, round(size_hw[1] * scale)))
+    if scaled_hw == size_hw:
+        return images
+    return F.interpolate(images, scaled_hw, mode="bilinear", align_corners=False, antialias=scale < 1)
+
+
+def resize_maps(maps: Float[Tensor, "B C _h _w"], size_hw: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+    """Resize maps bilinearly to `size_hw` (pixels), corners not aligned."""
+    return F.interpolate(maps, size=size_hw, mode="bilinear", align_corners=False)
+
+
+def resize_map(label_map: NDArray, image_hw: tuple[int, int]) -> NDArray:
+    """A label map, mask or segment map (h, w) of working size at the image's size (nearest)."""
+    if label_map.shape == image_hw:
+        return label_map
+    return resize_label_maps(torch.from_numpy(label_map)[None], image_hw)[0].numpy()
+
+
+def resize_label_maps(maps: Tensor, image_hw: tuple[int, int]) -> Tensor:
+    """`resize_map` for N of them (N, h, w), on their device."""
+    if maps.shape[1:] == image_hw:
+        return maps
+    if not len(maps):
+        return maps.new_zeros(0, *image_hw)
+    # Exact: what is not a byte is a label below 2**24.
+    source = maps.to(torch.uint8 if maps.dtype in (torch.bool, torch.uint8) else torch.float32)
+    return F.interpolate(source[:, None], image_hw, mode="nearest-exact")[:, 0].to(maps.dtype)

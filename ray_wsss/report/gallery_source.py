@@ -1,0 +1,175 @@
+"""The images of a report's gallery: the best, the worst, some at random; with what every stage made of them.
+
+CAMs are in no output, and predictions often neither: they are made again here, on the CPU, from the networks.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_wsss.config import LabelConfig, PredictConfig
+from ray_wsss.data.coco import decode_rle
+from ray_wsss.data.images import decode_image, decode_mask
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.export.source import PredictionSource
+from ray_wsss.models.store import load_classifier
+from ray_wsss.ops.resize import group_by_size, shrink
+from ray_wsss.report.gallery import GalleryImage, MaskOfClass
+from ray_wsss.report.survey import SurveyedImage, confusion_of, mean_iou
+from ray_wsss.stages.cams import cams_of
+from ray_wsss.stages.label import score_of
+from ray_wsss.stages.predict import Predictor
+
+_BATCH = 16
+"""Images that are in memory together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenImage:
+    """An image for the gallery."""
+
+    image: SurveyedImage
+    group: str
+    """best, worst or random; empty where all images are shown."""
+
+
+def choose_images(images: Sequence[SurveyedImage], count: int | None, seed: int = 0) -> list[ChosenImage]:
+    """A third each of the best, the worst, and the rest at random, in the data set's order; all, if few.
+
+    They are ranked by IoU where there is ground truth, else by score; without either all are random.
+    """
+    if count is None or len(images) <= count:
+        return [ChosenImage(image=image, group="") for image in images]
+    ranked = [image for image in images if image.iou is not None]
+    key = "iou" if ranked else "score"
+    ranked = sorted(
+        (image for image in images if getattr(image, key) is not None), key=lambda i: getattr(i, key)
+    )
+    third = min(count // 3, len(ranked) // 2)
+    groups = {image.row: "worst" for image in ranked[:third]}
+    groups |= {image.row: "best" for image in ranked[len(ranked) - third :]}
+    others = [image.row for image in images if image.row not in groups]
+    rows = random.Random(seed).sample(others, min(len(others), count - len(groups)))
+    groups |= dict.fromkeys(rows, "random")
+    return [ChosenImage(image=image, group=groups[image.row]) for image in images if image.row in groups]
+
+
+class GallerySource:
+    """Reads what the gallery shows, and makes the CAMs and predictions of it.
+
+    Args:
+        classifier: makes the CAMs, as ``config`` says; None: there are none.
+        segmenter: predicts, unless there are ``predictions``; None: it doesn't.
+        predictions: output of predict for the same images.
+        failed: gets (image id, reason) of the images that can't be shown.
+    """
+
+    def __init__(
+        self,
+        dataset: Path,
+        labels: Path | None,
+        *,
+        classifier: Path | None,
+        config: LabelConfig,
+        segmenter: Path | None,
+        predictions: Path | None,
+        failed: list[tuple[str, str]],
+    ) -> None:
+        self.dataset, self.config, self.failed = ShardReader(dataset), config, failed
+        self.labels = ShardReader(labels) if labels is not None else None
+        self.classifier = load_classifier(classifier)[0] if classifier is not None else None
+        self.predictions = PredictionSource(predictions, dataset) if predictions is not None else None
+        self.predictor = (
+            Predictor.load(segmenter, PredictConfig())
+            if segmenter is not None and predictions is None
+            else None
+        )
+
+    def __call__(self, chosen: Sequence[ChosenImage]) -> Iterator[GalleryImage]:
+        """The images one after the other, some of them in memory at a time."""
+        for first in range(0, len(chosen), _BATCH):
+            batch = chosen[first : first + _BATCH]
+            images = [image for choice in batch if (image := self._read(choice)) is not None]
+            self._add_cams(images)
+            self._add_predictions(images)
+            yield from images
+
+    def _read(self, choice: ChosenImage) -> GalleryImage | None:
+        surveyed = choice.image
+        row = self.dataset.read(surveyed.row, ["image_id", "image", "orientation", "image_labels", "mask"])
+        try:
+            image = GalleryImage(
+                image_id=surveyed.image_id,
+                group=choice.group,
+                pixels=decode_image(row["image"], row["orientation"]),
+                image_labels=row["image_labels"],
+                score=surveyed.score,
+                iou=surveyed.iou,
+                truth=decode_mask(row["mask"]) if row["mask"] is not None else None,
+            )
+            if self.labels is not None:
+                label = self.labels.read(self.labels.index_of(surveyed.image_id))
+                image.pseudo_label = decode_mask(label["pseudo_label"])
+                hw = (image.pixels.shape[0], image.pixels.shape[1])
+                image.masks = [_mask_of(segment, hw) for segment in label["segments"]]
+            return image
+        except ValueError as error:
+            self.failed.append((surveyed.image_id, str(error)))
+            return None
+
+    def _add_cams(self, images: Sequence[GalleryImage]) -> None:
+        if self.classifier is None:
+            return
+        seen = [shrink(image.pixels, self.config.max_side_px) for image in images]
+        for members in group_by_size(seen, self.config.cam_batch_size):
+            cams = cams_of(
+                self.classifier,
+                [seen[at] for at in members],
+                [images[at].image_labels for at in members],
+                scales=self.config.scales,
+                flip=self.config.flip,
+            )
+            for k, at in enumerate(members):
+                own = cams.cam[cams.image_index == k]
+                images[at].cam = own.amax(0).numpy() if len(own) else None
+
+    def _add_predictions(self, images: Sequence[GalleryImage]) -> None:
+        if self.predictions is not None:
+            for image in images:
+                png = self.predictions.mask_of(image.image_id)
+                image.prediction = decode_mask(png) if png is not None else None
+        if self.predictor is not None:
+            config = self.predictor.config
+            seen = [shrink(image.pixels, config.max_side_px) for image in images]
+            for members in group_by_size(seen, config.batch_size):
+                sizes = [(images[at].pixels.shape[0], images[at].pixels.shape[1]) for at in members]
+                label_maps = self.predictor.predict([seen[at] for at in members], sizes)
+                for at, label_map in zip(members, label_maps):
+                    images[at].prediction = label_map
+        for image in images:
+            if image.prediction is not None and image.truth is not None:
+                image.prediction_iou = _iou(image.prediction, image.truth)
+
+
+def _iou(prediction: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float | None:
+    if prediction.shape != truth.shape:  # of another image that has the same name
+        return None
+    highest = [int(labels[labels < 255].max(initial=0)) for labels in (prediction, truth)]
+    return mean_iou(confusion_of(prediction, truth, max(highest) + 1))
+
+
+def _mask_of(segment: dict[str, Any], image_hw: tuple[int, int]) -> MaskOfClass:
+    return MaskOfClass(
+        class_index=segment["class_index"],
+        points_xy=segment["points_xy"],
+        mask=decode_rle(segment["rle"], image_hw),
+        score=score_of(segment),
+        sam_score=segment["sam_score"],
+        cam_mean=segment["cam_mean"],
+        stability_score=segment.get("stability_score"),
+    )

@@ -1,0 +1,228 @@
+"""The report of a run: collects what its stages left behind, and writes one HTML file."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ray_wsss.config import LabelConfig
+from ray_wsss.config.report import ReportOptions
+from ray_wsss.data.reader import open_shard
+from ray_wsss.data.schema import DatasetMetadata
+from ray_wsss.errors import UserError
+from ray_wsss.report.charts import histogram
+from ray_wsss.report.find_run import FoundRun, StageFolder
+from ray_wsss.report.gallery import GalleryImage
+from ray_wsss.report.gallery_source import GallerySource, choose_images
+from ray_wsss.report.history import describe_stage, describe_training, describe_work
+from ray_wsss.report.html import ClassRow, FailedImage, Report, Tile, render_report
+from ray_wsss.report.metrics import make_confusions, make_table, measured
+from ray_wsss.report.survey import Survey, survey
+from ray_wsss.runs.dependencies import check_classes
+from ray_wsss.storage import replace_atomically
+
+_FAILED_SHOWN = 1000
+_HISTOGRAMS = {
+    "score": ("Score", "SAM's predicted IoU times the mean CAM, of every mask"),
+    "sam_score": ("SAM's predicted IoU", "of every mask"),
+    "stability_score": ("Stability score", "of every mask"),
+    "cam_mean": ("Mean CAM", "over every mask"),
+    "iou": ("IoU of images", "mean over the classes of an image, background left out"),
+}
+
+
+def write_report(found: FoundRun, title: str, source: str, out: Path, options: ReportOptions) -> Report:
+    """Write the report of ``found`` to ``out``; returns what it says, but for the gallery.
+
+    Raises:
+        UserError: damaged or foreign files.
+    """
+    report = Report(title=title, source=source, made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+    surveyed = _survey(found)
+    _add_history(report, found)
+    _add_metrics(report, found, surveyed)
+    failed = _failures(found)
+    if surveyed is not None:
+        _add_labels(report, surveyed, found.labels)
+        failed += [(image, "label", reason) for image, reason in surveyed.failed]
+    images = _gallery(report, found, surveyed, options, failed)
+    report.missing += found.missing
+    _say_missing(report, found)
+    _add_failed(report, failed)
+    report.tiles = _tiles(report, surveyed)
+    with replace_atomically(out) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(render_report(report, images, options.thumbnail_px))
+    return report
+
+
+def _survey(found: FoundRun) -> Survey | None:
+    if found.dataset is None:
+        return None
+    if found.labels is not None and not (found.labels.path / "shards").is_dir():
+        found.missing.append(f"{found.labels.path} holds no labels yet.")
+        found.labels = None
+    return survey(found.dataset, found.labels.path if found.labels is not None else None)
+
+
+def _add_history(report: Report, found: FoundRun) -> None:
+    report.stages = [describe_stage(folder) for folder in found.stages]
+    report.pipeline = [row for folder in found.stages if (row := describe_work(folder)) is not None]
+    report.trainings = [row for folder in found.stages if (row := describe_training(folder)) is not None]
+
+
+def _add_metrics(report: Report, found: FoundRun, surveyed: Survey | None) -> None:
+    name = f"Pseudo labels ({found.labels.path.name})" if found.labels is not None else ""
+    for title, note, figures in measured(found.metrics, surveyed, name):
+        report.tables.append(make_table(title, note, figures))
+        report.confusions += make_confusions(title, figures)
+
+
+def _add_labels(report: Report, surveyed: Survey, labels: StageFolder | None) -> None:
+    report.class_names = surveyed.class_names
+    if labels is None:
+        return
+    for name, (title, note) in _HISTOGRAMS.items():
+        if name in surveyed.histograms:
+            report.histograms.append(histogram(title, note, surveyed.histograms[name].tolist()))
+    report.classes = [
+        ClassRow(name=surveyed.class_names[c], masks=count, score=surveyed.score_sums[c] / count)
+        for c, count in sorted(surveyed.masks.items())
+    ]
+
+
+def _gallery(
+    report: Report,
+    found: FoundRun,
+    surveyed: Survey | None,
+    options: ReportOptions,
+    failed: list[tuple[str, str, str]],
+) -> Iterator[GalleryImage]:
+    """The gallery's images; what can't be shown is added to the report's failed ones on the way."""
+    if surveyed is None or found.dataset is None or options.images == 0 or not surveyed.images:
+        return iter(())
+    chosen = choose_images(surveyed.images, options.images, options.seed)
+    of_all = f"{len(chosen):,} of the {len(surveyed.images):,} images"
+    by = "IoU" if any(image.iou is not None for image in surveyed.images) else "score"
+    how = f", the best and the worst by {by} and some at random" if chosen[0].group else ""
+    of_what = f"labels {found.labels.path}, " if found.labels is not None else ""
+    report.gallery_note = f"{of_all}{how}; {of_what}data set {found.dataset}"
+    unread: list[tuple[str, str]] = []
+    gallery = GallerySource(
+        found.dataset,
+        found.labels.path if found.labels is not None else None,
+        classifier=None if options.skip_cams else _usable(found.classifier, "classifier", found),
+        config=_label_config(found.labels),
+        segmenter=None if options.skip_predictions else _usable(found.segmenter, "segmenter", found),
+        predictions=_usable_predictions(found),
+        failed=unread,
+    )
+
+    def images() -> Iterator[GalleryImage]:
+        yield from gallery(chosen)
+        _add_failed(report, [*failed, *((image, "report", reason) for image, reason in unread)])
+
+    return images()
+
+
+def _label_config(labels: StageFolder | None) -> LabelConfig:
+    """How the labels' CAMs were made, so that the gallery's are the same."""
+    settings = labels.settings if labels is not None else {}
+    known = {f.name: settings.get(f"label.{f.name}") for f in fields(LabelConfig)}
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+    return LabelConfig(**{name: value for name, value in given.items() if value is not None})
+
+
+def _usable(model: StageFolder | None, kind: str, found: FoundRun) -> Path | None:
+    """A network's folder, unless its training is unfinished or it has other classes than the data set."""
+    if model is None or found.dataset is None:
+        return None
+    try:
+        check_classes(found.dataset, model.path, kind)
+    except UserError as error:
+        found.missing.append(f"{error}.")
+        return None
+    return model.path
+
+
+def _usable_predictions(found: FoundRun) -> Path | None:
+    if found.predictions is None:
+        return None
+    if found.predictions.state == "finished":
+        return found.predictions.path
+    found.missing.append(f"{found.predictions.path} is unfinished; the gallery goes without its masks.")
+    return None
+
+
+def _failures(found: FoundRun) -> list[tuple[str, str, str]]:
+    """(image, stage, reason) of what ingest and the stages list; those of the labels come from the survey."""
+    folders = [(folder.path, folder.stage) for folder in found.stages if folder is not found.labels]
+    datasets = dict.fromkeys([*found.datasets, *([found.dataset] if found.dataset else [])])
+    failed = []
+    for folder, stage in [*((path, "ingest") for path in datasets), *folders]:
+        path = folder / "errors.parquet"
+        if not path.is_file():
+            continue
+        with open_shard(path) as file:
+            for row in file.read().to_pylist():
+                failed.append((str(row.get("path") or row.get("image_id") or row.get("image")), stage,
+                               str(row.get("reason"))))  # fmt: skip
+    return failed
+
+
+def _add_failed(report: Report, failed: list[tuple[str, str, str]]) -> None:
+    report.failed_in_all = len(failed)
+    report.failed = [
+        FailedImage(image=image, stage=stage, reason=reason)
+        for image, stage, reason in failed[:_FAILED_SHOWN]
+    ]
+
+
+def _say_missing(report: Report, found: FoundRun) -> None:
+    """What this report lacks, and what would bring it."""
+    dataset, stages = found.dataset, {folder.stage for folder in found.stages}
+    absent = {
+        "No data set: there is no gallery. --dataset names one.": dataset is None and found.labels is None,
+        "No pseudo labels: there are no scores, points and masks. --labels names them.": found.labels is None,
+        "No classifier that made these labels: there are no CAMs in the gallery. --classifier names it.": (
+            found.classifier is None
+        ),
+        "No segmenter and no predictions: there are none in the gallery. --segmenter names one.": (
+            found.segmenter is None and found.predictions is None
+        ),
+        "No training: there are no curves.": not report.trainings,
+        "No figures of 'ray-wsss evaluate': --metrics names its JSON.": not found.metrics,
+        "The data set has no ground truth: there is no IoU of single images.": (
+            dataset is not None and not DatasetMetadata.load(dataset).has_masks
+        ),
+        "The figures of evaluate are of an earlier version, which counted no confused classes.": (
+            bool(report.tables) and not report.confusions
+        ),
+    }
+    report.missing += [sentence for sentence, is_so in absent.items() if is_so]
+    silent = [folder.path.name for folder in found.stages if not folder.runs and folder.stage != "demo"]
+    if silent:
+        report.missing.append(
+            f"Times, versions and hardware of {', '.join(silent)}: an earlier version of ray-wsss did not "
+            "record them."
+        )
+    if "label" in stages and not report.pipeline and not silent:
+        report.missing.append("Speeds: the stages did not run to their end.")
+
+
+def _tiles(report: Report, surveyed: Survey | None) -> list[Tile]:
+    tiles = []
+    if surveyed is not None:
+        tiles.append(Tile(value=f"{len(surveyed.images):,}", label="images"))
+        if surveyed.masks:
+            note = f"{surveyed.prompts:,} points"
+            tiles.append(Tile(value=f"{surveyed.masks.total():,}", label="masks", note=note))
+    if report.stages or surveyed is not None:
+        tiles.append(Tile(value=f"{report.failed_in_all:,}", label="failed"))
+    for table in report.tables:
+        for column in table.columns:
+            if column.note and column.title.startswith("CAM, fixed"):
+                continue
+            note = ", ".join(part for part in (table.title, column.note) if part)
+            tiles.append(Tile(value=f"{100 * column.miou:.1f}", label=f"mIoU, {column.title}", note=note))
+    return tiles

@@ -1,0 +1,204 @@
+"""What an output folder was made from: the same command resumes it, another one never mixes with it."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict, cast
+
+from ray_wsss.data.reader import open_shard, shard_paths
+from ray_wsss.errors import UserError
+from ray_wsss.storage import read_side_by_side, remove_tree, write_json
+from ray_wsss.version import __version__
+
+State = Literal["new", "unfinished", "finished"]
+FORMAT = 1
+"""Number of the layout that output folders have; one that this version can't read gets a higher number."""
+
+log = logging.getLogger(__name__)
+
+
+class Manifest(TypedDict):
+    """``manifest.json``."""
+
+    stage: str
+    """The command that made the folder."""
+    state: State
+    format: NotRequired[int]
+    """See `FORMAT`; version 0.1 wrote none, and has 1."""
+    ray_wsss: str
+    """Version that wrote it."""
+    depends_on: dict[str, Any]
+
+
+class NewerFormatError(UserError):
+    """The folder was written by a version that this one can't read."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """The output folder of one stage run; ``OUT/manifest.json`` says what it depends on."""
+
+    out: Path
+    stage: str
+    depends_on: Mapping[str, Any]
+    """Everything that decides the result: settings by dotted key, inputs by name and hash."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells outputs of different inputs apart."""
+        content = json.dumps([self.stage, _as_compared(dict(self.depends_on))], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def begin(self, *, overwrite: bool | None = None) -> State:
+        """Claim the folder.
+
+        Args:
+            overwrite: replace what the folder holds. None: the user has no such choice, so no message
+                offers it.
+
+        Returns:
+            "new", "unfinished" (the same run was interrupted) or "finished" (nothing to do).
+
+        Raises:
+            UserError: the folder holds something else, or a run with other settings.
+        """
+        if self.out.is_file():
+            raise UserError(f"--out {self.out} is a file; expected a folder")
+        found = read_manifest(self.out)
+        if found is None and self.out.exists() and any(self.out.iterdir()):
+            raise UserError(
+                f"--out {self.out} exists and is no output of ray-wsss; expected a new or empty folder"
+            )
+        if found is not None and overwrite:
+            remove_tree(self.out)
+            found = None
+        if found is None:
+            self._write("unfinished")
+            return "new"
+        if found["stage"] != self.stage:
+            raise UserError(
+                f"--out {self.out} holds the output of {found['stage']}; expected a folder for {self.stage}"
+            )
+        self._refuse_other_settings(found["depends_on"], overwrite)
+        return found["state"]
+
+    def reopen(self) -> None:
+        """Mark the folder as incomplete, such as one that lost files after it was finished."""
+        self._write("unfinished")
+
+    def finish(self) -> None:
+        """Mark the folder as complete."""
+        self._write("finished")
+
+    def log_finished(self, overwrite: bool | None, more: str = "") -> None:
+        """Say that there is nothing left to do; ``overwrite`` as for `begin`, ``more`` is added."""
+        again = "" if overwrite is None else "; --overwrite makes it again"
+        log.info("%s is already finished%s%s", self.out, again, more)
+
+    def _refuse_other_settings(self, theirs: Mapping[str, Any], overwrite: bool | None) -> None:
+        ours = json.loads(json.dumps(self.depends_on))
+        changed = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
+        if changed:
+            key = changed[0]
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            or_overwrite = "" if overwrite is None else ", or --overwrite to replace it"
+            raise UserError(
+                f"--out {self.out} holds a run with another {key} "
+                f"({theirs.get(key)}, now {ours.get(key)}){more}; "
+                f"choose another folder{or_overwrite}"
+            )
+
+    def _write(self, state: State) -> None:
+        content: Manifest = {
+            "stage": self.stage,
+            "state": state,
+            "format": FORMAT,
+            "ray_wsss": __version__,
+            "depends_on": dict(self.depends_on),
+        }
+        write_json(content, self.out / "manifest.json")
+
+
+def _as_compared(value: Any) -> Any:
+    """``value`` with numbers as floats, since 1 and 1.0 are equal settings."""
+    if isinstance(value, dict):
+        return {key: _as_compared(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_compared(entry) for entry in value]
+    return float(value) if type(value) is int else value
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Our manifest in ``folder``, or None; other programs have files of that name too.
+
+    Raises:
+        UserError: it is not JSON.
+        NewerFormatError: a later version of ray_wsss wrote it in another layout.
+    """
+    path = folder / "manifest.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON: {error}") from None
+    if not (isinstance(found, dict) and {"stage", "state", "ray_wsss", "depends_on"} <= found.keys()):
+        return None
+    if (number := found.get("format", 1)) > FORMAT:
+        raise NewerFormatError(
+            f"{folder} was written by ray-wsss {found['ray_wsss']} in format {number}; "
+            f"ray-wsss {__version__} reads formats up to {FORMAT}: update ray-wsss"
+        )
+    return cast(Manifest, found)
+
+
+def require_finished(folder: Path, stage: str) -> dict[str, Any]:
+    """What the finished output of ``stage`` in ``folder`` depends on.
+
+    Raises:
+        UserError: ``folder`` is something else, or unfinished.
+    """
+    found = read_manifest(folder)
+    if found is None:
+        raise UserError(f"{folder} is no output of {stage} (it has no manifest.json of ray-wsss)")
+    if found["stage"] != stage:
+        raise UserError(f"{folder} holds the output of {found['stage']}; expected that of {stage}")
+    if found["state"] != "finished":
+        raise UserError(f"{folder} is unfinished: run the {stage} command that makes it again, it goes on")
+    return found["depends_on"]
+
+
+def dataset_hash(dataset: Path) -> str:
+    """SHA-256 over a data set's metadata and the name, size and footer of every shard.
+
+    A footer holds the sizes of all columns of all row groups, so this notices other images without reading
+    them all.
+
+    Raises:
+        UserError: no data set, or one that can't be read.
+    """
+    digest = hashlib.sha256(file_hash(dataset / "metadata.json").encode())
+    for entry in read_side_by_side(_shard_entry, shard_paths(dataset)):
+        digest.update(entry)
+    return digest.hexdigest()
+
+
+def _shard_entry(path: Path) -> bytes:
+    with open_shard(path) as file:
+        footer = file.metadata.serialized_size
+    with path.open("rb") as raw:
+        size = raw.seek(0, 2)
+        raw.seek(max(0, size - footer - 8))
+        return f"{path.name}\0{size}\0".encode() + raw.read()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, for `Output.depends_on`. Raises UserError where it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}") from None

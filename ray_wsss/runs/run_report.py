@@ -1,0 +1,63 @@
+"""What a run over many images did, for the user and for ``runs.json``."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ray_wsss.runs.tally import Tally
+
+Failures = list[tuple[str, str]]
+"""Images that failed, and why."""
+
+
+@dataclass(kw_only=True)
+class RunReport:
+    """What a run over many images did."""
+
+    total: Tally = field(default_factory=Tally)
+    """Counts of the whole output; seconds of this run, summed over the actors."""
+    done_before: int = 0
+    """Images that an earlier run had finished."""
+    startup_s: float = 0.0
+    """Until the first actor began to work."""
+    work_s: float = 0.0
+    """From then until the last chunk was written."""
+
+    @property
+    def images_per_s(self) -> float:
+        """Of this run, its start taken off."""
+        return (self.total.images + self.total.errors - self.done_before) / max(self.work_s, 1e-9)
+
+    def figures(self) -> dict[str, Any]:
+        """As plain data, for `runs.history`."""
+        times = {"startup_s": round(self.startup_s, 2), "work_s": round(self.work_s, 2)}
+        speed = {"images_per_s": round(self.images_per_s, 2)} if self.work_s else {}
+        return asdict(self.total) | {"done_before": self.done_before} | times | speed
+
+
+def describe_run(report: RunReport, what: str) -> str:
+    """The summary at the end of a run: counts, speed, and what took longest."""
+    total = report.total
+    lines = [f"{total.images:,} images {what}, {total.errors:,} errors"]
+    if report.work_s:
+        speed = f"{report.images_per_s:.1f} images/s in {report.work_s:.0f} s"
+        lines.append(f"{speed}, after {report.startup_s:.0f} s of starting")
+        lines.append(_phases(total.seconds))
+    return "\n".join(lines)
+
+
+def _phases(seconds: dict[str, float]) -> str:
+    """Shares of the actors' time, largest first; decoding is done beside them."""
+    of_actors = {phase: s for phase, s in seconds.items() if phase != "decode"}
+    whole = max(sum(of_actors.values()), 1e-9)
+    ranked = sorted(of_actors, key=lambda phase: -of_actors[phase])
+    shares = ", ".join(f"{phase} {of_actors[phase] / whole:.0%}" for phase in ranked)
+    slowest = ranked[0] if ranked[0] != "wait" else "decode (the actors waited for decoded images)"
+    decode = f"decoding beside them took {seconds['decode']:.1f} s"
+    return f"slowest part: {slowest}; of the actors' time: {shares}; {decode}"
+
+
+def describe_predictions(report: RunReport) -> str:
+    """The summary in one line: images, speed, errors."""
+    total = report.total
+    speed = f"{report.images_per_s:.1f} images/s, " if report.work_s else ""
+    return f"{total.images:,} images predicted, {speed}{total.errors:,} errors"

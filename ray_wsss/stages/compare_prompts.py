@@ -1,0 +1,165 @@
+"""Where kinds of prompts differ: one object with several peaks, several objects of one class."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.measure import label as connected_components
+
+from ray_wsss.config import LabelConfig
+from ray_wsss.data.coco import decode_rle
+from ray_wsss.data.images import decode_image, decode_mask
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.schema import DatasetMetadata
+from ray_wsss.figures.prompt_figure import PromptExample
+from ray_wsss.models.store import load_classifier
+from ray_wsss.ops.regions import peak_regions
+from ray_wsss.ops.resize import resize_maps, shrink
+from ray_wsss.stages.cams import cams_of
+
+Case = Literal["one object, several peaks", "several objects"]
+CASES: tuple[Case, ...] = ("one object, several peaks", "several objects")
+_LEAST_SHARE = 0.002
+"""Of an image's pixels; smaller pieces are no objects but crumbs of occluded ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """An image and one of its classes, and how well each kind of prompt did."""
+
+    image_id: str
+    class_index: int
+    objects: int
+    """Connected parts of the class in the ground truth."""
+    peaks: int
+    """Point prompts of the class that lie in it."""
+    iou: Mapping[str, float]
+    """By kind of prompt: SAM's mask of the class, before classes compete, against the ground truth."""
+
+    @property
+    def case(self) -> Case | None:
+        if self.objects == 1:
+            return CASES[0] if self.peaks > 1 else None
+        return CASES[1]
+
+
+def measure_pairs(dataset: Path, labels: Mapping[str, Path]) -> Iterator[Pair]:
+    """Every image and class that is in the ground truth and in the labels of all kinds.
+
+    Args:
+        dataset: with ground truth.
+        labels: by kind of prompt, outputs of ``label`` for it; the points are those of ``points``.
+    """
+    truths = ShardReader(dataset)
+    readers = {kind: ShardReader(folder) for kind, folder in labels.items()}
+    for row in range(len(truths)):
+        found = truths.read(row, ["image_id", "mask"])
+        if found["mask"] is None:
+            continue
+        truth = decode_mask(found["mask"])
+        segments = {kind: _segments(reader, found["image_id"]) for kind, reader in readers.items()}
+        for class_index, segment in segments["points"].items():
+            inside = truth == class_index + 1
+            if inside.any() and all(class_index in others for others in segments.values()):
+                yield Pair(
+                    image_id=found["image_id"],
+                    class_index=class_index,
+                    objects=count_objects(inside),
+                    peaks=_count_inside(segment["points_xy"], inside),
+                    iou={kind: _iou(of[class_index], truth, inside) for kind, of in segments.items()},
+                )
+
+
+def count_objects(inside: NDArray[np.bool_]) -> int:
+    """Connected parts of a mask, at least one; those too small to be objects don't count."""
+    parts = np.asarray(connected_components(inside))
+    _, areas = np.unique(parts[inside], return_counts=True)
+    return max(1, int((areas >= _LEAST_SHARE * inside.size).sum()))
+
+
+def choose_examples(pairs: Sequence[Pair], each: int) -> list[Pair]:
+    """Of each case those with the most objects, then the most peaks; never by their outcome."""
+    chosen: list[Pair] = []
+    for case in CASES:
+        of_case = [pair for pair in pairs if pair.case == case]
+        chosen += sorted(of_case, key=lambda pair: (-pair.objects, -pair.peaks))[:each]
+    return chosen
+
+
+def summarise(pairs: Sequence[Pair], kinds: Sequence[str]) -> dict[str, Any]:
+    """Per case how many pairs there are and the mean IoU of each kind; None where there is no pair."""
+    groups = {case: [pair for pair in pairs if pair.case == case] for case in CASES} | {"all": list(pairs)}
+    return {
+        name: {
+            "pairs": len(group),
+            "iou": {k: float(np.mean([p.iou[k] for p in group])) if group else None for k in kinds},
+        }
+        for name, group in groups.items()
+    }
+
+
+def _segments(labels: ShardReader, image_id: str) -> dict[int, dict[str, Any]]:
+    """An image's segments by class; none where it failed."""
+    try:
+        found = labels.read(labels.index_of(image_id), ["segments"])["segments"]
+    except KeyError:
+        return {}
+    return {segment["class_index"]: segment for segment in found or ()}
+
+
+def _count_inside(points_xy: Sequence[Sequence[float]], inside: NDArray[np.bool_]) -> int:
+    return sum(bool(inside[int(y), int(x)]) for x, y in points_xy)
+
+
+def _iou(segment: Mapping[str, Any], truth: NDArray[np.uint8], inside: NDArray[np.bool_]) -> float:
+    """Pixels to be ignored count nowhere."""
+    mask = decode_rle(segment["rle"], (truth.shape[0], truth.shape[1])) & (truth != 255)
+    return float((mask & inside).sum() / (mask | inside).sum())
+
+
+class ExampleMaker:
+    """Makes examples of pairs; computes their CAMs once more, on the CPU.
+
+    Args:
+        labels: by kind of prompt, outputs of ``label`` for ``dataset``.
+    """
+
+    def __init__(
+        self, config: LabelConfig, *, dataset: Path, classifier: Path, labels: Mapping[str, Path]
+    ) -> None:
+        self.config = config
+        self.model, _ = load_classifier(classifier)
+        self.rows = ShardReader(dataset)
+        self.class_names = DatasetMetadata.load(dataset).class_names
+        self.labels = {kind: ShardReader(folder) for kind, folder in labels.items()}
+
+    def __call__(self, pair: Pair) -> PromptExample:
+        """The example of a pair."""
+        row = self.rows.read(self.rows.index_of(pair.image_id), ["image", "orientation", "mask"])
+        image = decode_image(row["image"], row["orientation"])
+        image_hw = (image.shape[0], image.shape[1])
+        small = shrink(image, self.config.max_side_px)
+        cams = cams_of(
+            self.model, [small], [[pair.class_index]], scales=self.config.scales, flip=self.config.flip
+        )
+        cam = resize_maps(cams.cam[None], image_hw)[0, 0].numpy()
+        segments = {kind: self._segment(kind, pair) for kind in self.labels}
+        points_xy = np.array(segments["points"]["points_xy"], np.float32).reshape(-1, 2)
+        return PromptExample(
+            title=f"{self.class_names[pair.class_index]}, {pair.image_id}",
+            image=image,
+            cam=cam,
+            points_xy=points_xy,
+            regions=peak_regions(cam, points_xy[:, ::-1].astype(int), self.config.tau),
+            truth=decode_mask(row["mask"]) == pair.class_index + 1,
+            masks={kind: decode_rle(segment["rle"], image_hw) for kind, segment in segments.items()},
+            iou=pair.iou,
+        )
+
+    def _segment(self, kind: str, pair: Pair) -> dict:
+        reader = self.labels[kind]
+        found = reader.read(reader.index_of(pair.image_id), ["segments"])["segments"]
+        return next(segment for segment in found if segment["class_index"] == pair.class_index)

@@ -1,0 +1,222 @@
+"""A few images through the whole of labelling, in this process: for a quick look, and for notebooks.
+
+The stages are those of `label`: CAM, peaks, SAM, pseudo label; Ray is not needed.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ray_wsss.config import Recipe
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import PRESETS
+from ray_wsss.data.coco import decode_rle
+from ray_wsss.data.images import decode_mask, decode_upright
+from ray_wsss.errors import UserError, did_you_mean
+from ray_wsss.models.sam.build import sam_side_px
+from ray_wsss.ops.resize import resize_maps, shrink, to_tensor
+from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages
+from ray_wsss.stages.cams import cams_of
+from ray_wsss.stages.label import SamLabeller, score_of
+from ray_wsss.storage import parse_path, why_unreadable
+
+ImageLike = str | Path | NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FoundClass:
+    """One class of an image."""
+
+    name: str
+    class_index: int
+    """From 0; the label map has it as ``class_index + 1``."""
+    probability: float
+    """The classifier's, in [0, 1]."""
+    score: float
+    """SAM's predicted IoU of the mask times the mean CAM over it, in [0, 1]."""
+    mask: NDArray[np.bool_]
+    """(H, W), SAM's mask before classes compete for pixels."""
+    points_xy: NDArray[np.float32]
+    """(P, 2), the points that prompted SAM, in pixels, x before y."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledPicture:
+    """One image and what labelling made of it; arrays are empty where there is an ``error``."""
+
+    source: str
+    """Path of the image, or "array N"."""
+    image: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 3), np.uint8))
+    """(H, W, 3) RGB, upright."""
+    label_map: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+    """(H, W): 0 background, class c as c + 1."""
+    cam: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """(H, W): highest CAM over the found classes, in [0, 1]."""
+    found: tuple[FoundClass, ...] = ()
+    """The classes that were labelled, in the classifier's order."""
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    """The classifier's, of every class, in [0, 1]."""
+    error: str | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the found classes."""
+        return tuple(entry.name for entry in self.found)
+
+
+class ImageLabeller:
+    """Labels images one by one; hosts a classifier and SAM.
+
+    Args:
+        classifier: output of train-classifier.
+        preset: settings to start from: "voc", "coco" or "demo".
+        settings: others by dotted key, such as ``{"sam.name": "vit_b", "label.tau": 0.4}``.
+        device: such as "cuda"; by default a GPU where there is one.
+
+    Raises:
+        UserError: no classifier, no weights of SAM, or an unknown preset or setting.
+    """
+
+    def __init__(
+        self,
+        classifier: str | Path,
+        *,
+        preset: str = "voc",
+        settings: Mapping[str, Any] | None = None,
+        device: str | None = None,
+    ) -> None:
+        if preset not in PRESETS:
+            raise UserError(f"preset is {preset}; expected one of {', '.join(PRESETS)}")
+        recipe: Recipe = override(PRESETS[preset], settings or {})
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.config = recipe.label
+        self.labeller = SamLabeller(recipe.label, recipe.sam, parse_path(str(classifier)), device)
+        self.prepare = PrepareImages(
+            max_side_px=recipe.label.max_side_px, sam_side_px=sam_side_px(recipe.sam)
+        )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """All classes that the classifier knows."""
+        return self.labeller.spec.class_names
+
+    def __call__(
+        self,
+        image: ImageLike,
+        *,
+        classes: Sequence[str] | None = None,
+        threshold: float = 0.5,
+        source: str = "array",
+    ) -> LabelledPicture:
+        """Label one image; one that can't be read comes back with its ``error``.
+
+        Args:
+            image: a file, its path or URI, or (H, W, 3) uint8 RGB.
+            classes: what is in it; by default what the classifier finds.
+            threshold: least probability for that, in [0, 1].
+            source: what to call an array.
+
+        Raises:
+            UserError: a class that the classifier doesn't know.
+        """
+        chosen = self._indices(classes) if classes is not None else None
+        source = source if isinstance(image, np.ndarray) else str(image)
+        try:
+            pixels = _read(image)
+            small = shrink(pixels, self.config.max_side_px)
+            probabilities = self._probabilities(small)
+            if chosen is None:
+                chosen = [k for k, p in enumerate(probabilities) if p >= threshold]
+            prepared = self.prepare.prepare(source, pixels, tuple(chosen))
+        except OSError as error:
+            return LabelledPicture(source=source, error=why_unreadable(error, source))
+        except ValueError as error:
+            return LabelledPicture(source=source, error=str(error))
+        return self._label(prepared, pixels, probabilities)
+
+    def _indices(self, classes: Sequence[str]) -> list[int]:
+        for name in classes:
+            if name not in self.class_names:
+                otherwise = f"it knows {', '.join(self.class_names[:20])}"
+                hint = did_you_mean(name, self.class_names, otherwise)
+                raise UserError(f"the classifier knows no class {name}; {hint}")
+        return sorted({self.class_names.index(name) for name in classes})
+
+    @torch.no_grad()
+    def _probabilities(self, pixels: NDArray[np.uint8]) -> list[float]:
+        logits = self.labeller.model(to_tensor([pixels], self.labeller.device)).logits
+        return logits[0].sigmoid().tolist()
+
+    def _label(
+        self, prepared: PreparedImage, pixels: NDArray[np.uint8], probabilities: Sequence[float]
+    ) -> LabelledPicture:
+        (row,) = self.labeller([prepared])[0].to_pylist()
+        named = dict(zip(self.class_names, probabilities))
+        found = [
+            FoundClass(
+                name=self.class_names[segment["class_index"]],
+                class_index=segment["class_index"],
+                probability=probabilities[segment["class_index"]],
+                score=score_of(segment),
+                mask=decode_rle(segment["rle"], prepared.image_hw),
+                points_xy=np.array(segment["points_xy"], np.float32).reshape(-1, 2),
+            )
+            for segment in row["segments"]
+        ]
+        return LabelledPicture(
+            source=prepared.image_id,
+            image=pixels,
+            label_map=decode_mask(row["pseudo_label"]),
+            cam=self._cam(prepared),
+            found=tuple(found),
+            probabilities=named,
+        )
+
+    def _cam(self, prepared: PreparedImage) -> NDArray[np.float32]:
+        """Highest CAM over the image's classes, at the image's size."""
+        if not prepared.image_labels or prepared.pixels is None:
+            return np.zeros(prepared.image_hw, np.float32)
+        cams = cams_of(
+            self.labeller.model,
+            [prepared.pixels],
+            [prepared.image_labels],
+            scales=self.config.scales,
+            flip=self.config.flip,
+        )
+        return resize_maps(cams.cam.amax(0)[None, None], prepared.image_hw)[0, 0].cpu().numpy()
+
+
+def label_images(
+    images: Iterable[ImageLike],
+    *,
+    classifier: str | Path,
+    classes: Sequence[str] | None = None,
+    threshold: float = 0.5,
+    preset: str = "voc",
+    settings: Mapping[str, Any] | None = None,
+    device: str | None = None,
+) -> list[LabelledPicture]:
+    """Label images, in order; arguments as for `ImageLabeller`, which is for more calls than one.
+
+    Raises:
+        UserError: as `ImageLabeller`, or a class that the classifier doesn't know.
+    """
+    labeller = ImageLabeller(classifier, preset=preset, settings=settings, device=device)
+    return [
+        labeller(image, classes=classes, threshold=threshold, source=f"array {k}")
+        for k, image in enumerate(images)
+    ]
+
+
+def _read(image: ImageLike) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3), files upright by their EXIF orientation, as ingest has them."""
+    if not isinstance(image, np.ndarray):
+        return decode_upright(parse_path(str(image)).read_bytes())
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"the array is {image.dtype} of shape {image.shape}; expected uint8 (H, W, 3), RGB")
+    return np.ascontiguousarray(image)

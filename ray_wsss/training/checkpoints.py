@@ -1,0 +1,93 @@
+"""What a training run leaves behind to go on from."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ray_wsss.models.classifier import ClassifierSpec
+from ray_wsss.models.segmenter import SegmenterSpec
+from ray_wsss.models.store import save_model
+from ray_wsss.storage import copy_file, is_remote, remove_tree
+
+PROGRESS = "progress.json"
+"""A checkpoint's report of the run; a checkpoint without it is incomplete."""
+MODEL_FILES = ("model.json", "model.safetensors", PROGRESS)
+"""What a finished run keeps of its last checkpoint."""
+BEST = "best"
+"""Folder, in the run's, of the network with the highest validation mIoU so far."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint says of the run, beside weights and optimiser.
+
+    Schedule, place in the data and random states follow from the iteration.
+    """
+
+    iteration: int = 0
+    """Iterations done."""
+    best: float | None = None
+    """Highest validation mIoU, in [0, 1]."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Every report so far."""
+
+
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    spec: ClassifierSpec | SegmenterSpec,
+    optimiser: torch.optim.Optimizer,
+    progress: Progress,
+) -> None:
+    """Write a checkpoint into ``folder``, an empty one."""
+    save_model(model, spec, folder)
+    torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict()}, folder / "training.pt")
+    (folder / PROGRESS).write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
+
+
+def restore_checkpoint(
+    folder: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
+) -> Progress:
+    """Load model and optimiser from a checkpoint; without one they stay, and the run begins."""
+    if folder is None:
+        return Progress()
+    state = torch.load(folder / "training.pt", map_location=device, weights_only=True)
+    model.load_state_dict(state["model"])
+    model.to(device)
+    optimiser.load_state_dict(state["optimiser"])
+    return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+
+
+def export_model(checkpoint: Path, out: Path) -> None:
+    """Copy a checkpoint's network and history to ``out``."""
+    for name in MODEL_FILES:
+        copy_file(checkpoint / name, out / name)
+
+
+def keep_best(checkpoint: Path, out: Path) -> None:
+    """Copy a checkpoint's network and history to ``out/best``."""
+    replace_folder(checkpoint, out / BEST, MODEL_FILES)
+
+
+def replace_folder(source: Path, target: Path, names: tuple[str, ...] | None = None) -> None:
+    """Copy files of a folder (all, or those named); ``target`` is never there in part.
+
+    In a store, where folders can't be renamed, each file is replaced in full, and the one that makes a
+    checkpoint complete comes last.
+    """
+    chosen = [path for path in source.iterdir() if names is None or path.name in names]
+    if is_remote(target):
+        for path in sorted(chosen, key=lambda path: path.name == PROGRESS):
+            copy_file(path, target / path.name)
+        return
+    partial = target.with_name(f".{target.name}")
+    remove_tree(partial)
+    partial.mkdir(parents=True)
+    for path in chosen:
+        shutil.copyfile(path, partial / path.name)
+    remove_tree(target)
+    partial.replace(target)

@@ -1,0 +1,145 @@
+"""Train the classifier: classification loss, and SAM's masks as supervision of the CAM (CPM)."""
+
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ray_wsss.config import Recipe
+from ray_wsss.data.reader import ShardReader, failed_images
+from ray_wsss.data.schema import DatasetMetadata
+from ray_wsss.errors import UserError
+from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
+from ray_wsss.models.sam.encoder import load_encoder
+from ray_wsss.ops.cam import make_cam
+from ray_wsss.ops.device import mixed_precision
+from ray_wsss.ops.losses import IGNORE_LABEL, StepLosses, classification_loss, cpm_loss
+from ray_wsss.ops.ssc import ssc_loss
+from ray_wsss.training.cpm import Cpm
+from ray_wsss.training.crops import TrainingCrops
+from ray_wsss.training.loop import Batch, Counts, Session, TrainingRun, share_of
+from ray_wsss.training.validation import CamValidation
+
+
+class ClassifierStep:
+    """Losses of one pass: cls, SSC where there are segment maps, CPM after its warm-up."""
+
+    def __init__(self, recipe: Recipe, cpm: Cpm | None) -> None:
+        self.warmup_iters = recipe.cpm.warmup_iters
+        self.temperature = recipe.cpm.temperature
+        self.ssc_temperature = recipe.classifier.ssc_temperature
+        self.weights = asdict(recipe.classifier.loss_weights)
+        self.bf16 = recipe.classifier.precision == "bf16"
+        self.cpm = cpm
+
+    def counts(self, batch: Batch) -> Counts:
+        """Pixels inside the images, for CPM, and covered by segments, for SSC."""
+        counts = {"inside": batch["inside"].sum()} if self.cpm is not None else {}
+        return counts | ({"segments": (batch["segments"] > 0).sum()} if "segments" in batch else {})
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, counts: Counts, iteration: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        with mixed_precision(batch["image"].device, self.bf16):
+            output = model(batch["image"])
+        features, class_maps = output.features.float(), output.class_maps.float()
+        losses = StepLosses(
+            cls=classification_loss(output.logits.float(), batch["image_labels"]),
+            ssc=self._ssc_loss(batch, features, counts) if "segments" in batch else None,
+            cpm=self._cpm_loss(model, batch, class_maps, counts) if self._on(iteration) else None,
+        )
+        return losses.total(self.weights), losses.parts()
+
+    def _on(self, iteration: int) -> bool:
+        return self.cpm is not None and iteration >= self.warmup_iters
+
+    def _ssc_loss(self, batch: Batch, features: Tensor, counts: Counts) -> Tensor:
+        segments, bounds = batch["segments"], batch["plan"].segment_bounds if "plan" in batch else None
+        loss = ssc_loss(features, segments, self.ssc_temperature, bounds)
+        return loss * share_of(segments > 0, counts["segments"])
+
+    def _cpm_loss(self, model: nn.Module, batch: Batch, class_maps: Tensor, counts: Counts) -> Tensor:
+        assert self.cpm is not None
+        images, image_labels = batch["image"], batch["image_labels"]
+        bare = cast(Classifier, getattr(model, "module", model))  # outside DDP: this pass has no gradient
+        pseudo_label = self.cpm(bare, batch)
+        pseudo_label = pseudo_label.masked_fill(~batch["inside"], IGNORE_LABEL)
+        cam = make_cam(class_maps, image_labels, (images.shape[-2], images.shape[-1]))
+        loss = cpm_loss(cam, pseudo_label, self.temperature)
+        return loss * share_of(batch["inside"], counts["inside"])
+
+
+def train_classifier(
+    recipe: Recipe,
+    dataset: Path,
+    session: Session,
+    *,
+    segments: Path | None = None,
+    embeddings: Path | None = None,
+    validation: Path | None = None,
+) -> None:
+    """Train on the image labels of ``dataset``, one worker's part.
+
+    Images without labels are left out: whether their classes are absent or unknown is unknown.
+
+    Args:
+        segments: output of segment-everything; SSC is on where it is given.
+        embeddings: output of embed, for ``cpm.view=image``; images that it failed on are left out.
+        validation: a data set whose ground truth says how good the CAMs are meanwhile.
+
+    Raises:
+        UserError: too few images, or settings that don't fit together.
+    """
+    metadata = DatasetMetadata.load(dataset)
+    config = recipe.classifier
+    with_cpm = recipe.cpm.enabled and recipe.cpm.warmup_iters < config.max_iters
+    cache = embeddings if with_cpm and recipe.cpm.view == "image" else None
+    rows = check_trainable(dataset, config.batch_size, without=failed_images(cache) if cache else set())
+    crops = TrainingCrops(
+        dataset,
+        rows,
+        num_classes=len(metadata.class_names),
+        augment=config.augment,
+        seed=config.seed,
+        segments=segments,
+        embeddings=cache,
+    )
+    spec = ClassifierSpec.of(config, metadata.class_names)
+    torch.manual_seed(config.seed)
+    model = build_classifier(spec, pretrained=config.pretrained, checkpoint=config.backbone_checkpoint)
+    model.backbone.freeze(config.freeze_stages, config.freeze_norm)
+    cpm = _load_cpm(recipe, session) if with_cpm else None
+    run = TrainingRun(model=model, spec=spec, config=config, crops=crops, session=session, name="classifier")
+    encoder = cpm.encoder if cpm is not None else None
+    validated = CamValidation(recipe, validation, dataset, encoder, session.device)
+    run.train(ClassifierStep(recipe, cpm), validated)
+
+
+def _load_cpm(recipe: Recipe, session: Session) -> Cpm:
+    config = recipe.classifier
+    crops = 0
+    if recipe.cpm.view == "crop":
+        crops = (config.max_iters - recipe.cpm.warmup_iters) * config.batch_size // session.world_size
+    encoder = load_encoder(recipe.sam, session.device, crops)
+    size = recipe.sam.decode_batch_size
+    return Cpm(encoder, recipe.cpm, decode_batch_size=size, bf16=config.precision == "bf16")
+
+
+def check_trainable(dataset: Path, batch_size: int, without: Collection[str] = ()) -> list[int]:
+    """Rows with image labels. Raises UserError where they are fewer than a batch, or of no class.
+
+    Args:
+        without: ids of images to leave out.
+    """
+    reader = ShardReader(dataset)
+    labelled = [row for row in range(len(reader)) if reader.read(row, ["image_labels"])["image_labels"]]
+    rows = [row for row in labelled if reader.image_ids[row] not in without]
+    if len(rows) < batch_size:
+        raise UserError(
+            f"{dataset} has {len(rows)} images with labels; expected at least one batch of {batch_size} "
+            f"(classifier.batch_size)"
+        )
+    return rows

@@ -1,0 +1,216 @@
+"""Training crops from Parquet shards, in an order and with an augmentation that the seed alone decides."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+
+from ray_wsss.config import AugmentConfig
+from ray_wsss.data.embeddings import EmbeddingCache
+from ray_wsss.data.images import decode_image, decode_mask, decode_segments
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.ops.geometry import Geometry
+from ray_wsss.ops.losses import IGNORE_LABEL
+from ray_wsss.training.host_plan import collate, pack_geometry
+
+PADDING = 0.45
+"""Grey level of the padding: about ImageNet's mean, so that it is 0 after normalisation."""
+
+Key = tuple[int, int]
+"""(iteration x batch + position, row of the data set): which draw of which image."""
+
+
+WINDOW = 16
+"""At most so many row groups are shuffled together: 1,024 images of a data set that ingest wrote."""
+
+
+def global_order(groups: Sequence[int], seed: int, epoch: int, window: int = WINDOW) -> list[int]:
+    """The order of one epoch: a permutation that every worker computes alike.
+
+    A row group is read as a whole, so one image after the other from all over a large data set would read
+    each group as often as it has images. Instead the groups are shuffled, and the images of ``window`` groups
+    at a time; a data set of no more groups is shuffled as a whole.
+
+    Args:
+        groups: row group of each image, in the order of the data set.
+        window: as many groups as stay in a reader's cache while their images are drawn.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    starts = [at for at, group in enumerate(groups) if at == 0 or group != groups[at - 1]]
+    if len(starts) <= window:
+        return torch.randperm(len(groups), generator=generator).tolist()
+    spans = [range(*span) for span in pairwise([*starts, len(groups)])]
+    shuffled = torch.randperm(len(spans), generator=generator).tolist()
+    order = []
+    for at in range(0, len(spans), window):
+        near = [image for k in shuffled[at : at + window] for image in spans[k]]
+        order += [near[k] for k in torch.randperm(len(near), generator=generator).tolist()]
+    return order
+
+
+class IterationBatches(Sampler[list[Key]]):
+    """A rank's share of each iteration's global batch, from iteration ``start`` on.
+
+    Position p of the endless sequence epoch 0, epoch 1, ... is the same for any number of workers, and
+    starting at iteration k equals having run the k iterations before. ``groups`` and ``window`` as for
+    `global_order`.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[int],
+        *,
+        batch_size: int,
+        seed: int,
+        start: int,
+        stop: int,
+        rank: int,
+        world_size: int,
+        window: int = WINDOW,
+    ) -> None:
+        assert batch_size % world_size == 0
+        self.groups, self.batch_size, self.seed = groups, batch_size, seed
+        self.start, self.stop, self.window = start, stop, window
+        share = batch_size // world_size
+        self.mine = range(rank * share, (rank + 1) * share)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, order = -1, []
+        for iteration in range(self.start, self.stop):
+            batch = []
+            for p in (iteration * self.batch_size + offset for offset in self.mine):
+                if p // len(self.groups) != epoch:
+                    epoch = p // len(self.groups)
+                    order = global_order(self.groups, self.seed, epoch, self.window)
+                batch.append((p, order[p % len(self.groups)]))
+            yield batch
+
+
+class TrainingCrops(Dataset):
+    """Augmented crops of a data set, with image labels, and optionally pseudo labels joined by image_id.
+
+    Items: ``image`` (3, P, P) float RGB in [0, 1], ``inside`` (P, P) bool (False: padding),
+    ``image_labels`` (C,) float 0/1, ``image_id``; with pseudo labels ``pseudo_label`` (P, P) uint8 (255:
+    ignore, padding included); with segment maps ``segments`` (P, P) int32 (0: uncovered, padding included);
+    with embeddings of the whole image ``embedding`` (D, h, w) as stored, its ``embedding_scale`` (D,) if it
+    has one, ``image_hw`` (2,) and the crop's ``geometry`` (`pack_geometry`).
+    """
+
+    def __init__(
+        self,
+        dataset: Path,
+        rows: list[int],
+        *,
+        num_classes: int,
+        augment: AugmentConfig,
+        seed: int,
+        labels: Path | None = None,
+        segments: Path | None = None,
+        embeddings: Path | None = None,
+    ) -> None:
+        self.reader = ShardReader(dataset)
+        self.labels = ShardReader(labels) if labels is not None else None
+        self.segments = ShardReader(segments) if segments is not None else None
+        self.embeddings = EmbeddingCache(embeddings) if embeddings is not None else None
+        self.rows, self.num_classes, self.augment, self.seed = rows, num_classes, augment, seed
+        # Tiny images otherwise pay more for the colour transform's set-up than for its arithmetic.
+        brightness, contrast, saturation, hue = augment.jitter
+        self.jitter = v2.RandomApply(
+            [v2.ColorJitter(brightness, contrast, saturation, hue)], augment.jitter_probability
+        )
+        self.grey = v2.RandomGrayscale(augment.grey_probability)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def groups(self) -> list[int]:
+        """Row group of each image."""
+        return [self.reader.group_of(row) for row in self.rows]
+
+    @property
+    def window(self) -> int:
+        """Row groups to shuffle together: as many as the reader keeps."""
+        return max(1, min(WINDOW, self.reader.cache_bytes // self.reader.largest_group_bytes))
+
+    def image_ids(self, indices: Iterable[int]) -> list[str]:
+        """Ids of some of the images."""
+        return [self.reader.image_ids[self.rows[index]] for index in indices]
+
+    def __getitem__(self, key: Key) -> dict[str, Tensor | str]:
+        draw, row = key
+        record = self.reader.read(self.rows[row], ["image_id", "image", "orientation", "image_labels"])
+        image = torch.from_numpy(decode_image(record["image"], record["orientation"])).permute(2, 0, 1)
+        image = image.float().div_(255)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
+        geometry = Geometry.sample(
+            (image.shape[1], image.shape[2]),
+            long_side_px=self.augment.long_side_px,
+            crop_px=self.augment.crop_px,
+            flip=self.augment.flip,
+            generator=generator,
+        )
+        inside = geometry.inside()[0]
+        crop = self._recolour(geometry.apply(image, fill=PADDING).clamp_(0, 1), generator)
+        image_labels = torch.zeros(self.num_classes)
+        image_labels[record["image_labels"]] = 1
+        item: dict[str, Tensor | str] = {
+            "image": crop,
+            "inside": inside,
+            "image_labels": image_labels,
+            "image_id": record["image_id"],
+        }
+        image_hw = (image.shape[1], image.shape[2])
+        if self.labels is not None:
+            png = _read(self.labels, record["image_id"], "pseudo_label")
+            label = torch.from_numpy(decode_mask(png))[None]
+            item["pseudo_label"] = geometry.apply(label, fill=IGNORE_LABEL, nearest=True)[0]
+        if self.segments is not None:
+            png = _read(self.segments, record["image_id"], "segment_map")
+            # An image that SAM failed on has no segments; the other losses still learn from it.
+            segments = decode_segments(png) if png is not None else np.zeros(image_hw, np.int32)
+            item["segments"] = geometry.apply(torch.from_numpy(segments)[None], fill=0, nearest=True)[0]
+        if self.embeddings is not None:
+            stored = self.embeddings.read(record["image_id"], image_hw)
+            item["embedding"] = torch.tensor(stored.values)
+            if stored.scale is not None:
+                item["embedding_scale"] = torch.tensor(stored.scale)
+            item["image_hw"] = torch.tensor(image_hw)
+            item["geometry"] = pack_geometry(geometry)
+        return item
+
+    def _recolour(self, crop: Tensor, generator: torch.Generator) -> Tensor:
+        """Colour jitter and grey; torchvision draws from the global generator, so that is lent ours."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            return self.grey(self.jitter(crop))
+
+
+def _read(reader: ShardReader, image_id: str, column: str) -> bytes:
+    return reader.read(reader.index_of(image_id), [column])[column]
+
+
+def make_loader(
+    crops: TrainingCrops, batches: IterationBatches, workers: int, pin_memory: bool
+) -> DataLoader:
+    """A loader over ``batches`` with ``workers`` decoding processes (0: in this process).
+
+    Its batches are items side by side, and ``plan``: what the host is to know of them (`training.host_plan.HostPlan`).
+    """
+    return DataLoader(
+        crops,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=False,
+        multiprocessing_context="spawn" if workers else None,
+    )

@@ -1,0 +1,59 @@
+"""Training in this process: the `Session` without Ray."""
+
+import shutil
+import weakref
+from pathlib import Path
+from tempfile import mkdtemp
+
+import torch
+from torch import nn
+
+from ray_wsss.storage import copy_file, is_remote, remove_tree
+from ray_wsss.training.checkpoints import PROGRESS, keep_best, replace_folder
+
+
+class LocalSession:
+    """One worker, this process; the last checkpoints lie under ``out/checkpoints``."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, out: Path, device: str = "cpu", keep: int = 2) -> None:
+        self.out, self.folder = out, out / "checkpoints"
+        self.device = torch.device(device)
+        self.keep = keep
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Move the model to the device."""
+        return model.to(self.device)
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint; in a store, a copy of it that goes with this object."""
+        checkpoints = self._checkpoints()
+        if not checkpoints:
+            return None
+        if not is_remote(self.folder):
+            return checkpoints[-1]
+        copy = Path(mkdtemp(prefix="ray_wsss_"))
+        weakref.finalize(self, shutil.rmtree, copy, ignore_errors=True)
+        for path in checkpoints[-1].iterdir():
+            copy_file(path, copy / path.name)
+        return copy
+
+    def mean_over_workers(self, value: torch.Tensor) -> torch.Tensor:
+        """The value itself: there is one worker."""
+        return value
+
+    def report(self, metrics: dict[str, float], checkpoint: Path | None, *, best: bool = False) -> None:
+        """Keep a copy of ``checkpoint``; it appears under its name only when it is complete."""
+        if checkpoint is None:
+            return
+        replace_folder(checkpoint, self.folder / f"checkpoint_{int(metrics['iteration']):08d}")
+        for old in self._checkpoints()[: -self.keep]:
+            remove_tree(old)
+        if best:
+            keep_best(checkpoint, self.out)
+
+    def _checkpoints(self) -> list[Path]:
+        found = sorted(self.folder.glob("checkpoint_*/" + PROGRESS))
+        return [path.parent for path in found]

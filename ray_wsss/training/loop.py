@@ -1,0 +1,285 @@
+"""The training loop that classifier and segmenter share; knows nothing of Ray.
+
+Where it runs, how a model becomes data-parallel and where a checkpoint goes is the `Session`'s affair.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ray_wsss.config import OptimConfig
+from ray_wsss.errors import UserError
+from ray_wsss.models.classifier import Classifier, ClassifierSpec
+from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
+from ray_wsss.ops.schedule import poly_lr
+from ray_wsss.training.checkpoints import restore_checkpoint, save_checkpoint
+from ray_wsss.training.crops import IterationBatches, TrainingCrops, make_loader
+from ray_wsss.training.loss_meter import Meter
+from ray_wsss.training.tensorboard import Board
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+"""What the loader gives: tensors with the batch first, and lists, by name."""
+Counts = dict[str, Tensor]
+"""How many pixels a pass has of what its losses are means over, as a mean over all passes and workers."""
+
+
+class Step(Protocol):
+    """Losses of one pass."""
+
+    def counts(self, batch: Batch) -> Counts:
+        """How many pixels a batch has of what its losses are means over, by name."""
+        ...
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, counts: Counts, iteration: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss, and its parts by name.
+
+        A mean over pixels is weighed by its share of ``counts``: the mean over all passes and workers is
+        then the mean over the pixels of the whole batch.
+        """
+        ...
+
+
+class Validation(Protocol):
+    """How good the network is, while it trains."""
+
+    def measure(self, model: Any, session: "Session") -> dict[str, float]:
+        """Figures by name, ``val_miou`` among them where there is ground truth; every rank calls it."""
+        ...
+
+    def picture(self, model: Any) -> NDArray[np.uint8] | None:
+        """What it does on a few images, (H, W, 3) RGB; the first rank calls it."""
+        ...
+
+
+class Session(Protocol):
+    """The place a training loop runs in: one of ``world_size`` workers, or the only one."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    out: Path
+    """Folder of the run, the same for all workers."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Make the model data-parallel and move it to the device."""
+        ...
+
+    def latest_checkpoint(self) -> Path | None:
+        """Folder of the checkpoint to go on from."""
+        ...
+
+    def mean_over_workers(self, value: Tensor) -> Tensor:
+        """Mean of a tensor over the workers, the same for each of them. Every rank calls it equally often."""
+        ...
+
+    def report(self, metrics: dict[str, float], checkpoint: Path | None, *, best: bool = False) -> None:
+        """Publish metrics; keep a copy of the checkpoint folder, and if it is the best one also as that.
+
+        Every rank calls it equally often.
+        """
+        ...
+
+
+class TrainingRun:
+    """One worker's part of a training run, from the session's latest checkpoint, or from the start.
+
+    Raises:
+        UserError: a batch that can't be divided among workers and passes.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Classifier | Segmenter,
+        spec: ClassifierSpec | SegmenterSpec,
+        config: OptimConfig,
+        crops: TrainingCrops,
+        session: Session,
+        name: str,
+    ) -> None:
+        self.images_per_pass = share_of_batch(config, session.world_size, name)
+        self.model, self.spec, self.config = model, spec, config
+        self.crops, self.session, self.name = crops, session, name
+        self.optimiser = build_optimiser(model, config)
+        self.progress = restore_checkpoint(session.latest_checkpoint(), model, self.optimiser, session.device)
+        if config.compile:
+            model.backbone.network.compile()
+        self.wrapped = session.prepare(model)
+        self.meter = Meter()
+
+    def train(self, step: Step, validation: Validation) -> None:
+        """Train to ``max_iters``; the last report carries a checkpoint.
+
+        Resuming gives the weights of an undisturbed run.
+
+        Raises:
+            FloatingPointError: a loss is not finite; the last good checkpoint stays.
+        """
+        config, session = self.config, self.session
+        board = Board(session.out, self.progress.iteration, active=session.rank == 0)
+        batches = self._batches(session.rank, self.progress.iteration)
+        loader = make_loader(
+            self.crops, batches, config.loader_workers, pin_memory=session.device.type == "cuda"
+        )
+        iterations = range(self.progress.iteration, config.max_iters)
+        for iteration, batch in zip(iterations, self.meter.timed(loader)):
+            self._iterate(step, batch, iteration)
+            self.progress.iteration = done = iteration + 1
+            last = done == config.max_iters
+            checkpoint = last or done % config.checkpoint_every == 0
+            validate = last or done % config.validate_every == 0
+            if checkpoint or validate or done % config.log_every == 0:
+                metrics = {"iteration": float(done), "lr": learning_rate(config, iteration)}
+                metrics |= self.meter.take(session, self._images_of)
+                if session.rank == 0:
+                    log.info(_progress_line(self.name, metrics, config.max_iters))
+                if validate:
+                    metrics |= self._validate(validation, board)
+                board.add_scalars(metrics, done)
+                self._report(metrics, checkpoint)
+                self.meter.restart_clock()
+        board.close()
+
+    def _iterate(self, step: Step, batch: Batch, iteration: int) -> None:
+        config = self.config
+        _set_train_mode(self.model, config)
+        # Dropout draws the same whatever came before, on every worker: a resumed run repeats an undisturbed
+        # one, and workers draw what one of them would (`models.data_parallel`).
+        torch.manual_seed((config.seed * 1_000_003 + iteration) * 1_009)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(config, iteration)
+        batch = to_device(batch, self.session.device)
+        counts = self._mean_counts(step.counts(batch))
+        self.optimiser.zero_grad()
+        passes = []
+        for part in split_batch(batch, self.images_per_pass):
+            is_last = len(passes) + 1 == config.accumulate
+            # Gradients travel once, with the last pass.
+            with nullcontext() if is_last else getattr(self.wrapped, "no_sync", nullcontext)():
+                total, parts = step(self.wrapped, part, counts, iteration)
+                (total / config.accumulate).backward()
+            passes.append(parts)
+        self.optimiser.step()
+        means = {name: torch.stack([parts[name].detach() for parts in passes]).mean() for name in passes[0]}
+        self.meter.add(iteration, means)
+
+    def _mean_counts(self, counts: Counts) -> Counts:
+        if not counts:
+            return counts
+        mean = self.session.mean_over_workers(torch.stack(list(counts.values())).float())
+        return dict(zip(counts, mean / self.config.accumulate))
+
+    def _validate(self, validation: Validation, board: Board) -> dict[str, float]:
+        self.model.eval()
+        with torch.no_grad():
+            metrics = validation.measure(self.model, self.session)
+            if self.session.rank == 0:
+                board.add_picture(validation.picture(self.model), self.progress.iteration)
+        if metrics and self.session.rank == 0:
+            figures = ", ".join(f"{name.removeprefix('val_')} {100 * v:.1f}" for name, v in metrics.items())
+            done = f"{self.name} {self.progress.iteration}/{self.config.max_iters}"
+            log.info(f"{done}  validation: {figures}")
+        return metrics
+
+    def _report(self, metrics: dict[str, float], checkpoint: bool) -> None:
+        progress = self.progress
+        progress.history.append(metrics)
+        score = metrics.get("val_miou")
+        best = score is not None and (progress.best is None or score > progress.best)
+        progress.best = score if best else progress.best
+        if self.session.rank > 0 or not (checkpoint or best):
+            self.session.report(metrics, None)
+            return
+        with TemporaryDirectory(prefix="ray_wsss_") as temporary:
+            save_checkpoint(Path(temporary), self.model, self.spec, self.optimiser, progress)
+            self.session.report(metrics, Path(temporary), best=best)
+
+    def _batches(self, rank: int, start: int) -> IterationBatches:
+        return IterationBatches(
+            self.crops.groups,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            start=start,
+            stop=self.config.max_iters,
+            rank=rank,
+            world_size=self.session.world_size,
+            window=self.crops.window,
+        )
+
+    def _images_of(self, iteration: int, rank: int) -> list[str]:
+        keys = next(iter(self._batches(rank, iteration)))
+        return self.crops.image_ids(row for _, row in keys)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on the device, copied while the device works on."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def split_batch(batch: Batch, images: int) -> Iterator[Batch]:
+    """Parts of a batch, of so many images each."""
+    size = len(batch["image"])
+    for at in range(0, size, images):
+        yield {name: value[at : at + images] for name, value in batch.items()}
+
+
+def share_of(counted: Tensor, mean_count: Tensor) -> Tensor:
+    """How many pixels count in a pass (True in ``counted``), relative to the mean over all passes."""
+    return counted.sum().float() / mean_count.clamp(min=1)
+
+
+def learning_rate(config: OptimConfig, iteration: int) -> float:
+    """Poly schedule with an optional linear ramp."""
+    ramp = min(1.0, (iteration + 1) / config.lr_warmup_iters) if config.lr_warmup_iters else 1.0
+    return ramp * poly_lr(config.lr, iteration, config.max_iters, config.poly_power)
+
+
+def share_of_batch(config: OptimConfig, world_size: int, field_name: str) -> int:
+    """Images per worker and pass. Raises UserError where the global batch can't be divided."""
+    passes = world_size * config.accumulate
+    if config.batch_size % passes:
+        times = f", of {config.accumulate} passes each" if config.accumulate > 1 else ""
+        raise UserError(
+            f"{field_name}.batch_size is {config.batch_size}, over all workers; expected a multiple of the "
+            f"{world_size} workers{times}"
+        )
+    return config.batch_size // passes
+
+
+def build_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser of the parameters that aren't frozen."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if config.optimiser == "adamw":
+        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+def _set_train_mode(model: Classifier | Segmenter, config: OptimConfig) -> None:
+    model.train()
+    if config.freeze_norm:
+        model.backbone.set_norm_eval()
+
+
+def _progress_line(name: str, metrics: dict[str, float], max_iters: int) -> str:
+    done = int(metrics["iteration"])
+    losses = "  ".join(
+        f"{k.removeprefix('loss_')} {v:.3f}" for k, v in metrics.items() if k.startswith("loss_")
+    )
+    left_s = metrics["seconds_per_step"] * (max_iters - done)
+    return (
+        f"{name} {done}/{max_iters}  {losses}  {metrics['seconds_per_step']:.2f} s/step  {left_s:.0f} s left"
+    )

@@ -1,0 +1,93 @@
+"""Train the segmenter on pseudo labels."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ray_wsss.config import Recipe
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.schema import DatasetMetadata
+from ray_wsss.errors import UserError
+from ray_wsss.models.segmenter import SegmenterSpec, build_segmenter
+from ray_wsss.ops.device import mixed_precision
+from ray_wsss.ops.losses import IGNORE_LABEL
+from ray_wsss.training.crops import TrainingCrops
+from ray_wsss.training.loop import Batch, Counts, Session, TrainingRun, share_of
+from ray_wsss.training.validation import SegmenterValidation
+
+
+class SegmenterStep:
+    """Per-pixel cross-entropy against the pseudo label; 255 is ignored."""
+
+    def __init__(self, bf16: bool = False) -> None:
+        self.bf16 = bf16
+
+    def counts(self, batch: Batch) -> Counts:
+        """Pixels that have a label."""
+        return {"labelled": (batch["pseudo_label"] != IGNORE_LABEL).sum()}
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, counts: Counts, iteration: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        target = batch["pseudo_label"].long()
+        with mixed_precision(target.device, self.bf16):
+            logits = model(batch["image"])
+        total = F.cross_entropy(logits.float(), target, ignore_index=IGNORE_LABEL, reduction="sum")
+        labelled = target != IGNORE_LABEL
+        loss = total / labelled.sum().clamp(min=1) * share_of(labelled, counts["labelled"])
+        return loss, {"seg": loss}
+
+
+def train_segmenter(
+    recipe: Recipe, dataset: Path, labels: Path, session: Session, *, validation: Path | None = None
+) -> None:
+    """Train on the pseudo labels ``labels`` of the images of ``dataset``, one worker's part.
+
+    Args:
+        validation: a data set whose ground truth says how good the segmenter is meanwhile.
+
+    Raises:
+        UserError: the two have too few images in common, or settings don't fit together.
+    """
+    metadata = DatasetMetadata.load(dataset)
+    config = recipe.segmenter
+    rows = labelled_rows(dataset, labels, config.batch_size)
+    if config.batch_size // config.accumulate < 2:
+        raise UserError(
+            f"segmenter.batch_size {config.batch_size} in {config.accumulate} passes leaves one image; "
+            "expected at least 2, since the head has batch norm"
+        )
+    crops = TrainingCrops(
+        dataset,
+        rows,
+        num_classes=len(metadata.class_names),
+        augment=config.augment,
+        seed=config.seed,
+        labels=labels,
+    )
+    spec = SegmenterSpec.of(config, metadata.class_names)
+    torch.manual_seed(config.seed)
+    model = build_segmenter(spec, pretrained=config.pretrained, checkpoint=config.backbone_checkpoint)
+    model.backbone.freeze(config.freeze_stages, config.freeze_norm)
+    run = TrainingRun(model=model, spec=spec, config=config, crops=crops, session=session, name="segmenter")
+    step = SegmenterStep(config.precision == "bf16")
+    run.train(step, SegmenterValidation(recipe, spec, validation, dataset, session.device))
+
+
+def labelled_rows(dataset: Path, labels: Path, batch_size: int) -> list[int]:
+    """Rows of ``dataset`` that have a pseudo label. Raises UserError where they are fewer than a batch."""
+    reader, label_reader = ShardReader(dataset), ShardReader(labels)
+    good = {
+        label_reader.image_ids[i]
+        for i in range(len(label_reader))
+        if label_reader.read(i, ["error"])["error"] is None
+    }
+    rows = [row for row, image_id in enumerate(reader.image_ids) if image_id in good]
+    if len(rows) < batch_size:
+        raise UserError(
+            f"{dataset} and {labels} have {len(rows)} labelled images in common; expected at least one batch "
+            f"of {batch_size} (segmenter.batch_size)"
+        )
+    return rows

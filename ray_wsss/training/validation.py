@@ -1,0 +1,197 @@
+"""How good a network is while it trains: figures on a subset of a data set, and pictures of a few images."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ray_wsss.config import CpmConfig, LabelConfig, Recipe
+from ray_wsss.data.images import decode_image, decode_mask
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata
+from ray_wsss.figures.overview import OverviewRow, render_overview
+from ray_wsss.models.classifier import Classifier
+from ray_wsss.models.sam.encoder import SamEncoder
+from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
+from ray_wsss.ops.metrics import ConfusionMatrix
+from ray_wsss.ops.resize import resize_map, shrink
+from ray_wsss.runs.chunks import IMAGE_COLUMNS
+from ray_wsss.stages.cams import cams_of
+from ray_wsss.stages.evaluate import CamEvaluator, SegmenterEvaluator, add_up
+from ray_wsss.stages.predict import Predictor
+from ray_wsss.stages.prompting import aggregate, decode_pairs, find_prompts
+from ray_wsss.training.loop import Session
+
+PICTURES = 4
+"""Images of a picture."""
+
+
+class Sample:
+    """Images of a data set with ground truth, evenly spread over it.
+
+    Args:
+        images: how many; all where there are fewer.
+    """
+
+    def __init__(self, dataset: Path, images: int) -> None:
+        self.reader = ShardReader(dataset)
+        self.class_names = DatasetMetadata.load(dataset).class_names
+        count = min(images, len(self.reader))
+        self.rows = [len(self.reader) * k // count for k in range(count)]
+        self.columns = [*IMAGE_COLUMNS, "mask"]
+
+    def tables(self, rank: int, world_size: int) -> Iterator[pa.Table]:
+        """One worker's share, an image at a time, after an empty table: there may be fewer than workers."""
+        yield pa.schema([IMAGE_SCHEMA.field(name) for name in self.columns]).empty_table()
+        for row in self.rows[rank::world_size]:
+            record = self.reader.read(row, self.columns)
+            yield pa.table({name: [value] for name, value in record.items()})
+
+    def first(self, count: int) -> list[dict[str, Any]]:
+        """Records of the first images that have a class."""
+        records = (self.reader.read(row, self.columns) for row in self.rows)
+        return list(islice((record for record in records if record["image_labels"]), count))
+
+
+class CamValidation:
+    """CAM mIoU of a classifier, at one scale for speed, and pictures of CAM, points and pseudo label.
+
+    Args:
+        validation: data set with ground truth to measure on; None: nothing is measured.
+        dataset: the training images, which are pictured where there is no ``validation``.
+        encoder: SAM, which makes the pictures' pseudo labels; None: they show the CAM alone.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        validation: Path | None,
+        dataset: Path,
+        encoder: SamEncoder | None,
+        device: torch.device,
+    ) -> None:
+        self.config = replace(recipe.label, scales=(1.0,), flip=False)
+        self.threshold = recipe.evaluate.cam_threshold
+        self.device = device
+        self.sample = Sample(validation, recipe.classifier.validate_images) if validation else None
+        pictured = self.sample or Sample(dataset, PICTURES)
+        self.pictured = _Pictured(pictured, self.config, recipe.cpm, encoder, device)
+
+    def measure(self, model: Classifier, session: Session) -> dict[str, float]:
+        """mIoU in [0, 1] at the fixed background threshold, and at the best, which the truth picks."""
+        if self.sample is None:
+            return {}
+        classes = len(self.sample.class_names)
+        evaluator = CamEvaluator(model, classes, self.config, self.threshold, self.device)
+        mious = _mious(evaluator, self.sample, session)
+        if not mious:
+            return {}
+        fixed = mious[f"cam@{self.threshold:g}"]
+        return {"val_miou": fixed, "val_miou_best_threshold": max(mious.values())}
+
+    def picture(self, model: Classifier) -> NDArray[np.uint8] | None:
+        """Image, CAM, points, pseudo label and ground truth of a few images."""
+        return self.pictured.draw(model)
+
+
+class SegmenterValidation:
+    """mIoU of a segmenter, and pictures of what it predicts.
+
+    Args:
+        validation: data set with ground truth to measure on; None: nothing is measured.
+        dataset: the training images, which are pictured where there is no ``validation``.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        spec: SegmenterSpec,
+        validation: Path | None,
+        dataset: Path,
+        device: torch.device,
+    ) -> None:
+        self.config, self.spec, self.device = recipe.predict, spec, device
+        self.sample = Sample(validation, recipe.segmenter.validate_images) if validation else None
+        self.pictured = self.sample or Sample(dataset, PICTURES)
+
+    def measure(self, model: Segmenter, session: Session) -> dict[str, float]:
+        """mIoU in [0, 1]."""
+        if self.sample is None:
+            return {}
+        mious = _mious(SegmenterEvaluator(self._predictor(model)), self.sample, session)
+        return {"val_miou": mious["segmenter"]} if mious else {}
+
+    def picture(self, model: Segmenter) -> NDArray[np.uint8] | None:
+        """Image, prediction and ground truth of a few images."""
+        predictor, rows = self._predictor(model), []
+        for record in self.pictured.first(PICTURES):
+            pixels = shrink(decode_image(record["image"], record["orientation"]), self.config.max_side_px)
+            maps = {"segmenter": predictor(pixels)} | _truth(record, pixels)
+            rows.append(OverviewRow(image=pixels, cams={}, points=[], label_maps=maps))
+        return render_overview(rows, self.pictured.class_names) if rows else None
+
+    def _predictor(self, model: Segmenter) -> Predictor:
+        return Predictor(model, self.spec, self.config, str(self.device))
+
+
+class _Pictured:
+    """The images of a picture, and SAM's embeddings of them, which are made once."""
+
+    def __init__(
+        self,
+        sample: Sample,
+        config: LabelConfig,
+        cpm: CpmConfig,
+        encoder: SamEncoder | None,
+        device: torch.device,
+    ) -> None:
+        self.class_names, self.config, self.cpm = sample.class_names, config, cpm
+        self.encoder, self.device = encoder, device
+        self.records = sample.first(PICTURES)
+        self.embeddings: list[Tensor] = []
+
+    def draw(self, model: Classifier) -> NDArray[np.uint8] | None:
+        rows = [self._row(model, k, record) for k, record in enumerate(self.records)]
+        return render_overview(rows, self.class_names) if rows else None
+
+    def _row(self, model: Classifier, k: int, record: dict[str, Any]) -> OverviewRow:
+        pixels = shrink(decode_image(record["image"], record["orientation"]), self.config.max_side_px)
+        cams = cams_of(model, [pixels], [record["image_labels"]], scales=(1.0,), flip=False)
+        points, maps = [], {}
+        if self.encoder is not None:
+            sam = self.encoder.sam
+            if k == len(self.embeddings):
+                self.embeddings.append(self.encoder([pixels]))
+            points_yx = find_prompts(cams, self.cpm, guess=False)
+            output = self.cpm.mask_output
+            (masks,) = decode_pairs(sam, self.embeddings[k], [cams], [points_yx], output, len(points_yx))
+            maps["pseudo label"] = aggregate(sam, cams, masks, 1, self.cpm)[0][0].cpu().numpy()
+            for class_index, found in zip(cams.class_index.tolist(), points_yx):
+                points += [(class_index, x + 0.5, y + 0.5) for y, x in found.tolist()]
+        maps |= _truth(record, pixels)
+        return OverviewRow(
+            image=pixels, cams={"CAM": cams.cam.amax(0).cpu().numpy()}, points=points, label_maps=maps
+        )
+
+
+def _truth(record: dict[str, Any], pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+    """The ground truth of an image, if it has one, at the size it is pictured in."""
+    if record["mask"] is None:
+        return {}
+    return {"ground truth": resize_map(decode_mask(record["mask"]), (pixels.shape[0], pixels.shape[1]))}
+
+
+def _mious(evaluator: Callable[[pa.Table], pa.Table], sample: Sample, session: Session) -> dict[str, float]:
+    """mIoU by name over the images of all workers; nothing where no image has ground truth."""
+    tables = [evaluator(table) for table in sample.tables(session.rank, session.world_size)]
+    own = add_up(row for table in tables for row in table.to_pylist())
+    counts = torch.stack([matrix.counts for matrix, _ in own.values()]).double().to(session.device)
+    total = (session.mean_over_workers(counts) * session.world_size).round().long().cpu()
+    return {name: ConfusionMatrix(counts).miou() for name, counts in zip(own, total)} if total.any() else {}

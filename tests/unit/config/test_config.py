@@ -1,0 +1,119 @@
+"""Settings: overriding, flattening, limits, presets, documentation."""
+
+import ast
+import json
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+import ray_wsss.config as config_module
+from ray_wsss.config import CpmConfig, Recipe
+from ray_wsss.config.overrides import flatten, override
+from ray_wsss.config.presets import PRESETS
+from ray_wsss.errors import UserError
+
+
+def test_override_changes_one_key_and_no_other():
+    recipe = override(Recipe(), {"cpm.tau": 0.42, "classifier.augment.crop_px": 64, "sam.name": "tiny"})
+    before, after = flatten(Recipe()), flatten(recipe)
+    changed = {key: after[key] for key in before if before[key] != after[key]}
+    assert changed == {"cpm.tau": 0.42, "classifier.augment.crop_px": 64, "sam.name": "tiny"}
+    assert override(CpmConfig(), {"tau": 0.42}) == recipe.cpm
+
+
+def test_lists_become_tuples():
+    assert override(Recipe(), {"cpm.scales": [1.0]}).cpm.scales == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("cpm.tua", r"unknown key cpm.tua: did you mean cpm.tau\?"),
+        ("cmp.tau", r"unknown key cmp.tau: did you mean cpm\?"),
+        ("classifier.augment.crop", r"did you mean classifier.augment.crop_px\?"),
+        ("sam.zzz", "known are sam.name, sam.checkpoint"),
+        ("cpm", "cpm has settings of its own"),
+        ("cpm.tau.x", "cpm.tau has none"),
+    ],
+)
+def test_unknown_keys(key, message):
+    with pytest.raises(UserError, match=message):
+        override(Recipe(), {key: 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("cpm.tau", 5, r"^cpm.tau is 5; expected a CAM value in \[0, 1\]"),
+        ("cpm.tau", float("nan"), r"^cpm.tau is nan"),
+        ("cpm.tau", "high", r"^cpm.tau is high; expected a CAM value"),
+        ("label.tau", -0.1, r"^label.tau is -0.1"),
+        ("cpm.scales", (), r"^cpm.scales is \(\)"),
+        ("cpm.scales", (1.0, 5.0), r"^cpm.scales"),
+        ("cpm.min_distance_px", 0, r"^cpm.min_distance_px is 0"),
+        ("cpm.warmup_iters", -1, r"^cpm.warmup_iters is -1"),
+        ("cpm.confidence", "iuo", r"^cpm.confidence is iuo; expected one of logit, stability, iou"),
+        ("label.keep_global_max", "yes", r"expected one of always, if_empty, never"),
+        ("sam.name", "vit_x", r"^sam.name is vit_x; expected one of tiny, vit_b, vit_l, vit_h"),
+        ("classifier.output_stride", 12, r"^classifier.output_stride is 12; expected one of 4, 8, 16, 32"),
+        ("classifier.optimiser", "adam", r"^classifier.optimiser is adam; expected one of sgd, adamw"),
+        ("classifier.lr", 0, r"^classifier.lr is 0; expected more than 0"),
+        ("segmenter.batch_size", 0, r"^segmenter.batch_size is 0"),
+        ("segmenter.augment.crop_px", 8, r"^segmenter.augment.crop_px is 8; expected at least 32"),
+        ("segmenter.augment.long_side_px", (9, 8), r"^segmenter.augment.long_side_px"),
+        ("segmenter.augment.long_side_px", 9, r"^segmenter.augment.long_side_px is 9"),
+        ("classifier.loss_weights.cpm", -1, r"^classifier.loss_weights.cpm is -1"),
+        ("label.max_side_px", 8, r"^label.max_side_px is 8"),
+        ("predict.scales", (1.0, 0.0), r"^predict.scales is \(1.0, 0.0\); expected one or more scales"),
+        ("predict.batch_size", 0, r"^predict.batch_size is 0"),
+        ("evaluate.cam_threshold", 1.1, r"^evaluate.cam_threshold is 1.1"),
+    ],
+)
+def test_values_out_of_range_name_the_full_key(key, value, message):
+    with pytest.raises(UserError, match=message):
+        override(Recipe(), {key: value})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_flatten_round_trip(name):
+    recipe = PRESETS[name]
+    stored = json.loads(json.dumps(flatten(recipe)))  # as manifests keep it
+    assert override(Recipe(), stored) == recipe
+    assert stored == flatten(recipe)
+
+
+def test_presets():
+    assert set(PRESETS) == {"voc", "coco", "demo"}
+    assert PRESETS["voc"] == Recipe()
+    assert (PRESETS["coco"].classifier.lr, PRESETS["coco"].classifier.max_iters) == (0.005, 400_000)
+    assert PRESETS["coco"].cpm.warmup_iters == 30_000
+    assert PRESETS["demo"].sam.name == "tiny"
+    assert not PRESETS["demo"].classifier.pretrained
+    for recipe in PRESETS.values():  # README's figures are of a single view
+        assert (recipe.predict.scales, recipe.predict.flip) == ((1.0,), False)
+
+
+def test_every_setting_is_documented():
+    """A string under the field, in its class or in a base: the command line's help is made of it."""
+    files = Path(config_module.__file__).parent.glob("*.py")
+    nodes = [node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body]
+    documented = set()
+    for node in nodes:
+        if isinstance(node, ast.ClassDef):
+            assert ast.get_docstring(node), node.name
+            for item, below in zip(node.body, node.body[1:]):
+                is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and is_text:
+                    documented.add((node.name, item.target.id))
+
+    def check(config) -> None:
+        for field in fields(config):
+            value = getattr(config, field.name)
+            if is_dataclass(value):
+                check(value)
+            else:
+                assert any((c.__name__, field.name) in documented for c in type(config).__mro__), field.name
+
+    check(Recipe())
+    assert len(documented) > 40

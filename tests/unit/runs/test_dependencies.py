@@ -1,0 +1,191 @@
+"""What a result depends on, and embeddings that are another SAM's."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from ray_wsss.config import Recipe, SamConfig
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import PRESETS
+from ray_wsss.data.schema import DatasetMetadata
+from ray_wsss.errors import UserError
+from ray_wsss.models.classifier import ClassifierSpec, build_classifier
+from ray_wsss.models.sam.tiny import tiny_checkpoint
+from ray_wsss.models.store import save_model
+from ray_wsss.runs.dependencies import (
+    check_classes,
+    dataset_settings,
+    embeddings_settings,
+    sam_settings,
+    settings_of,
+    settled,
+    with_absolute_paths,
+)
+from ray_wsss.runs.manifest import Output, dataset_hash
+
+DEMO = PRESETS["demo"]
+
+
+def with_sam(sam: SamConfig) -> Recipe:
+    return replace(DEMO, sam=sam)
+
+
+@pytest.fixture
+def embeddings(tmp_path, scene_dataset) -> Output:
+    depends_on = settings_of(DEMO, "embed") | sam_settings(DEMO) | dataset_settings(scene_dataset)
+    output = Output(tmp_path / "embeddings", "embed", depends_on)
+    output.begin()
+    output.finish()
+    return output
+
+
+def test_embeddings_of_the_same_sam(embeddings):
+    settings = embeddings_settings(embeddings.out, DEMO)
+    assert settings["embeddings.dtype"] == "fp16"
+    same = with_sam(SamConfig(name="tiny", checkpoint=str(tiny_checkpoint())))
+    assert embeddings_settings(embeddings.out, same) == settings
+
+
+def test_embeddings_of_another_sam_are_refused_by_name(embeddings, tmp_path):
+    other = with_sam(SamConfig(name="vit_b", checkpoint=str(tiny_checkpoint())))
+    with pytest.raises(UserError, match=r"embeddings of SAM tiny; expected those of SAM vit_b \(sam\.name\)"):
+        embeddings_settings(embeddings.out, other)
+    weights = load_file(tiny_checkpoint())
+    first = next(iter(weights))
+    save_file(weights | {first: weights[first] + 1}, tmp_path / "other.safetensors")
+    other = with_sam(SamConfig(name="tiny", checkpoint=str(tmp_path / "other.safetensors")))
+    with pytest.raises(UserError, match="SAM tiny with other weights"):
+        embeddings_settings(embeddings.out, other)
+
+
+def test_unfinished_embeddings_are_refused(embeddings):
+    embeddings.reopen()
+    with pytest.raises(UserError, match="is unfinished: run the embed command"):
+        embeddings_settings(embeddings.out, DEMO)
+
+
+def test_the_precision_of_sams_encoder_decides():
+    """Where the encoder runs, with auto resolved; fp32 is not noted, as before there was a choice."""
+    fp32, bf16, auto = (override(DEMO, {"sam.precision": name}) for name in ("fp32", "bf16", "auto"))
+    on_cpu = sam_settings(fp32, "cpu")
+    assert on_cpu == sam_settings(auto) == sam_settings(bf16) == sam_settings(fp32, "cuda")
+    assert sam_settings(auto, "cuda") == sam_settings(bf16, "cpu") == on_cpu | {"sam.precision": "bf16"}
+    assert settled(auto, "cuda").sam.precision == "bf16"
+    assert sam_settings(settled(auto, "cpu"), "cuda") == sam_settings(auto, "cpu")
+
+
+def test_embeddings_made_in_bf16(embeddings, tmp_path):
+    bf16 = Output(tmp_path / "bf16", "embed", {**embeddings.depends_on, "sam.precision": "bf16"})
+    bf16.begin()
+    bf16.finish()
+    settings = embeddings_settings(embeddings.out, DEMO)
+    assert embeddings_settings(bf16.out, DEMO) == settings | {"embeddings.precision": "bf16"}
+
+
+def test_batch_sizes_of_labelling_decide_nothing():
+    changes = {"label.batch_size": 3, "label.cam_batch_size": 2, "sam.decode_batch_size": 1}
+    assert settings_of(override(DEMO, changes), "label", "sam") == settings_of(DEMO, "label", "sam")
+    assert "label.tau" in settings_of(DEMO, "label")
+    assert settings_of(override(DEMO, {"label.tau": 0.9}), "label") != settings_of(DEMO, "label")
+
+
+@pytest.mark.parametrize("section", ["classifier", "segmenter"])
+def test_the_batch_size_of_training_decides(section):
+    ours = settings_of(DEMO, section)
+    incidental = {f"{section}.{name}": 7 for name in ("loader_workers", "log_every", "checkpoint_every")}
+    assert settings_of(override(DEMO, incidental), section) == ours
+    other = settings_of(override(DEMO, {f"{section}.batch_size": 7}), section)
+    assert {key for key in ours if ours[key] != other[key]} == {f"{section}.batch_size"}
+
+
+def test_settings_are_those_of_the_sections_asked_for():
+    assert {key.split(".")[0] for key in settings_of(DEMO, "label", "segments")} == {"label", "segments"}
+
+
+def test_paths_become_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    paths = {
+        "sam.checkpoint": "sam.safetensors",
+        "classifier.backbone_checkpoint": "../backbone.pth",
+        "segmenter.backbone_checkpoint": "/weights/backbone.pth",
+    }
+    recipe = with_absolute_paths(override(DEMO, paths))
+    assert recipe.sam.checkpoint == str(Path(tmp_path) / "sam.safetensors")
+    backbone = recipe.classifier.backbone_checkpoint
+    assert backbone is not None
+    assert Path(backbone).is_absolute()
+    assert Path(backbone).resolve() == Path(tmp_path).parent.resolve() / "backbone.pth"
+    assert recipe.segmenter.backbone_checkpoint == "/weights/backbone.pth"
+    assert with_absolute_paths(DEMO) == DEMO
+
+
+def test_what_is_no_output_of_embed_is_refused(embeddings, scene_dataset, tmp_path):
+    with pytest.raises(UserError, match="is no output of embed"):
+        embeddings_settings(scene_dataset, DEMO)
+    labels = Output(tmp_path / "labels", "label", embeddings.depends_on)
+    labels.begin()
+    labels.finish()
+    with pytest.raises(UserError, match="holds the output of label; expected that of embed"):
+        embeddings_settings(labels.out, DEMO)
+
+
+def test_how_embeddings_are_stored(embeddings, scene_dataset, tmp_path):
+    small = Output(tmp_path / "small", "embed", {**embeddings.depends_on, "embed.dtype": "int8"})
+    small.begin()
+    small.finish()
+    assert embeddings_settings(small.out, DEMO) == {
+        "embeddings.dtype": "int8",
+        "embeddings.dataset.sha256": dataset_hash(scene_dataset),
+    }
+
+
+def test_a_data_set_is_known_by_path_and_content(scene_dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(scene_dataset.parent)
+    assert dataset_settings(Path(scene_dataset.name)) == {
+        "dataset": str(scene_dataset),
+        "dataset.sha256": dataset_hash(scene_dataset),
+    }
+    with pytest.raises(UserError, match="is not a finished data set"):
+        dataset_settings(tmp_path)
+
+
+DECISIVE = {
+    "label.scales": (1.0,),
+    "sam.name": "vit_b",
+    "classifier.seed": 1,
+    "classifier.loss_weights.cpm": 0.5,
+    "segmenter.augment.flip": False,
+    "embed.dtype": "int8",
+}
+
+
+@pytest.mark.parametrize("key", DECISIVE)
+def test_what_decides_is_kept(key):
+    sections = ("label", "sam", "classifier", "segmenter", "embed")
+    before, after = (settings_of(r, *sections) for r in (DEMO, override(DEMO, {key: DECISIVE[key]})))
+    assert [k for k in after if after[k] != before[k]] == [key]
+
+
+def test_classes_of_network_and_data_set(scene_dataset, tmp_path):
+    ours = DatasetMetadata.load(scene_dataset).class_names
+    for name, class_names in (("same", ours), ("turned", ours[::-1]), ("other", ("a", "b"))):
+        spec = ClassifierSpec(
+            class_names=class_names, backbone="resnet_small", output_stride=8, feature_dim=16
+        )
+        output = Output(tmp_path / name, "train-classifier", {})
+        output.begin()
+        save_model(build_classifier(spec), spec, output.out)
+        output.finish()
+    check_classes(scene_dataset, tmp_path / "same", "classifier")
+    with pytest.raises(UserError, match=rf"\b{len(ours)} in common; expected the same in the same order"):
+        check_classes(scene_dataset, tmp_path / "turned", "classifier")
+    with pytest.raises(UserError, match=r"other 2 \(a, b, \.\.\.\), none in common"):
+        check_classes(scene_dataset, tmp_path / "other", "classifier")
+    with pytest.raises(UserError, match="is no output of train-segmenter"):
+        check_classes(scene_dataset, tmp_path, "segmenter")
+
+
+def test_the_batch_size_of_sams_encoder_decides_nothing():
+    assert settings_of(override(DEMO, {"sam.encode_batch_size": 1}), "sam") == settings_of(DEMO, "sam")

@@ -1,0 +1,268 @@
+"""The training step asks a GPU nothing: run on one that has shapes and no values."""
+
+from contextlib import nullcontext
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from ray_wsss.config import AugmentConfig, EncoderPrecision
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import PRESETS
+from ray_wsss.data.scenes import make_scene
+from ray_wsss.models.sam.encoder import SamEncoder
+from ray_wsss.ops.ssc import ssc_loss
+from ray_wsss.stages.cams import find_cams
+from ray_wsss.stages.prompting import find_prompts
+from ray_wsss.training.classifier import ClassifierStep
+from ray_wsss.training.cpm import Cpm
+from ray_wsss.training.crops import TrainingCrops
+from ray_wsss.training.host_plan import collate
+from ray_wsss.training.loop import split_batch
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class HostWaits(Exception):
+    """The host would wait for the GPU."""
+
+
+REFUSED = (HostWaits, DataDependentOutputException, DynamicOutputShapeException)
+
+
+class FakeGpu(TorchDispatchMode):
+    """A machine with a GPU, on one without: what is on it has a shape and a device, but no values.
+
+    The CPU's own tensors are real. Torch's fake tensors refuse what needs a value (``item``) or has a shape
+    that depends on one (``nonzero``). Refused here is what they let pass and yet stops the host: copies to
+    the CPU, copies from it that are not both pinned and non-blocking, and indexing with masks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fake = FakeTensorMode()
+        self.ops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        target = torch.device(kwargs.get("device") or "cpu")
+        if target.type == "cpu" and not any(isinstance(x, FakeTensor) for x in given):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        self.ops += 1
+        self._check(func, args, kwargs, given)
+        args, kwargs = tree_map_only(Tensor, self._as_fake, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def __enter__(self) -> "FakeGpu":
+        self.fake.__enter__()  # below this mode; without it torch would look for a driver
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.fake.__exit__(*error)
+
+    def put(self, value: Any) -> Any:
+        """A tensor or module on the GPU; it was brought there before anything is timed."""
+        if isinstance(value, nn.Module):
+            value = deepcopy(value)
+            for module in value.modules():
+                for name, buffer in module._buffers.items():
+                    module._buffers[name] = self.put(buffer)
+                for name, parameter in module._parameters.items():
+                    if parameter is not None:
+                        module._parameters[name] = nn.Parameter(self.put(parameter), parameter.requires_grad)
+            return value
+        if not isinstance(value, Tensor):
+            return value
+        with self.fake:
+            return torch.empty(value.shape, dtype=value.dtype, device="cuda")
+
+    def _as_fake(self, x: Tensor) -> Tensor:
+        return x if isinstance(x, FakeTensor) else self.fake.from_tensor(x)
+
+    def _check(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> None:
+        name = func._schema.name
+        if name == "aten::_to_copy":
+            target = torch.device(kwargs.get("device") or args[0].device)
+            self._check_copy(args[0], target.type, kwargs.get("non_blocking", False))
+        elif name == "aten::copy_":
+            self._check_copy(args[1], args[0].device.type, len(args) > 2 and args[2])
+        elif any(x.ndim and not isinstance(x, FakeTensor) for x in given):
+            raise HostWaits(f"{name} of tensors here and there: one would be copied")
+        indices = args[1] if name in ("aten::index", "aten::index_put", "aten::index_put_") else ()
+        if any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in indices):
+            raise HostWaits(f"{name} with a mask counts it")
+
+    @staticmethod
+    def _check_copy(source: Tensor, target: str, non_blocking: bool) -> None:
+        if source.device.type == target or (source.device.type == "cpu" and not source.ndim):
+            return
+        if target == "cpu":
+            raise HostWaits("copy to the CPU")
+        if not (non_blocking and getattr(source, "in_pinned_memory", False)):
+            raise HostWaits("blocking copy from the CPU")
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> FakeGpu:
+    def pin_memory(x: Tensor) -> Tensor:
+        pinned: Any = x.clone()
+        pinned.in_pinned_memory = True
+        return pinned
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)  # the real one needs a GPU
+    # Autocast asks for a GPU, and for bfloat16 on it.
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
+    return FakeGpu()
+
+
+def put_encoder(gpu: FakeGpu, sam: Sam, precision: EncoderPrecision = "fp32") -> SamEncoder:
+    encoder = SamEncoder(deepcopy(sam), precision, batch_size=2)
+    encoder.sam = gpu.put(encoder.sam)
+    return encoder
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda x: x.max().item(),
+        lambda x: x.tolist(),
+        lambda x: bool((x > 0).any()),
+        lambda x: x.nonzero(),
+        lambda x: torch.where(x > 0),
+        lambda x: x[x > 0],
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.unique(),
+        lambda x: x.__setitem__(x > 0, x[0, 0]),
+        lambda x: x.cpu(),
+        lambda x: torch.zeros(2).copy_(x[0, :2]),
+        lambda x: x[torch.tensor([0, 1])],
+        lambda x: x[[0, 1]],
+        lambda x: x + torch.tensor([1.0, 2.0, 3.0], device=x.device),
+        lambda x: torch.zeros(3).to(x.device),
+        lambda x: torch.zeros(3).to(x.device, non_blocking=True),
+        lambda x: torch.zeros(3).pin_memory().to(x.device),
+    ],
+)
+def test_what_stops_the_host_is_refused(gpu, waits):
+    x = gpu.put(torch.ones(4, 3))
+    with gpu, pytest.raises(REFUSED):
+        waits(x)
+
+
+@pytest.mark.parametrize(
+    "goes_on",
+    [
+        lambda x: x[1:, None].masked_fill(x[1:, None] > 0, 2.0).sum(),
+        lambda x: x[torch.zeros(3).long().pin_memory().to(x.device, non_blocking=True)],
+        lambda x: x * torch.tensor(2.0) + torch.arange(3, device=x.device) + x.new_full((3,), 1.0),
+        lambda x: torch.where(x > 0, x, 0.0).flatten().max(0).indices,
+    ],
+)
+def test_what_does_not_stop_it_is_not_refused(gpu, goes_on):
+    x = gpu.put(torch.ones(4, 3))
+    with gpu:
+        assert torch.ones(3).nonzero().tolist() == [[0], [1], [2]]  # on the CPU all is as ever
+        assert goes_on(x).is_cuda
+
+
+CHANGES = {"cpm.warmup_iters": 0, "cpm.tau": 0.3, "cpm.min_distance_px": 4, "cpm.scales": (0.5, 1.0)}
+AUGMENT = AugmentConfig(long_side_px=(40, 80), crop_px=64, jitter_probability=0, grey_probability=0)
+
+
+@pytest.fixture(scope="module")
+def made(make_views) -> dict[str, Path]:
+    return make_views("int8")
+
+
+def put_batch(gpu: FakeGpu, dataset: Path, made: dict[str, Path]) -> dict[str, Any]:
+    crops = TrainingCrops(dataset, list(range(14)), num_classes=6, augment=AUGMENT, seed=3, **made)
+    batch = collate([crops[(k, k)] for k in range(5)])
+    return {name: gpu.put(value) for name, value in batch.items()}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"view": "crop"},
+        {"view": "crop", "mask_output": "best_iou", "confidence": "stability"},
+        {"view": "image", "keep_global_max": "always"},
+        {"view": "image", "keep_global_max": "never", "confidence": "iou"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_never_waits(gpu, scene_dataset, made, make_classifier, tiny_sam, changes, precision):
+    changes = {f"cpm.{name}": value for name, value in changes.items()} | {"classifier.precision": precision}
+    recipe = override(PRESETS["demo"], CHANGES | changes)
+    model, encoder = gpu.put(make_classifier(tuple("abcdef")).train()), put_encoder(gpu, tiny_sam)
+    batch = put_batch(gpu, scene_dataset, made)
+    cpm = Cpm(encoder, recipe.cpm, decode_batch_size=4, bf16=precision == "bf16")
+    # Several images, some of them with several classes: several decoder calls.
+    assert batch["plan"].image_labels.sum() > 4
+    with gpu:
+        step = ClassifierStep(recipe, cpm)
+        counts = step.counts(batch)
+        for part in split_batch(batch, 3):
+            total, parts = step(model, part, counts, iteration=0)
+    assert list(parts) == ["cls", "ssc", "cpm"]
+    assert total.requires_grad
+    assert gpu.ops > 1000
+
+
+def test_encoding_never_waits(gpu, tiny_sam, monkeypatch):
+    """Images of several sizes and a batch that is not full; streams, which need a driver, are left out."""
+    encoder = put_encoder(gpu, tiny_sam, "bf16")
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(Tensor, "record_stream", lambda x, stream: None)
+    images = [make_scene(seed, *hw).image for seed, hw in enumerate([(64, 96), (96, 64), (300, 200)])]
+    with gpu:
+        embeddings = encoder(images)
+    assert (embeddings.shape, embeddings.dtype) == ((3, 64, 16, 16), torch.float32)
+    assert embeddings.device.type == "cuda"
+    assert gpu.ops > 100
+
+
+def test_without_a_plan_a_step_waits(gpu, scene_dataset, made, make_classifier, tiny_sam):
+    """So it is the plan that spares it."""
+    model, encoder = gpu.put(make_classifier(tuple("abcdef"))), put_encoder(gpu, tiny_sam)
+    batch = put_batch(gpu, scene_dataset, made)
+    recipe = override(PRESETS["demo"], CHANGES | {"cpm.view": "crop"})
+    features = gpu.put(torch.zeros(5, 8, 8, 8))
+    bounds = batch.pop("plan").segment_bounds
+    with gpu:
+        with pytest.raises(REFUSED):
+            Cpm(encoder, recipe.cpm)(model, batch)
+        with pytest.raises(REFUSED):
+            ssc_loss(features, batch["segments"])
+        ssc_loss(features, batch["segments"], bounds=bounds)
+
+
+def test_labelling_waits(gpu, scene_dataset, made, make_classifier):
+    model = gpu.put(make_classifier(tuple("abcdef")))
+    batch = put_batch(gpu, scene_dataset, made)
+    config = override(PRESETS["demo"], CHANGES).cpm
+    with gpu:
+        cams = find_cams(model, batch["image"], batch["plan"].image_labels, scales=(1.0,), flip=True)
+        with pytest.raises(REFUSED):
+            find_prompts(cams, config, guess=True)
