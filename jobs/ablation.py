@@ -1,9 +1,9 @@
-"""What SSC and CPM do for the CAMs, on the demo's generated scenes, without a network.
+"""Effect of SSC and CPM on the CAMs, on the demo's generated scenes; works offline.
 
     python jobs/ablation.py --out ablation --seeds 0 1 2
 
-Trains the demo's classifier six times a seed: with each part of the loss, and with CPM on crops and on the
-embedding of the whole image. About 10 minutes a seed on 2 CPU cores; run again, it goes on where it was.
+It trains the demo's classifier six times per seed: with each part of the loss, and with CPM on crops and on
+the embedding of the whole image. A seed takes about 10 minutes on 2 CPU cores. Running it again resumes it.
 """
 
 import sys
@@ -22,12 +22,12 @@ from ray_wsss.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """Train and measure all variants."""
+    """Train and measure all variants of the loss."""
 
     out: Path = Path("ablation")
-    """Folder for everything; the figures are in ablation.json."""
+    """Folder for all outputs; the figures are in its file ablation.json."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each makes scenes, weights and order of its own."""
+    """Seeds; each one makes its own scenes, initial weights and order of images."""
     cluster: Annotated[Cluster, tyro.conf.arg(name="")] = field(default_factory=Cluster)
 
 

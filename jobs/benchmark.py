@@ -1,4 +1,4 @@
-"""How fast it is, against what: every figure is a comparison within one run.
+"""Benchmarks of speed; every one compares several ways to do the same work within one run.
 
     python jobs/benchmark.py label --images 2000 --json label.json
     python jobs/benchmark.py train --sam vit_b --checkpoint random --batch-size 2 --steps 2
@@ -6,8 +6,8 @@
     python jobs/benchmark.py scale --nodes 1 2 4 8 16
     python jobs/benchmark.py project --nodes 1000 --images 100e6
 
-Scenes are generated and a classifier is trained on them for a minute; both stay in ``--work`` for the next
-time. The naive ways need scikit-image (``pip install -e ".[test]"``).
+Scenes are generated, and a classifier is trained on them for a minute; both stay in ``--work`` for the next
+run. The naive ways need scikit-image (``pip install -e ".[test]"``).
 """
 
 import json
@@ -34,24 +34,25 @@ from ray_wsss.errors import UserError
 
 WORK = Path(tempfile.gettempdir()) / "ray_wsss_benchmark"
 CLASSIFIER_SCENES = 400
-"""Scenes that a classifier is trained on where the benchmark itself needs fewer."""
+"""Scenes that the classifier is trained on if the benchmark itself needs fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Benchmark:
     sam: SamName = "tiny"
-    """Which SAM."""
+    """Model of SAM; tiny ships with the package, the others are Meta's."""
     checkpoint: str | None = None
-    """Its weights, or 'random', which are as fast."""
+    """Path of SAM's weights, or 'random' for random ones, which run as fast.
+    Without it, Meta's file is downloaded."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the networks run."""
+    """Device on which the networks run."""
     work: Path = WORK
     """Folder for inputs and results."""
     json: Path | None = None
-    """Also write the figures here."""
+    """File to which the figures are also written, as JSON."""
 
     def _recipe(self) -> Recipe:
-        """The demo's, with the SAM that was asked for, in fp32: the naive ways know no other."""
+        """The demo's recipe with the chosen SAM in fp32, the only precision that the naive ways have."""
         sam = SamConfig(name=self.sam, checkpoint=self.checkpoint)
         if self.checkpoint == "random":
             sam = make_random_sam(self.sam, self.work / f"random_{self.sam}.safetensors")
@@ -69,9 +70,10 @@ class Label(_Benchmark):
     """Labelling: a naive loop, the batched engine in a bare loop, and the engine on Ray."""
 
     images: int = 2000
-    """Generated scenes."""
+    """Number of generated scenes."""
     actors: int = os.cpu_count() or 1
-    """Actors on Ray, of one CPU each (with cuda: of one GPU); the loops have as many threads."""
+    """Number of actors on Ray, each with one CPU; with --device cuda always one actor with one GPU.
+    The loops use at least as many threads."""
 
     def run(self) -> dict[str, Any]:
         """The figures of `LabelBenchmark`."""
@@ -90,14 +92,14 @@ class Label(_Benchmark):
 class Train(_Benchmark):
     """A training step of the classifier: without CPM, CPM on crops, CPM on cached embeddings, naive CPM.
 
-    Seconds of forward pass, CPM, backward pass and optimiser; batches are loaded and decoded before.
-    Each way takes a step in turn; medians.
+    Measures the seconds of forward pass, CPM, backward pass and optimiser; batches are loaded before.
+    The ways take turns, one step each; the figures are medians.
     """
 
     batch_size: int = PRESETS["demo"].classifier.batch_size
-    """Crops per step. There are as many scenes, and SAM embeds them all before."""
+    """Crops per step, at least 1. As many scenes are generated, and SAM embeds all of them before."""
     steps: int = 20
-    """Steps of each way, after one to warm up."""
+    """Measured steps of each way, at least 1, after one step to warm up."""
 
     def run(self) -> dict[str, Any]:
         """The figures of `TrainBenchmark`."""
@@ -121,37 +123,38 @@ class Train(_Benchmark):
 
 @dataclass(frozen=True, kw_only=True)
 class Sam:
-    """SAM's image encoder: segment_anything's, one image at a time and in batches, ours, compiled, on Ray."""
+    """SAM's image encoder: segment_anything's by image and in batches, ours, ours compiled, ours on Ray."""
 
     model: SamName = "tiny"
-    """Which SAM. The tiny one has its trained weights, the others random ones, which are as fast."""
+    """Model of SAM. tiny has its trained weights, the others random ones, which run as fast."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where it runs."""
+    """Device on which the encoder runs."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """Of ours. segment_anything's is float32."""
+    """Precision of our encoder; segment_anything's runs in float32.
+    auto: bf16 on GPUs and on CPUs with AVX512-BF16 or AMX, else fp32."""
     images: int = 32
-    """Generated scenes."""
+    """Number of generated scenes, a multiple of --batch-size."""
     batch_size: int = 8
-    """Images at a time. Of ViT-B, L and H in float32 each takes segment_anything gigabytes."""
+    """Images per batch, at least 1. With ViT-B, L and H, segment_anything takes gigabytes per image."""
     repeats: int = 3
-    """Rounds of each way in turn, after a batch to warm up."""
+    """Number of rounds, at least 1. In each, every way encodes all images, after one batch to warm up."""
     compile: bool = True
-    """Also ours compiled; that itself takes minutes and is not counted."""
+    """Also measure our encoder compiled; compiling takes minutes and is not counted."""
     ray: bool = True
-    """Also the embed command's work on Ray, with one actor, where Ray is installed."""
+    """Also measure the embed command on Ray, with one actor, if Ray is installed."""
     profile: bool = False
-    """Also list the operations that take the most time."""
+    """Also list the 12 operations that take the most time."""
     work: Path = WORK
     """Folder for inputs and results."""
     json: Path | None = None
-    """Also write the figures here."""
+    """File to which the figures are also written, as JSON."""
 
     def run(self) -> dict[str, Any]:
         """The figures of `SamBenchmark`."""
         if min(self.images, self.batch_size, self.repeats) < 1 or self.images % self.batch_size:
             raise UserError(
                 f"--images is {self.images}, --batch-size {self.batch_size} and --repeats {self.repeats}; "
-                "expected at least 1 of each, and full batches"
+                "expected at least 1 of each, and --images a multiple of --batch-size"
             )
         sam = SamConfig(name="tiny")
         if self.model != "tiny":
@@ -173,20 +176,19 @@ class Sam:
 class Scale:
     """Throughput on 1, 2, ... Ray nodes of this machine, with a stage that sleeps instead of computing.
 
-    Their processes need a little of a CPU: on a busy machine let the stage sleep
-    longer.
+    The processes of the nodes need some CPU time: on a busy machine raise --seconds.
     """
 
     nodes: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Numbers of nodes, of one CPU each."""
+    """Numbers of nodes to measure, each at least 1; a node has one CPU."""
     seconds: float = 3.0
-    """That the stage sleeps for a chunk of 64 images."""
+    """Seconds that the stage sleeps per chunk of 64 images; more than 0."""
     chunks: int = 12
-    """Of each node."""
+    """Chunks per node, at least 4."""
     work: Path = WORK
     """Folder for inputs and results."""
     json: Path | None = None
-    """Also write the figures here."""
+    """File to which the figures are also written, as JSON."""
 
     def run(self) -> dict[str, Any]:
         """The figures of `ScaleBenchmark`."""
@@ -197,13 +199,13 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Project(Deployment):
-    """What a large labelling run would ask of the head node, the object stores and the storage.
+    """Load of a large labelling run on the head node, the object stores and the storage.
 
-    A calculation, which jobs/cluster/SCALE.md explains: nothing is run.
+    It only calculates and runs nothing; jobs/cluster/SCALE.md explains the figures.
     """
 
     json: Path | None = None
-    """Also write the figures here."""
+    """File to which the figures are also written, as JSON."""
 
     def run(self) -> dict[str, Any]:
         """The figures of `project`."""
@@ -223,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a benchmark and print its figures."""
     command = tyro.cli(_COMMANDS, prog="benchmark.py", description=__doc__, args=argv)
     try:
-        with logged_to(sys.stderr):  # standard output has the figures alone
+        with logged_to(sys.stderr):  # standard output holds only the figures
             figures = command.run()
     except UserError as error:
         print(f"benchmark.py: {error}", file=sys.stderr)

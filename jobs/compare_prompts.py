@@ -1,10 +1,11 @@
-"""Points, boxes or masks as prompts, as a job; the flags are those of ``ray-wsss compare-prompts``.
+"""A comparison of points, boxes and masks as prompts, as a job; the flags are those of ``ray-wsss
+compare-prompts``.
 
     ray job submit --address http://HEAD:8265 --working-dir . -- \\
         python jobs/compare_prompts.py --preset coco --dataset /mnt/data/coco_val \\
         --classifier /mnt/runs/classifier --out /mnt/runs/prompts --sam-actors 4 --num-gpus-per-actor 1
 
-Submitted again after it was killed, it goes on.
+If the job is killed, submit it again: it resumes.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/demo.py --out /mnt/runs/demo
 
-Submitted again after it was killed, it goes on.
+If the job is killed, submit it again: it resumes.
 """
 
 import sys

@@ -4,7 +4,7 @@
         python jobs/evaluate.py --preset coco --dataset /mnt/data/coco_val --segmenter /mnt/runs/segmenter \\
         --json /mnt/runs/metrics.json
 
-Submitted again after it was killed, it starts anew.
+If the job is killed, submit it again: it starts from the beginning.
 """
 
 import sys

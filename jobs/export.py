@@ -3,7 +3,7 @@
     ray job submit --address http://HEAD:8265 --working-dir . -- \\
         python jobs/export.py coco --labels /mnt/runs/labels --dataset /mnt/data/photos --out /mnt/coco
 
-One process does it. Submitted again after it was killed, it keeps the pictures that are written.
+It runs in one process. If the job is killed, submit it again: it keeps the pictures that are written.
 """
 
 import sys

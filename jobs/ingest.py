@@ -4,7 +4,7 @@
         python jobs/ingest.py coco --images /mnt/coco/train2017 --annotations /mnt/coco/instances.json \\
         --out /mnt/data/coco_train
 
-Submitted again after it was killed, it starts anew.
+If the job is killed, submit it again: it starts from the beginning.
 """
 
 import sys

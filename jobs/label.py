@@ -4,7 +4,7 @@
         python jobs/label.py --preset coco --dataset /mnt/data/coco_train --out /mnt/runs/labels \\
         --classifier /mnt/runs/classifier --sam-actors 4 --num-gpus-per-actor 1
 
-Submitted again after it was killed, it goes on.
+If the job is killed, submit it again: it resumes.
 """
 
 import sys

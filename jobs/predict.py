@@ -4,7 +4,7 @@
         python jobs/predict.py --preset coco --segmenter /mnt/runs/segmenter --images /mnt/photos \\
         --out /mnt/runs/masks
 
-Submitted again after it was killed, it goes on.
+If the job is killed, submit it again: it resumes.
 """
 
 import sys

@@ -3,7 +3,7 @@
     ray job submit --address http://HEAD:8265 --working-dir . -- \\
         python jobs/report.py /mnt/runs --out /mnt/runs/report.html
 
-One process does it, on the head's CPUs. It reads alone: submitted again, it writes the file anew.
+It runs in one process, on the head's CPUs. Submitted again, it writes the file again.
 """
 
 import sys

@@ -5,7 +5,7 @@
         --validation /mnt/data/coco_val --out /mnt/runs/coco \\
         --sam-actors 4 --num-gpus-per-actor 1 --workers 4 --gpus-per-worker 1
 
-Submitted again after it was killed, it goes on.
+If the job is killed, submit it again: it resumes.
 """
 
 import sys

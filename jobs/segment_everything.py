@@ -5,7 +5,7 @@
         --dataset /mnt/data/coco_train --out /mnt/runs/segments \\
         --sam-actors 4 --num-gpus-per-actor 1
 
-Submitted again after it was killed, it goes on.
+If the job is killed, submit it again: it resumes.
 """
 
 import sys

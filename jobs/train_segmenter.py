@@ -5,7 +5,7 @@
         --dataset /mnt/data/coco_train --labels /mnt/runs/labels \\
         --out /mnt/runs/segmenter --workers 4 --gpus-per-worker 1
 
-Submitted again after it was killed, it goes on.
+If the job is killed, submit it again: it resumes.
 """
 
 import sys

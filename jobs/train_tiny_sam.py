@@ -1,4 +1,4 @@
-"""Train the tiny SAM on generated scenes; prints its held-out 1-click IoU.
+"""Train the tiny SAM on generated scenes, and print its IoU on held-out scenes with one click per object.
 
     python jobs/train_tiny_sam.py --out ray_wsss/models/sam/tiny.safetensors
 
@@ -34,22 +34,24 @@ LEVEL_WEIGHTS = (0.5, 0.3, 0.4, 1.0)  # single, sub-part, part, whole
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTinySam:
+    """Settings of the training and of the measurement."""
+
     out: Path = Path("tiny.safetensors")
     """File to write (safetensors, fp16)."""
     steps: int = 6000
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     images_per_step: int = 12
     """Scenes per step; every step sees new ones."""
     prompts_per_image: int = 6
-    """Prompt sets per scene."""
+    """Prompts per scene; a prompt is one click, several clicks or a box."""
     lr: float = 1.2e-3
-    """Peak learning rate (AdamW, cosine after a linear warm-up)."""
+    """Peak learning rate of AdamW: a linear warm-up over 300 steps, then a cosine decay."""
     held_out: int = 500
-    """Scenes of the measurement."""
+    """Number of held-out scenes to measure on."""
     evaluate_only: bool = False
-    """Measure the weights at ``out`` and stop."""
+    """Measure the weights in --out, without training."""
     json: Path | None = None
-    """Also write the measurement here."""
+    """File to which the measurement is also written, as JSON."""
 
 
 def _levels_at(scene: Scene, y: int, x: int) -> NDArray[np.bool_]:
@@ -71,7 +73,7 @@ def _click(rng: np.random.Generator, mask: NDArray[np.bool_]) -> tuple[int, int]
 def _sample_prompt(
     rng: np.random.Generator, scene: Scene, clicks: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """``clicks`` points (P, 2) x before y in pixels, and the union of their target masks (3, H, W)."""
+    """``clicks`` points (P, 2) in pixels, x before y, and the union of their target masks (3, H, W)."""
     things = [thing for thing in scene.objects if thing.body.any()]
     if clicks == 1 and rng.random() < 0.08:
         things = []
@@ -90,7 +92,7 @@ def _sample_prompt(
 
 
 class PromptedScenes(Dataset):
-    """Item i: the batch of step i, scenes with prompts and targets, a function of i alone."""
+    """Batches of scenes with prompts and targets; item i is the batch of step i and depends on i alone."""
 
     def __init__(self, config: TrainTinySam, sam: Sam) -> None:
         self.config, self.sam = config, sam
@@ -134,7 +136,7 @@ def _low_resolution(target: NDArray[np.bool_], scale: float) -> Tensor:
 
 
 def _loss(logits: Tensor, predicted_iou: Tensor, targets: Tensor) -> Tensor:
-    """BCE + dice per level, and the IoU head against the IoU reached (as SAM is trained)."""
+    """BCE + dice per level, plus the error of the IoU head in predicting the IoU reached (as SAM is trained)."""
     targets = torch.cat([targets[:, 2:], targets], dim=1)
     weights = logits.new_tensor(LEVEL_WEIGHTS)
     bce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((2, 3))
@@ -216,12 +218,12 @@ def measure(sam: Sam, scenes: int) -> dict[str, float]:
 
 
 def save(sam: Sam, path: Path) -> None:
-    """Write the weights in fp16: half the size, and no measurable loss."""
+    """Write the weights in fp16, which halves their size without a measurable loss."""
     save_file({name: value.half().contiguous().cpu() for name, value in sam.state_dict().items()}, path)
 
 
 def main(config: TrainTinySam) -> None:
-    """Train, save, load what was saved, and measure that."""
+    """Train and save the weights, then load and measure the saved ones."""
     if not config.evaluate_only:
         save(train(config), config.out)
     sam = build_tiny_sam()

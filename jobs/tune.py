@@ -5,7 +5,7 @@
         --validation /mnt/data/voc_val --embeddings /mnt/runs/embeddings --gpus-per-worker 1 \\
         --out /mnt/runs/sweep
 
-Submitted again after it was killed, it goes on.
+If the job is killed, submit it again: it resumes.
 """
 
 import sys

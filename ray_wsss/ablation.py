@@ -1,4 +1,4 @@
-"""What each part of the classifier's loss does: the demo's classifier with and without it, several seeds."""
+"""Effect of each part of the classifier's loss: the demo's classifier with and without it, several seeds."""
 
 import json
 import logging
@@ -26,7 +26,13 @@ log = logging.getLogger(__name__)
 
 
 class Variant:
-    """A classifier's loss."""
+    """One choice of the parts of the classifier's loss.
+
+    Args:
+        name: name in the log and the table.
+        ssc, cpm: whether the loss has SSC, and CPM.
+        view: images that CPM's SAM sees, as ``cpm.view``.
+    """
 
     def __init__(self, name: str, *, ssc: bool = False, cpm: bool = False, view: str = "crop") -> None:
         self.name, self.ssc, self.view = name, ssc, view
@@ -34,6 +40,7 @@ class Variant:
 
     @property
     def folder(self) -> str:
+        """Name of the variant's output folder."""
         return self.name.replace(" + ", "_").replace(", view ", "_")
 
 
@@ -55,15 +62,17 @@ def run_ablation(
     recipe: Recipe | None = None,
     scenes: tuple[int, int] = (TRAIN_SCENES, HELD_OUT_SCENES),
 ) -> dict[str, Any]:
-    """Train every variant with every seed and measure its CAMs on held-out scenes; again resumes.
+    """Train every variant with every seed and measure its CAMs on held-out scenes.
+
+    Running it again resumes it.
 
     Args:
-        recipe: by default the demo's.
-        scenes: how many to train on, and to hold out.
+        recipe: recipe of the classifier, by default the demo's.
+        scenes: numbers of training scenes and of held-out scenes.
 
     Returns:
-        Per variant ``cam_best`` and ``cam_fixed``, the mIoU of each seed in [0, 1] at the best background
-        threshold and at the fixed one; also in ``ablation.json``.
+        For each variant ``cam_best`` and ``cam_fixed``: the mIoU of each seed in [0, 1] at the best
+        background threshold and at the fixed one. Also written to ``ablation.json``.
     """
     torch.set_num_threads(2)
     results: dict[str, Any] = {v.name: {"cam_best": [], "cam_fixed": []} for v in VARIANTS}
@@ -116,7 +125,7 @@ def _run_variant(variant: Variant, out: Path, recipe: Recipe, cluster: Cluster) 
 
 
 def ablation_table(results: dict[str, Any], seeds: Sequence[int]) -> Table:
-    """mIoU in %: each seed at the best threshold, and means."""
+    """Table of mIoUs in %: each seed at its best threshold, and means over the seeds."""
     table = Table(title="mIoU of the CAMs in % on held-out scenes")
     table.add_column("loss")
     for title in (*[f"seed {seed}" for seed in seeds], "mean", "deviation", "mean, fixed threshold"):

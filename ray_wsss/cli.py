@@ -1,6 +1,7 @@
 """``ray-wsss COMMAND ...``: the pipeline from the command line."""
 
 import os
+import select
 import signal
 import sys
 import traceback
@@ -69,12 +70,14 @@ def _describe(error: Exception) -> str:
 
 
 def _reader_has_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads; a broken pipe may also be a network's."""
+    """Whether standard output is a pipe without a reader; a network connection may be broken as well."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
+        descriptor = sys.stdout.fileno()
+    except OSError:  # not a file: captured by a test or a notebook
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _defaults(argv: list[str]) -> tuple[str, Recipe]:

@@ -1,4 +1,4 @@
-"""What commands and scripts show: the package logs, and this puts the log on the screen."""
+"""Console output of commands and scripts: prints the log messages of the package."""
 
 import logging
 import sys
@@ -8,10 +8,10 @@ from typing import TextIO
 
 
 class _ToStream(logging.Handler):
-    """Writes messages as plain lines, at once: a log in a pipe is read while the run goes on.
+    """Prints log messages as plain lines and flushes each, so a log in a pipe can be read during the run.
 
     Args:
-        stream: None: standard output, whichever stream that is at the time.
+        stream: stream to print to; None for standard output, looked up at each message.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -24,7 +24,7 @@ class _ToStream(logging.Handler):
 
 @contextmanager
 def logged_to(stream: TextIO | None = None) -> Iterator[None]:
-    """Write what the package logs to ``stream``, or to standard output, as plain lines."""
+    """Print the package's log messages (INFO and above) as plain lines, by default to standard output."""
     logger, handler = logging.getLogger("ray_wsss"), _ToStream(stream)
     level = logger.level
     logger.setLevel(logging.INFO)

@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 
 TRAIN_SCENES = 400
 HELD_OUT_SCENES = 150
-# Held-out scenes of every seed, the tiny SAM's training scenes (below 2**20) and the scenes that the
-# demo's settings were chosen on never meet.
+# From here on, no seed of a scene is one of the tiny SAM's training scenes (below 2**20), or of the scenes on
+# which the demo's settings were chosen.
 FIRST_SEED = 10_000_000
 _IN_PROCESS = Workers(workers=0)
 _ACTORS = Resources(actors=2)
@@ -50,7 +50,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run the demo into ``out``; running it again resumes it.
 
-    Writes ``metrics.json`` and ``overview.png``, beside the folders of every stage.
+    Writes ``metrics.json`` and ``overview.png`` beside the folders of all stages.
 
     Returns:
         The content of ``metrics.json``.
@@ -83,7 +83,7 @@ def run_demo(
                 resources=_ACTORS,
                 cluster=cluster,
             )
-            log.info("%s, CAMs of the %s classifier: %d class masks", split, name, report.total.masks)
+            log.info("%s scenes, CAMs of the %s classifier: %d class masks", split, name, report.total.masks)
         _say("5/6", "segmenter on the pseudo labels")
         run_train_segmenter(
             recipe,
@@ -117,7 +117,7 @@ def _say(step: str, what: str) -> None:
 def make_scenes(
     out: Path, seed: int, cluster: Cluster, train: int = TRAIN_SCENES, held_out: int = HELD_OUT_SCENES
 ) -> None:
-    """Make the data sets ``out/train`` and ``out/held_out`` of so many scenes, which no other seed has."""
+    """Make the data sets ``out/train`` and ``out/held_out``; no other seed has one of their scenes."""
     first = FIRST_SEED + seed * 10_000
     splits = {
         "train": range(first, first + train),
@@ -155,7 +155,7 @@ def _evaluate(out: Path, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
 
 
 def demo_table(metrics: dict[str, Any]) -> Table:
-    """The figures of `run_demo` as a table."""
+    """The mIoUs of `run_demo` as a table."""
     table = Table(title="mIoU in % on held-out scenes")
     for column in ("", "without CPM", "with CPM"):
         table.add_column(column, justify="left" if not column else "right")
@@ -170,7 +170,7 @@ def demo_table(metrics: dict[str, Any]) -> Table:
 
 
 def _overview_rows(out: Path, recipe: Recipe, count: int = 6) -> list[OverviewRow]:
-    """Rows for the held-out scenes with the most objects."""
+    """Rows for the ``count`` held-out scenes with the most objects."""
     dataset, labels = ShardReader(out / "held_out"), ShardReader(out / "labels_held_out_cpm")
     models = {
         title: load_classifier(out / f"classifier_{n}")[0]

@@ -1,11 +1,11 @@
-"""The one exception that is addressed to the user."""
+"""`UserError`, the one exception whose message is for the user, and help with its wording."""
 
 import difflib
 from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """Something the user can mend.
+    """A mistake or problem that the user can fix.
 
     The message is one clear sentence that names the file or field, what was wrong with it and what was
     expected. The command line prints it without a traceback.
@@ -13,10 +13,11 @@ class UserError(Exception):
 
 
 def did_you_mean(word: str, known: Sequence[str], otherwise: str, prefix: str = "") -> str:
-    """The end of a message about a word that isn't known: the nearest one that is, with ``prefix`` before it.
+    """End of a message about an unknown word: asks whether the user meant the most similar known one.
 
     Args:
-        otherwise: what to say where none is near.
+        otherwise: text to return if no known word is similar.
+        prefix: text to put before the similar word.
     """
     near = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {prefix}{near[0]}?" if near else otherwise

@@ -1,8 +1,8 @@
-"""Paths of this machine, of a share that all nodes mount, or of an object store by their URI (s3://, gs://...).
+"""Paths on this machine, on a share that all nodes mount, or in an object store by URI (s3://, gs://...).
 
 A path in a store is a `upath.UPath`, which has the methods of `pathlib.Path`; ``Path`` in annotations means
-either. What differs between the two is here: stores have no folders, no links, no renaming and no appending,
-but a file that is written there appears whole.
+either. This module hides the differences: a store has no folders, no links, no renaming and no appending,
+but a file that is written to it appears whole or not at all.
 """
 
 import hashlib
@@ -23,25 +23,25 @@ from ray_wsss.errors import UserError
 
 if TYPE_CHECKING:
     AnyPath = Path
-else:  # tests check types at run time, where a URI is no Path
+else:  # tests check types at run time, and a UPath is not a Path
     AnyPath = Any
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _CLIENTS = ("aiohttp", "botocore", "gcsfs", "google", "s3fs")
-"""Packages whose errors say that a store can't be reached or doesn't let us in."""
+"""Packages whose errors mean that a store can't be reached or denies access."""
 _READS_AT_A_TIME = 32
 _READS_PLANNED = 1024
-"""Of the next ones: a run of a million parts would else hold a million of them in memory."""
+"""Most reads queued at a time; a run of a million parts would otherwise hold a million in memory."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 def parse_path(text: str) -> Path:
-    """The path that a user or a file names: ``a/b``, ``file:///a/b``, ``s3://bucket/a/b``.
+    """Path from a user's or a file's text: ``a/b``, ``file:///a/b``, ``s3://bucket/a/b``.
 
     Raises:
-        UserError: a scheme that isn't known or whose package isn't installed, or a secret in the URI.
+        UserError: the scheme is unknown or its package isn't installed, or the URI contains credentials.
     """
     scheme, separator, rest = text.partition("://")
     if not separator:
@@ -49,12 +49,12 @@ def parse_path(text: str) -> Path:
     if scheme in ("file", "local"):
         return Path(rest)
     if "@" in rest.partition("/")[0]:
-        # It would be written into manifests and logs.
+        # Credentials in a path would be written into manifests and logs.
         raise UserError(
             f"{scheme}://...@... has credentials in it; expected them in the environment, such as "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role of the machine"
         )
-    # Only URIs need these two, which take a third of a command line's start.
+    # Imported here because only URIs need them, and they take a third of the command line's start-up time.
     from fsspec.registry import get_filesystem_class
     from upath import UPath
 
@@ -62,37 +62,37 @@ def parse_path(text: str) -> Path:
         get_filesystem_class(scheme)
     except ValueError:
         raise UserError(
-            f"{text}: '{scheme}' is no kind of storage; expected s3://, gs:// or a path"
+            f"{text}: '{scheme}' is not a known storage scheme; expected s3://, gs:// or a path"
         ) from None
     except ImportError:
         extra = _EXTRAS.get(scheme)
         how = f"pip install 'ray-wsss[{extra}]'" if extra else f"install fsspec's package for {scheme}"
         raise UserError(f"{text} needs a package that is not installed: {how}") from None
-    # Other processes write there too, so what was listed before is no guide.
+    # Other processes write there too, so a cached listing may be out of date.
     return cast(Path, UPath(text.rstrip("/"), use_listings_cache=False))
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path lies in a store."""
+    """Whether a path lies in an object store."""
     return not isinstance(path, Path)
 
 
 def why_unreachable(error: BaseException) -> str | None:
-    """What to tell of an error that a store's client raised; None for any other."""
+    """Message for the user about an error that a store's client raised; None for any other error."""
     if type(error).__module__.partition(".")[0] not in _CLIENTS:
         return None
     return f"the storage can't be used: {next(iter(str(error).splitlines()), type(error).__name__)}"
 
 
 def why_unreadable(error: OSError, path: str) -> str:
-    """The reason to report for a file ``path`` that can't be read."""
+    """Message that says why the file ``path`` can't be read."""
     if isinstance(error, FileNotFoundError):
         return f"no such file: {Path(error.filename or path).name}"
     return f"can't be read: {error.strerror or error}"
 
 
 def printable(text: str) -> str:
-    """File names may hold bytes that are no UTF-8; Parquet's strings may not."""
+    """Escape the bytes of a file name that are not UTF-8, which Parquet's strings can't hold."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -102,13 +102,13 @@ def filesystem_of(path: Path) -> Any:
 
 
 def key_of(path: Path) -> str:
-    """A path in a store as its file system knows it, without the scheme."""
+    """A path in a store as its fsspec file system takes it, without the scheme."""
     return cast(Any, path).path
 
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; what was written there takes the place of ``path``, unless an error came."""
+    """Yield a temporary path to write to; the file then replaces ``path``, unless the block raises."""
     if is_remote(path):
         with TemporaryDirectory(prefix="ray_wsss_") as folder:
             temporary = Path(folder) / path.name
@@ -116,7 +116,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
             filesystem_of(path).put_file(str(temporary), key_of(path))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the name of ``path``, which may be as long as names can be.
+    # The name of ``path`` is left out, since it may already have the greatest length allowed.
     temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:
         yield temporary
@@ -129,7 +129,7 @@ def write_json(content: object, path: Path, *, ascii_only: bool = False) -> None
     """Write ``content`` as JSON, atomically.
 
     Args:
-        ascii_only: escape every other character; names of files may hold bytes that are not UTF-8.
+        ascii_only: escape all other characters, for content with file names that are not UTF-8.
     """
     text = json.dumps(content, indent=2, ensure_ascii=ascii_only)
     with replace_atomically(path) as temporary:
@@ -138,7 +138,7 @@ def write_json(content: object, path: Path, *, ascii_only: bool = False) -> None
 
 @contextmanager
 def local_file(path: Path) -> Iterator[Path]:
-    """Yield a file of this machine with the content of ``path``: itself, or a copy that goes afterwards."""
+    """Yield a file on this machine with the content of ``path``: ``path`` itself, or a temporary copy."""
     if not is_remote(path):
         yield path
         return
@@ -149,7 +149,10 @@ def local_file(path: Path) -> Iterator[Path]:
 
 
 def cached_file(path: Path, cache: Path) -> Path:
-    """A lasting local copy, below ``cache``, of a file in a store; fetched again if it changed there."""
+    """Lasting local copy, below ``cache``, of a file in a store; fetched again if the file changed.
+
+    A local ``path`` is returned as it is.
+    """
     if not is_remote(path):
         return path
     file_system, source = filesystem_of(path), key_of(path)
@@ -162,31 +165,31 @@ def cached_file(path: Path, cache: Path) -> Path:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file to or from anywhere; ``target`` is never there in part."""
+    """Copy a file, on this machine or in a store; ``target`` appears whole or not at all."""
     with local_file(source) as ours, replace_atomically(target) as temporary:
         shutil.copyfile(ours, temporary)
 
 
 def lies_in(path: Path, folder: Path) -> bool:
-    """Whether ``path`` is ``folder``, or below it once links are followed."""
+    """Whether ``path`` is ``folder`` or lies below it, after following links."""
     return is_remote(path) == is_remote(folder) and path.resolve().is_relative_to(folder.resolve())
 
 
 def drop_leftovers(folder: Path) -> None:
-    """Remove what killed writers left half written below ``folder``; in a store they leave nothing."""
+    """Remove half-written files of killed writers below ``folder``; in a store there are none."""
     if not is_remote(folder):
         for path in folder.rglob(".*.tmp"):
             path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where there are folders."""
+    """Make a folder and its parents; does nothing in a store, which has no folders."""
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder with all that is in it, if it is there."""
+    """Remove a folder and everything in it, if it exists."""
     if is_remote(path):
         if path.exists():
             filesystem_of(path).rm(key_of(path), recursive=True)
@@ -196,19 +199,19 @@ def remove_tree(path: Path) -> None:
 
 @dataclass(frozen=True)
 class FoundFile:
-    """What a listing says of a file."""
+    """A file's entry in a listing."""
 
     size: int
-    """Bytes."""
+    """Size in bytes."""
     changed_ns: int
     """Time of the last change, in nanoseconds since 1970."""
 
 
 def find_files(root: Path) -> dict[str, FoundFile]:
-    """Every file below ``root`` by its name from there, with slashes.
+    """Every file below ``root``, by its path relative to ``root`` with forward slashes.
 
-    Linked folders are not entered. A link to nothing is a file, of size 0. In a store this is one listing,
-    where a look at each file would be a request each.
+    Linked folders are not entered. A broken link counts as a file of size 0. In a store this takes one
+    listing, where asking for each file would take one request per file.
     """
     if is_remote(root):
         folder = key_of(root).rstrip("/")
@@ -219,7 +222,7 @@ def find_files(root: Path) -> dict[str, FoundFile]:
 
 
 def _found_remote(info: dict[str, Any]) -> FoundFile:
-    keys = ("LastModified", "mtime", "updated", "last_modified")  # of S3, Google's, others
+    keys = ("LastModified", "mtime", "updated", "last_modified")  # names in S3, Google Cloud Storage, others
     when: Any = next((info[key] for key in keys if key in info), 0)
     when = datetime.fromisoformat(when) if isinstance(when, str) else when
     seconds = when.timestamp() if isinstance(when, datetime) else float(when)
@@ -236,12 +239,13 @@ def _found(path: Path) -> FoundFile:
 
 @contextmanager
 def growing_folder(path: Path, every_s: float = 10) -> Iterator[Path]:
-    """Yield a folder to write files into that grow, such as logs; in a store they follow now and then.
+    """Yield a local folder for files that grow, such as logs.
 
-    What lies at ``path`` already is not fetched.
+    The folder is ``path`` itself, unless ``path`` is in a store: then it is a temporary folder, whose changed
+    files are uploaded to ``path``. Files that are already in the store are not fetched.
 
     Args:
-        every_s: seconds between uploads of what has changed; the last comes at the end.
+        every_s: seconds between uploads of changed files; the last upload comes at the end of the block.
     """
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -273,7 +277,10 @@ def _upload_changed(folder: Path, target: Path, seen: dict[str, FoundFile]) -> N
 
 
 def read_side_by_side(read: Callable[[_T], _R], items: Sequence[_T]) -> Iterator[_R]:
-    """``read`` of each item, in order, by threads: a store answers many small reads as fast as one."""
+    """Apply ``read`` to each item, in threads, and yield the results in order of the items.
+
+    A store answers many small reads at once as fast as one.
+    """
     with ThreadPoolExecutor(_READS_AT_A_TIME) as pool:
         for first in range(0, len(items), _READS_PLANNED):
             yield from pool.map(read, items[first : first + _READS_PLANNED])

@@ -1,3 +1,3 @@
-"""The one place that says which version this is; pyproject.toml reads it here."""
+"""Version of the package; pyproject.toml reads it from here."""
 
 __version__ = "0.2.0.dev0"

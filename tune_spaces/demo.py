@@ -3,9 +3,9 @@ r"""Learning rate, tau and warm-up length of the demo's classifier, on the demo'
     ray-wsss sweep --space tune_spaces/demo.py \
         --dataset demo/train --validation demo/held_out --out demo/sweep
 
-Cost: 8 trials of 500 iterations, or of 300 where ASHA stops one; on 2 CPU cores about 20 minutes.
-Expected: trials differ by 30 points; the best, with tau below 0.5, end above 60 % mIoU
-(CAMs, best threshold).
+Cost: 8 trials of 500 iterations, or of 300 if ASHA stops one; on 2 CPU cores about 20 minutes.
+Expected: trials differ by 30 points of mIoU (CAMs, best threshold); the best ones, with tau below 0.5, end
+above 60 %.
 """
 
 from ray import tune
@@ -21,5 +21,5 @@ SPACE = {
 METRIC = "val_miou_best_threshold"
 MODE = "max"
 NUM_SAMPLES = 8
-# Before CPM has had its say the warm-up's length alone would decide which trial is weak.
+# Earlier, before CPM has an effect, the length of the warm-up alone would decide which trial looks weak.
 GRACE = 0.6

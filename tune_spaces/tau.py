@@ -1,4 +1,4 @@
-r"""tau alone over 0.2 to 0.9, three seeds each: is there the plateau that the paper reports for 0.4 to 0.7?
+r"""tau alone from 0.2 to 0.9, three seeds each, to look for the paper's plateau from 0.4 to 0.7.
 
     ray-wsss sweep --space tune_spaces/tau.py \
         --dataset demo/train --validation demo/held_out --out demo/sweep_tau
@@ -6,8 +6,8 @@ r"""tau alone over 0.2 to 0.9, three seeds each: is there the plateau that the p
 With another data set: ``--preset voc --classifier.validate-every 52880``.
 
 Cost: 24 trials of 500 iterations, none stopped early; on 2 CPU cores about three quarters of an hour.
-Expected: ``tau.png``. Measured: 59 to 66 % mIoU from 0.4 to 0.7, less above; seeds differ by 3 points
-at one tau: on this data the paper's plateau within 1 point does not show.
+Expected: ``tau.png``. Measured: 59 to 66 % mIoU for tau from 0.4 to 0.7, less above. Seeds differ by 3 points
+at one tau, so on this data the paper's plateau (within 1 point) does not show.
 """
 
 from ray import tune

@@ -7,7 +7,8 @@ r"""Learning rate, tau and warm-up length of the paper's VOC recipe.
 SAM's encoder runs once per image for all trials (cpm.view image), not on every crop of every step.
 
 Cost: 16 trials of at most 52,880 iterations at batch 8; ASHA stops most of them at 30 % or 60 %.
-Expected: not run here, it needs VOC 2012 and SAM ViT-H. The paper has tau = 0.5, flat over 0.4 to 0.7.
+Expected: unknown, since it was not run: it needs VOC 2012 and SAM ViT-H. The paper has tau = 0.5, with
+similar results from 0.4 to 0.7.
 """
 
 from ray import tune

@@ -1,4 +1,4 @@
-"""What benchmarks run on where nothing else is given: generated scenes and a briefly trained classifier."""
+"""Inputs of the benchmarks: generated scenes, a briefly trained classifier, SAM and its embeddings."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ _FIRST_SEED = 20_000_000
 
 
 def make_dataset(out: Path, images: int) -> Path:
-    """A data set of generated scenes (96 x 96 px JPEG, 1 to 3 objects of 6 classes)."""
+    """A data set of generated scenes (96 x 96 px JPEG, 1 to 3 objects of 6 classes), unless ``out`` has one."""
     if not (out / "metadata.json").exists():
         seeds = range(_FIRST_SEED, _FIRST_SEED + images)
         class_names, rows = read_coco(*write_scene_coco(out.with_name("scenes"), "scenes", seeds))
@@ -38,7 +38,7 @@ def make_dataset(out: Path, images: int) -> Path:
 
 
 def make_classifier(recipe: Recipe, dataset: Path, out: Path, iterations: int = 200) -> Path:
-    """A classifier trained without CPM, so that CAMs have peaks where objects are."""
+    """A classifier trained briefly, without CPM, so that its CAMs have peaks where objects are."""
     recipe = override(recipe, {"cpm.enabled": False, "classifier.max_iters": iterations})
     output = Output(out, "train-classifier", {"benchmark": iterations})
     if output.begin() != "finished":
@@ -52,20 +52,20 @@ def make_classifier(recipe: Recipe, dataset: Path, out: Path, iterations: int = 
 
 
 def make_random_sam(name: SamName, out: Path) -> SamConfig:
-    """SAM with random weights, which cost as much to run as trained ones."""
+    """SAM with random weights, which run as fast as trained ones."""
     if not out.exists():
         torch.manual_seed(0)
         out.parent.mkdir(parents=True, exist_ok=True)
         sam = sam_model_registry[name]()
         for key, parameter in sam.image_encoder.named_parameters():
-            if "rel_pos" in key or "pos_embed" in key:  # zeros otherwise, which would agree with anything
+            if "rel_pos" in key or "pos_embed" in key:  # else zeros, which hide every error
                 torch.nn.init.normal_(parameter, std=0.02)
         save_file(sam.state_dict(), out)
     return SamConfig(name=name, checkpoint=str(out))
 
 
 def make_embeddings(recipe: Recipe, dataset: Path, out: Path, device: str) -> Path:
-    """SAM's embeddings of a data set, in a folder of ``out`` that those of other settings don't share."""
+    """SAM's embeddings of a data set, in a subfolder of ``out`` of its own for each set of settings."""
     depends_on = settings_of(recipe, "embed") | sam_settings(recipe) | dataset_settings(dataset)
     output = Output(out, "embed", depends_on)
     run = ChunkRun.start(replace(output, out=out / output.fingerprint[:12]), dataset)

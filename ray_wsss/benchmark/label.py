@@ -29,20 +29,21 @@ Work = Callable[[Chunk], tuple[pa.Table, Tally]]
 
 @dataclass(frozen=True, kw_only=True)
 class LabelBenchmark:
-    """What is compared, and where it may write."""
+    """Settings of the benchmark."""
 
     recipe: Recipe
     dataset: Path
     classifier: Path
     work: Path
+    """Folder for results."""
     device: Literal["cpu", "cuda"]
     actors: int
-    """Of the Ray run; the loops use as many threads."""
+    """Number of actors on Ray; the loops use at least as many threads."""
 
     def run(self) -> dict[str, Any]:
-        """The figures of the benchmark; those of Ray are None where Ray is not installed.
+        """Measure; returns the figures. Those of Ray are None if Ray is not installed.
 
-        ``prompting_speedup`` compares the phase prompt: peaks, SAM's decoder, aggregation.
+        ``prompting_speedup`` compares the phase ``prompt``: peaks, SAM's decoder and aggregation.
         """
         chunks = plan_chunks(self.dataset)
         images = sum(chunk.rows for chunk in chunks)
@@ -74,7 +75,8 @@ class LabelBenchmark:
         from ray_wsss.cluster.stages.label import run_label
         from ray_wsss.config.resources import Cluster, Resources
 
-        # Ray makes its workers polite, which beside other work would be measured as well.
+        # Ray 2.60 gives its workers a low priority. Other programs on this machine would slow them down, and
+        # the measurement with them.
         os.environ.setdefault("RAY_worker_niceness", "0")
         return run_label(
             self.recipe,
@@ -87,7 +89,7 @@ class LabelBenchmark:
         )
 
     def _compare(self, outputs: Sequence[str]) -> dict[str, Any]:
-        """Whether all label maps are equal, and how many pixels are not."""
+        """Whether all label maps are equal, and the numbers of pixels and images that differ."""
         readers = [ShardReader(self.work / name) for name in outputs]
         differing_images = differing = pixels = 0
         for i, image_id in enumerate(readers[0].image_ids):
@@ -124,8 +126,8 @@ def _engine(label: Any, sam: Any, classifier: Path, device: str) -> Work:
 
 
 def _loop(work: Work, chunks: Sequence[Chunk], parts: Parts) -> tuple[float, Tally]:
-    """Seconds of labelling and writing all chunks, and what they took; loading networks is not counted."""
-    shutil.rmtree(parts.out, ignore_errors=True)  # an earlier benchmark's
+    """The seconds to label and write all chunks, and their tally; loading the networks is not counted."""
+    shutil.rmtree(parts.out, ignore_errors=True)  # results of an earlier benchmark
     total = Tally()
     began = time.perf_counter()
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""What a device's matrix units can do, and what SAM's encoder asks of them."""
+"""The rate of a device in matrix products, and the operations that SAM's encoder needs."""
 
 import time
 from copy import deepcopy
@@ -15,7 +15,7 @@ _SIDE = {"cuda": 8192, "cpu": 2048}
 
 
 class MatmulPeak:
-    """Multiplies two square matrices in a precision."""
+    """Measures the rate of a product of two square matrices in a precision."""
 
     def __init__(self, device: torch.device, precision: EncoderPrecision) -> None:
         self.precision: EncoderPrecision = precision
@@ -24,7 +24,7 @@ class MatmulPeak:
         self.a, self.b = (torch.randn(self.side, self.side, device=device).to(dtype) for _ in range(2))
 
     def rate(self, times: int = 5) -> float:
-        """Floating-point operations a second, best of some products; an addition counts as one."""
+        """Floating-point operations per second, best of ``times`` + 1 products; an addition counts as one."""
         best = 0.0
         for _ in range(times + 1):
             wait(self.a.device)
@@ -37,15 +37,15 @@ class MatmulPeak:
 
 
 def wait(device: torch.device) -> None:
-    """Until a GPU has done what it was asked to."""
+    """Wait until a GPU has done all of its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def encoder_flops(encoder: ImageEncoderViT) -> int:
-    """Of matrix products and convolutions, for an image, as segment_anything computes them."""
+    """Floating-point operations for one image in matrix products and convolutions, by segment_anything's formulas."""
     side = encoder.img_size
-    # Shapes are enough.
+    # Counting needs only shapes, so nothing is computed on the meta device.
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         deepcopy(encoder).to("meta", torch.float32)(torch.empty(1, 3, side, side))
     return counter.get_total_flops()

@@ -15,9 +15,9 @@ from ray_wsss.stages.cams import find_cams
 
 
 class NaiveCpm:
-    """The pseudo labels of `training.cpm.Cpm` with ``view=crop``.
+    """Makes the pseudo labels of `training.cpm.Cpm` with ``view=crop``.
 
-    The CAMs are made for the whole batch, as in the released code; what follows is not.
+    As in the released code, the CAMs are made for the whole batch, and the masks one class at a time.
     """
 
     def __init__(self, sam: Sam, config: CpmConfig) -> None:
@@ -26,7 +26,7 @@ class NaiveCpm:
 
     @torch.no_grad()
     def __call__(self, model: Classifier, batch: dict[str, Any]) -> UInt8[Tensor, "B P P"]:
-        """Pseudo labels of a batch of `training.crops.TrainingCrops`."""
+        """Make the pseudo labels (B, P, P) of a batch of `training.crops.TrainingCrops`."""
         images = batch["image"]
         cams = find_cams(model, images, batch["image_labels"], scales=self.config.scales, flip=False)
         maps = cams.cam.cpu().numpy()

@@ -1,7 +1,7 @@
 """Prompting SAM as the released S2C code does it: one image, one class, one decoder call at a time.
 
-segment_anything's own predictor, scikit-image's peaks, NumPy for the rest: what `stages.prompting` is
-measured against, and an independent account of what a pseudo label is.
+It uses segment_anything's own predictor, scikit-image's peaks, and NumPy for the rest. The speed of
+`stages.prompting` is compared with it, and so are its pseudo labels, since this code is independent.
 """
 
 from collections.abc import Sequence
@@ -23,39 +23,39 @@ class NaiveMask:
     """SAM's mask of one class in one image."""
 
     logits: NDArray[np.float32]
-    """(H, W), -inf everywhere where the class had no prompt."""
+    """Logits of the mask (H, W); -inf everywhere if the class has no prompt."""
     score: float
-    """SAM's own estimate of the mask's IoU."""
+    """SAM's own estimate of the mask's IoU; 0 without a prompt."""
     cam: NDArray[np.float32]
-    """(H, W)."""
+    """CAM of the class (H, W)."""
     points_yx: NDArray[np.int64]
-    """(P, 2) pixels that SAM was prompted at."""
+    """Pixels (P, 2) at which SAM was prompted, y before x."""
 
     @property
     def inside(self) -> NDArray[np.bool_]:
-        """(H, W) the mask."""
+        """The mask (H, W): pixels with positive logits."""
         return self.logits > 0
 
 
 class NaivePrompter:
-    """From the CAMs of an image to its pseudo label.
+    """Turns the CAMs of an image into its pseudo label.
 
     Args:
-        guess: as of `stages.prompting.find_prompts`.
+        guess: as for `stages.prompting.find_prompts`.
     """
 
     def __init__(self, sam: Sam, config: PromptingConfig, *, guess: bool) -> None:
         self.predictor, self.config, self.guess = SamPredictor(sam), config, guess
 
     def set_image(self, image: NDArray[np.uint8]) -> None:
-        """Run SAM's encoder on an image (H, W, 3) uint8 RGB, for the masks to come."""
+        """Run SAM's encoder on an image (H, W, 3) uint8 RGB, which later calls of `mask` use."""
         self.predictor.set_image(image)
 
     def mask(self, cam: NDArray[np.float32], ranking: NDArray[np.float32]) -> NaiveMask:
-        """The mask of a class with the CAM ``cam`` (H, W) in the current image.
+        """The mask in the current image of a class with the CAM ``cam`` (H, W).
 
         Args:
-            ranking: (H, W) what the global maximum is taken of.
+            ranking: map (H, W) whose global maximum may become a prompt.
         """
         points_yx = self._points(cam, ranking)
         if not len(points_yx):
@@ -70,7 +70,7 @@ class NaivePrompter:
 
     def _points(self, cam: NDArray[np.float32], ranking: NDArray[np.float32]) -> NDArray[np.int64]:
         distance = self.config.min_distance_px
-        border: Any = distance  # declared as a flag, a width as well
+        border: Any = distance  # scikit-image declares a flag, but also takes a width in pixels
         points_yx = peak_local_max(
             cam, min_distance=distance, threshold_abs=self.config.tau, exclude_border=border
         )
@@ -84,10 +84,10 @@ class NaivePrompter:
     def compete(
         self, masks: Sequence[NaiveMask], classes: Sequence[int], image_hw: tuple[int, ...]
     ) -> NDArray[np.uint8]:
-        """The pseudo label (H, W): class c as c + 1 where its mask scores highest, 0 where there is none.
+        """The pseudo label (H, W): c + 1 where the mask of class c scores highest, 0 where there is no mask.
 
         Args:
-            classes: of the masks, ascending.
+            classes: class indices of the masks, ascending.
         """
         label, best = np.zeros(image_hw, np.uint8), np.full(image_hw, -np.inf, np.float32)
         for class_index, mask in zip(classes, masks):

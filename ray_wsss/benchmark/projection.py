@@ -1,7 +1,7 @@
-"""What a large labelling run asks of the head node, the object stores, the metadata and the storage.
+"""Load of a large labelling run on the head node, the object stores, the metadata and the storage.
 
-Arithmetic on assumptions, each a field with its source: "measured" is on 2 cores of an AMD EPYC as
-jobs/cluster/SCALE.md tells, the rest are assumptions to be replaced by one's own.
+The figures are calculated from assumptions, each a field with its source. "Measured" means on 2 cores of an
+AMD EPYC, as jobs/cluster/SCALE.md describes; replace "assumed" values by your own.
 """
 
 import math
@@ -11,54 +11,60 @@ from typing import Any
 from ray_wsss.errors import UserError
 
 STORE_PUTS_PER_S = 3500
-"""Writes per second and prefix that S3 takes at least (its manual); above, it may answer "slow down"."""
+"""Writes per second that S3 accepts per prefix (its manual). Above, it may answer "slow down"."""
 STORE_KEYS_PER_PAGE = 1000
-"""Names in an answer to a listing of S3."""
+"""Names in one page of an S3 listing."""
 RAY_NODES = 3000
 RAY_ACTORS = 20_000
 RAY_RUNNING_TASKS = 15_000
-"""What Ray's own release tests reach, on a head node of 64 CPUs and 256 GB (release/benchmarks/README.md)."""
+"""Numbers of nodes, actors and running tasks that Ray's own release tests reach.
+
+The head node had 64 CPUs and 256 GB (release/benchmarks/README.md in Ray's repository).
+"""
 PREPARED_AHEAD = 3
-"""Decoded chunks on a node for each of its actors: one in work, one queued, one being made."""
+"""Decoded chunks on a node for each actor: one being processed, one queued, one being decoded."""
 
 READS_PER_SHARD = 3
-"""When a run starts: the plan reads a shard's footer, the fingerprint its footer and its last bytes."""
+"""Reads of each shard when a run starts: its footer for the plan, its footer and last bytes for the fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """A cluster, a data set, and what things cost."""
+    """A cluster, a data set, and the cost of each operation. All values are more than 0."""
 
     images: float = 100e6
-    """To label."""
+    """Number of images to label."""
     nodes: int = 1000
-    """Of the cluster, the head not counted."""
+    """Number of nodes in the cluster, the head not counted."""
     actors_per_node: int = 1
-    """GPUs, each with an actor."""
+    """Actors per node, each with one GPU."""
     images_per_s_per_actor: float = 4.0
-    """Assumed: SAM ViT-H on a data-centre GPU, whose encoder alone takes about 0.15 s by its authors."""
+    """Images per second of one actor.
+    Assumed: SAM ViT-H on a data-centre GPU, whose encoder alone takes about 0.15 s (its authors)."""
     images_per_chunk: int = 64
-    """As `runs.chunks.ROWS_PER_CHUNK`."""
+    """Images per chunk, the unit of work (`runs.chunks.ROWS_PER_CHUNK`)."""
     images_per_shard: int = 256
-    """Of the data set, as `stages.ingest.ROWS_PER_SHARD`."""
+    """Images per shard, a file of the data set (`stages.ingest.ROWS_PER_SHARD`)."""
     image_mb: float = 0.2
-    """Assumed: a JPEG file as in COCO, in MB."""
+    """Size of an image file in MB. Assumed: a JPEG file as in COCO."""
     prepared_mb: float = 3.0
-    """Of a decoded image: SAM's input, long side 1024 px at 4:3 (2.4 MB), and a copy at 512 px (0.6 MB)."""
+    """Size of a decoded image in MB.
+    Calculated: SAM's input, long side 1024 px at 4:3 (2.4 MB), and a copy at 512 px (0.6 MB)."""
     label_kb: float = 10.0
-    """Assumed: what labelling writes of an image, in kB."""
+    """Size of the labels written per image, in kB. Assumed."""
     driver_cpu_s_per_chunk: float = 0.008
-    """Measured, 8 actors at 38 chunks/s: CPU of the process that schedules. Its loop has one core."""
+    """CPU seconds per chunk of the driver, which schedules and can use one core.
+    Measured with 8 actors at 38 chunks/s."""
     plan_s_per_chunk: float = 0.0007
-    """Measured: CPU of putting a chunk into Ray's plan, before the first one is worked on."""
+    """CPU seconds to put a chunk into Ray's plan, before work on the first chunk starts. Measured."""
     plan_kb_per_chunk: float = 6.0
-    """Measured: a chunk in the plan, in kB: 4.8 in the driver, 1.1 in its node's object store."""
+    """Memory of a chunk in Ray's plan, in kB. Measured: 4.8 in the driver, 1.1 in its node's object store."""
     footer_s: float = 0.03
-    """Assumed: reading one footer from an object store."""
+    """Seconds to read one Parquet footer from an object store. Assumed."""
     footer_threads: int = 32
-    """Footers that are read at a time, as `runs.parts`."""
+    """Footers read at the same time, as in `runs.parts`."""
     page_s: float = 0.2
-    """Assumed: one page of a listing."""
+    """Seconds to list one page of 1,000 names in an object store. Assumed."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -68,7 +74,7 @@ class Deployment:
 
 
 def project(deployment: Deployment) -> dict[str, Any]:
-    """The figures: what is asked of each part, and ``share`` of its limit; above 1 it gives way."""
+    """The load on each part, and in ``share`` the load relative to its limit; above 1 the part is overloaded."""
     d = deployment
     actors = d.nodes * d.actors_per_node
     images_per_s = actors * d.images_per_s_per_actor

@@ -1,4 +1,4 @@
-"""SAM's image encoder: segment_anything's own, ours step by step, and ours in the pipeline on Ray."""
+"""Speed of SAM's image encoder: segment_anything's own, ours step by step, and ours on Ray."""
 
 import importlib.util
 import os
@@ -31,36 +31,45 @@ Encode = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class SamBenchmark:
-    """What is compared, and on what.
+    """Settings of the benchmark.
 
-    Inputs are on the device, resized and normalised, but for ``from_host``, which begins with the images in
-    the host's memory, and on Ray, where they are read and decoded, and embeddings written, as the embed
-    command does.
+    The inputs lie on the device, resized and normalised, with two exceptions. ``from_host`` starts with
+    images in the host's memory. On Ray, images are also read and decoded, and embeddings written, as the
+    embed command does.
     """
 
     recipe: Recipe
-    """``sam`` and, on Ray, ``embed``."""
+    """Recipe whose section ``sam`` is used, and on Ray its section ``embed``."""
     device: Literal["cpu", "cuda"]
     images: int
-    """Generated scenes, a multiple of ``sam.encode_batch_size``."""
+    """Number of generated scenes, a multiple of ``sam.encode_batch_size``."""
     repeats: int
-    """Rounds, in each of which every way encodes all images."""
+    """Number of rounds. In each round every way encodes all images once."""
     work: Path
+    """Folder for inputs and results."""
     compile: bool
+    """Whether to measure our encoder compiled as well."""
     ray: bool
+    """Whether to measure the embed command on Ray as well."""
     profile: bool
+    """Whether to list the operations that take the most time."""
 
     @torch.no_grad()
     def run(self) -> dict[str, Any]:
-        """The figures. Rates are medians over the rounds; what was not measured is None, with a reason.
+        """Measure; returns the figures.
 
-        ``steps`` has all ways in the order in which each builds on the one before, and its gain over that.
-        Ours, below, is the faster of eager and compiled. ``ours_over_stock`` compares it with the faster of
-        segment_anything's two. ``matmul_share`` is what it reaches of the device's rate in a product of large
-        matrices of the same type, with the operations that segment_anything's formulas need.
-        ``mask_iou``, a mean, and ``max_logit_diff`` compare eager and compiled with segment_anything in
-        float32, for a point in each image, and are the worse one's; ``trained`` has the same of the tiny SAM,
-        whose masks are none of random weights.
+        Rates are medians over the rounds. A rate that was not measured is None, with the reason in
+        ``not_measured``. ``steps`` lists all ways, each building on the one before, with its gain over that
+        one.
+
+        "Ours" below is the faster of eager and compiled. ``ours_over_stock`` compares ours with the faster of
+        segment_anything's two ways. ``matmul_share`` is the rate of ours relative to the device's rate in a
+        product of large matrices of the same type; it counts the operations that segment_anything's formulas
+        need.
+
+        ``mask_iou`` (a mean) and ``max_logit_diff`` compare eager and compiled with segment_anything in
+        float32, for one point in each image; they are those of the worse one. ``trained`` has both for the
+        tiny SAM, since masks made with random weights mean little.
         """
         device, missing = torch.device(self.device), self._missing()
         config = replace(self.recipe.sam, precision=precision_on(self.recipe.sam, self.device))
@@ -101,7 +110,7 @@ class SamBenchmark:
         return figures | {"profile": _profile(encoders.get("compiled", encoders["eager"]).encode, inputs)}
 
     def _missing(self) -> dict[str, str]:
-        """Why keys of ``images_per_s`` are not measured."""
+        """Reasons why ways are not measured, by key of ``images_per_s``."""
         missing = {}
         if not self.compile:
             missing["compiled"] = "--no-compile"
@@ -122,7 +131,7 @@ class SamBenchmark:
         return {}
 
     def _encoders(self, config: SamConfig, missing: Mapping[str, str]) -> dict[str, SamEncoder]:
-        """Ours, each building on the one before."""
+        """Our encoders, each building on the one before."""
         device, size, precision = torch.device(self.device), config.encode_batch_size, config.precision
         assert precision != "auto"
         encoders: dict[str, SamEncoder] = {}
@@ -143,7 +152,7 @@ class SamBenchmark:
     def _ways(
         self, stock: Sam, encoders: Mapping[str, SamEncoder], images: Sequence[NDArray]
     ) -> dict[str, Encode]:
-        """How inputs become embeddings, in the order of the steps."""
+        """The functions from inputs to embeddings, in the order of the steps."""
         size = self.recipe.sam.encode_batch_size
         ways: dict[str, Encode] = {
             "stock": _in_batches(stock.image_encoder, 1),
@@ -159,7 +168,12 @@ class SamBenchmark:
     def _time(
         self, ways: Mapping[str, Encode], inputs: Tensor, ours: SamEncoder
     ) -> tuple[dict[str, list[float]], list[float], dict[str, float]]:
-        """Seconds of each way in turn, the device's rate in between, and memory; a first batch warms up."""
+        """Time the ways in turn, after one batch each to warm up.
+
+        Returns:
+            Seconds of each way by round; the device's rates in matrix products, measured in between; peak
+            memory in MiB by way (on CPUs: of the process).
+        """
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         memory, peaks = {}, []
         peak = MatmulPeak(inputs.device, ours.precision)
@@ -203,7 +217,7 @@ class SamBenchmark:
 
 
 class CudaGraph:
-    """A function of one tensor of one shape as a CUDA graph: its kernels are replayed as one."""
+    """A function of one tensor of fixed shape as a CUDA graph: one call replays all of its kernels."""
 
     def __init__(self, function: Encode) -> None:
         self.function = function
@@ -221,7 +235,7 @@ class CudaGraph:
         self.given = x.clone()
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):  # what is made or chosen at first calls is no part of a graph
+        with torch.cuda.stream(beside):  # first calls allocate and choose kernels, outside of the graph
             for _ in range(3):
                 self.function(self.given)
         torch.cuda.current_stream().wait_stream(beside)
@@ -231,7 +245,7 @@ class CudaGraph:
 
 
 def compare_all(stock: Sam, encoders: Mapping[str, SamEncoder], inputs: Tensor) -> dict[str, float]:
-    """The worse figures of `compare`, of eager and compiled."""
+    """The figures of `compare` for the worse of eager and compiled."""
     found = [compare(stock, encoders[name], inputs) for name in ("eager", "compiled") if name in encoders]
     return {
         "mask_iou": min(each["mask_iou"] for each in found),
@@ -241,7 +255,7 @@ def compare_all(stock: Sam, encoders: Mapping[str, SamEncoder], inputs: Tensor) 
 
 @torch.no_grad()
 def compare(stock: Sam, encoder: SamEncoder, inputs: Tensor) -> dict[str, float]:
-    """Mean IoU of the masks, and the largest difference of their logits, a point in each image."""
+    """Mean IoU of the masks, and the largest difference of their logits, for one random point in each image."""
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(len(inputs), 1, 2, generator=generator).to(inputs.device)
     points, labels = points * (stock.image_encoder.img_size - 1), points.new_ones(len(inputs), 1)
@@ -268,7 +282,7 @@ _STEPS = {
 
 
 def _gains(ways: Mapping[str, Encode], per_s: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Every way, what it is, its rate, and the gain over the one before."""
+    """Every way with its description, its rate, and its gain over the one before."""
     before = dict(zip(list(ways)[1:], ways))
     return [
         {
@@ -286,7 +300,7 @@ def _in_batches(encode: Encode, size: int) -> Encode:
 
 
 def _profile(encode: Encode, inputs: Tensor) -> list[dict[str, Any]]:
-    """What takes the most time: an operation's name, calls and share."""
+    """The 12 operations that take the most time: name, calls and share of the time."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * inputs.is_cuda
     with profile(activities=activities) as profiler:
         encode(inputs)

@@ -1,4 +1,4 @@
-"""How throughput grows with the nodes: the engine of all labelling, with a stage that sleeps."""
+"""How throughput grows with the number of nodes: the labelling engine, with a stage that sleeps."""
 
 import io
 import logging
@@ -33,7 +33,7 @@ _SAMPLE_S = 0.2
 
 
 class Sleeper:
-    """A stage that sleeps instead of computing, so that the cores of this machine don't limit it."""
+    """A stage that sleeps instead of computing, so that this machine's cores don't limit the throughput."""
 
     rows_per_group = ROWS_PER_GROUP
 
@@ -41,7 +41,7 @@ class Sleeper:
         self.seconds = seconds
 
     def __call__(self, images: Sequence[PreparedImage]) -> tuple[pa.Table, Tally]:
-        """A table that says which process slept until when, in seconds since 1970."""
+        """Sleep; returns a table with this process's id and the time, in seconds since 1970, for each image."""
         time.sleep(self.seconds)
         columns = {
             "image_id": [image.image_id for image in images],
@@ -53,21 +53,26 @@ class Sleeper:
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleBenchmark:
-    """What is measured, and where it may write."""
+    """Settings of the benchmark."""
 
     nodes: Sequence[int]
-    """Numbers of nodes of one CPU, each with an actor of half of it; the other half decodes."""
+    """Numbers of nodes. A node has one CPU: half of it for an actor, half for decoding."""
     seconds: float
-    """That the stage sleeps for a chunk of 64 images."""
+    """Seconds that the stage sleeps per chunk of 64 images; more than 0."""
     chunks: int
-    """Of each node."""
+    """Chunks per node, at least 4."""
     work: Path
+    """Folder for inputs and results."""
 
     def run(self) -> dict[str, Any]:
-        """The figures by number of nodes, over the time in which all actors worked.
+        """Measure; returns figures by number of nodes, over the time in which all actors worked.
 
-        ``efficiency`` compares with the smallest number of nodes, a node for a node; ``of_sleep`` with actors
-        that do nothing but sleep. ``driver_cpu_s_per_chunk`` is of this process, which plans and schedules.
+        ``efficiency`` is the throughput per node relative to the smallest number of nodes. ``of_sleep`` is
+        the throughput relative to actors that do nothing but sleep. ``driver_cpu_s_per_chunk`` is the CPU
+        time of this process, which plans and schedules.
+
+        Raises:
+            UserError: a setting is out of range, or there are too few chunks to measure.
         """
         from ray_wsss.cluster.small_nodes import small_nodes
 
@@ -114,7 +119,7 @@ class ScaleBenchmark:
             )
         ended = read_times(out)
         if len(ended) != count:
-            raise UserError(f"{len(ended)} of {count} actors had work; expected more --chunks")
+            raise UserError(f"{len(ended)} of {count} actors had work; expected all of them: raise --chunks")
         start, end = common_time(ended)
         done = sum(start < moment <= end for moments in ended.values() for moment in moments)
         return {
@@ -125,7 +130,7 @@ class ScaleBenchmark:
 
 
 def read_times(out: Path) -> dict[int, list[float]]:
-    """When each process was done with its chunks, ascending."""
+    """Times at which each process ended its chunks, by process id, ascending, in seconds since 1970."""
     ended: dict[int, list[float]] = defaultdict(list)
     for path in shard_paths(out):
         row = pq.read_table(path, columns=["worker", "ended"]).slice(0, 1).to_pylist()[0]
@@ -134,28 +139,32 @@ def read_times(out: Path) -> dict[int, list[float]]:
 
 
 def common_time(ended: Mapping[int, Sequence[float]]) -> tuple[float, float]:
-    """From when the last process was done with its first chunk until the first was with its last one."""
+    """The start and end of the time in which all processes worked.
+
+    It starts when every process has ended its first chunk, and ends when the first one has ended its last.
+    """
     return max(moments[0] for moments in ended.values()), min(moments[-1] for moments in ended.values())
 
 
 def steady_rate(ended: Mapping[int, Sequence[float]]) -> float:
-    """Chunks per second while all processes worked: the sum of what each one did, from a chunk to a chunk.
+    """Chunks per second while all processes worked: the sum of each process's rate between two ends of
+    chunks.
 
     Raises:
-        UserError: there was no such time, or a process was done with fewer than three chunks in it.
+        UserError: there was no such time, or a process ended fewer than three chunks in it.
     """
     start, end = common_time(ended)
     within = [[m for m in moments if start <= m <= end] for moments in ended.values()]
     fewest = min(len(moments) for moments in within)
     if fewest < 3:
         raise UserError(
-            f"an actor was done with {fewest} chunks while all of them worked; expected 3: more --chunks"
+            f"an actor was done with {fewest} chunks while all actors worked; expected 3: raise --chunks"
         )
     return sum((len(moments) - 1) / (moments[-1] - moments[0]) for moments in within)
 
 
 def write_dots(out: Path, chunks: int) -> Path:
-    """A data set of ``chunks`` times 64 tiny images; what is there of the same length stays."""
+    """A data set of ``chunks`` times 64 tiny images; one that ``out`` holds already stays as it is."""
     if (out / "metadata.json").exists():
         return out
     encoded = io.BytesIO()
@@ -176,7 +185,7 @@ def write_dots(out: Path, chunks: int) -> Path:
 
 @contextmanager
 def _cpu_of_this_process() -> Iterator[tuple[list[float], list[float]]]:
-    """Moments, and the CPU seconds that this process had taken by then."""
+    """Sample times, and the CPU seconds that this process had taken by then; both lists grow meanwhile."""
     moments, seconds = [time.time()], [time.process_time()]
     over = Event()
 

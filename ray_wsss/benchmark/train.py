@@ -1,4 +1,4 @@
-"""A training step of the classifier four ways, in turns: without CPM, ours on crops and on images, naive."""
+"""Speed of a training step of the classifier: without CPM, our CPM on crops and on images, naive CPM."""
 
 import time
 from collections.abc import Sequence
@@ -25,29 +25,30 @@ from ray_wsss.training.crops import IterationBatches, TrainingCrops, make_loader
 from ray_wsss.training.loop import Batch, build_optimiser, to_device
 
 _LR = 1e-6
-"""A step costs the same at any rate; at a low one CAMs, and so the number of prompts, stay as they are."""
+"""Learning rate. It does not change a step's cost; a low one keeps the CAMs, and so the number of prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBenchmark:
-    """What is compared, and on what.
+    """Settings of the benchmark.
 
-    A step is the classifier's forward pass, CPM, backward pass and the optimiser's step. Not counted is what
-    reads, decodes and augments images: the batches are made before, and all ways see the same ones.
+    A step is the classifier's forward pass, CPM, the backward pass and the optimiser's step. Reading,
+    decoding and
+    augmenting images is not counted: the batches are made before, and all ways see the same ones.
     """
 
     recipe: Recipe
     dataset: Path
-    """Of at least ``classifier.batch_size`` images."""
+    """Data set of at least ``classifier.batch_size`` images."""
     classifier: Path
-    """Whose weights every way starts from."""
+    """Output of `run_train_classifier` whose weights every way starts from."""
     embeddings: Path
-    """SAM's, of the data set."""
+    """SAM's embeddings of the data set."""
     device: Literal["cpu", "cuda"]
     steps: int
 
     def run(self) -> dict[str, Any]:
-        """The figures: medians over ``steps`` rounds of one step each way, after one round to warm up.
+        """Measure; returns medians over ``steps`` rounds of one step each way, after one round to warm up.
 
         ``pseudo_label_agreement`` is the share of pixels that naive and cpm_crop label alike in the first
         round, in which all ways have the same weights.
@@ -89,7 +90,7 @@ class TrainBenchmark:
         return {name: _Way(recipe, deepcopy(model), cpm, self.device) for name, cpm in cpms.items()}
 
     def _batches(self) -> Sequence[Batch]:
-        """One batch a round, on the device."""
+        """One batch for each round, on the device."""
         config = self.recipe.classifier
         rows = check_trainable(self.dataset, config.batch_size)
         crops = TrainingCrops(
@@ -122,12 +123,12 @@ def _agreement(one: "_Way", other: "_Way") -> float:
 
 
 class _Way:
-    """A classifier, and how it is trained."""
+    """A classifier with its kind of CPM and its optimiser."""
 
     def __init__(self, recipe: Recipe, model: Classifier, cpm: Cpm | NaiveCpm | None, device: str) -> None:
         self.model, self.cpm, self.device = model.train(), cpm, torch.device(device)
         self.pseudo_label: Tensor | None = None
-        """(B, P, P) uint8 of the last step; None where there is no CPM."""
+        """Pseudo labels (B, P, P) uint8 of the last step; None without CPM."""
         remembered: Any = self._remember if cpm is not None else None
         self.step = ClassifierStep(recipe, remembered)
         self.optimiser = build_optimiser(model, replace(recipe.classifier, lr=_LR))
@@ -138,7 +139,7 @@ class _Way:
         return self.pseudo_label
 
     def train(self, batch: Batch) -> float:
-        """One step; the seconds it took."""
+        """Train one step; returns its seconds."""
         self._wait()
         began = time.perf_counter()
         total, _ = self.step(self.model, batch, self.step.counts(batch), 0)

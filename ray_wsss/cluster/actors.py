@@ -1,4 +1,4 @@
-"""A stage class as an actor pool: the one place where rows flow through Ray Data."""
+"""Actor pools of stage classes: the one place where rows flow through Ray Data."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,11 +20,11 @@ from ray_wsss.runs.chunks import Chunk, plan_chunks, read_chunk
 
 
 class StageActor:
-    """A stage in a process of its own; subclasses say how it is called.
+    """One process of a stage's actor pool; a subclass defines how the stage is called.
 
     Args:
-        arguments: of the stage class.
-        threads: of torch.
+        arguments: keyword arguments of the stage class.
+        threads: number of torch threads.
     """
 
     stage_class: ClassVar[type]
@@ -35,8 +35,9 @@ class StageActor:
         try:
             self.stage = self.stage_class(**arguments)
         except Exception as error:
-            # Raised with the first chunk: an actor that fails to start is started again and again, and what
-            # it raised reaches the driver only as text.
+            # Raised with the first chunk: in Ray 2.60 an exception in an actor's constructor reaches the
+            # driver only as the text of an ActorDiedError, and Ray Data may start the actor again
+            # (ray-project/ray#59105).
             self.failure = error
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -45,12 +46,12 @@ class StageActor:
         return self.run(rows)
 
     def run(self, rows: pa.Table) -> pa.Table:
-        """One chunk."""
+        """Run the stage on one chunk."""
         raise NotImplementedError
 
 
 class _TableActor(StageActor):
-    """Calls the stage with the rows of a chunk."""
+    """Reads the rows of a chunk and calls the stage with them."""
 
     def __init__(self, arguments: dict[str, Any], threads: int, columns: list[str]) -> None:
         super().__init__(arguments, threads)
@@ -65,8 +66,12 @@ def map_stage(
 ) -> Dataset:
     """Run a stage class (table in, table out) over a data set, chunk by chunk, on a fixed pool of actors.
 
+    Args:
+        columns: columns of the data set that the stage reads.
+        arguments: keyword arguments of the stage class.
+
     Raises:
-        UserError: the cluster is too small for the pool, or a damaged data set.
+        UserError: the cluster is too small for the pool, or the data set is damaged.
     """
     DatasetMetadata.load(dataset)
     chunks = plan_chunks(dataset)
@@ -75,7 +80,7 @@ def map_stage(
 
 
 def plan_rows(chunks: Sequence[Chunk]) -> Dataset:
-    """A plan as a Ray data set, every chunk a block of its own."""
+    """The chunks as a Ray data set: one row for each chunk, each row a block of its own."""
     return ray.data.from_items([asdict(chunk) for chunk in chunks], override_num_blocks=len(chunks))
 
 
@@ -97,9 +102,10 @@ def map_actors(
     """Run blocks of one row through a fixed pool of actors.
 
     Args:
-        actor: how a block is handed to the stage.
-        stage: class of the stage, ``arguments`` its own.
-        count: of the blocks; there are no more actors than that.
+        actor: class that hands a block to the stage.
+        stage: class of the stage.
+        arguments: keyword arguments of ``stage``.
+        count: number of blocks; the pool has at most this many actors.
         extra: further arguments of ``actor``.
 
     Raises:
@@ -113,10 +119,12 @@ def map_actors(
     )
     threads = max(1, int(resources.cpus_per_actor))
     return blocks.map_batches(
-        type(stage.__name__, (actor,), {"stage_class": stage}),  # the dashboard shows the stage's name
-        batch_size=1,  # a block; with GPUs Ray takes no None for it
+        type(stage.__name__, (actor,), {"stage_class": stage}),  # Ray's dashboard shows this name
+        # One row is one block. Ray 2.60 refuses batch_size=None with GPUs (ray-project/ray#53810).
+        batch_size=1,
         batch_format="pyarrow",
-        # A fixed pool: autoscaling pools flap on autoscaling clusters.
+        # A fixed pool: in Ray 2.60 the size of an autoscaling pool swings up and down on a cluster that
+        # scales automatically (ray-project/ray#59144, ray-project/ray#41956).
         compute=ActorPoolStrategy(size=min(resources.actors, count)),
         num_cpus=resources.cpus_per_actor,
         num_gpus=resources.gpus_per_actor,
@@ -126,14 +134,14 @@ def map_actors(
 
 
 def iterate(rows: Dataset) -> Iterator[dict[str, Any]]:
-    """Rows as they arrive at the driver. Raises what a stage raised, as itself."""
+    """Yield rows as they arrive at the driver. An exception of a stage is raised without Ray's wrapper."""
     with own_errors():
         yield from rows.iter_rows()
 
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """Raise what was raised inside a task, instead of Ray's wrapping of it."""
+    """Raise the exception of a task itself, without the wrapper that Ray puts around it."""
     try:
         yield
     except Exception as error:
@@ -144,7 +152,10 @@ def own_errors() -> Iterator[None]:
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """What was raised inside a Ray task, else the error itself."""
+    """The exception raised inside a Ray task, or ``error`` itself if it does not come from one.
+
+    Ray 2.60 wraps the exception several times, linked by the attribute ``cause`` or by ``__cause__``.
+    """
     seen, link = error, error
     for _ in range(20):
         cause = getattr(link, "cause", None)

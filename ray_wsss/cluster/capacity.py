@@ -1,4 +1,4 @@
-"""What a cluster has room for: checked before Ray is asked, which would wait for ever."""
+"""Checks that a cluster has room for the processes of a command; without room Ray would wait for ever."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,18 +11,18 @@ from ray_wsss.errors import UserError
 
 
 def check_resources(*, count: int, share: Share, what: str, spare_cpus: float = 0) -> None:
-    """Raise UserError where the cluster has no room for something; Ray would wait for ever.
+    """Raise UserError if the cluster has no room for some processes; Ray would wait for ever.
 
     Args:
-        count: how many processes.
-        share: of each; a process does not spread over nodes.
-        what: they are, for the message.
-        spare_cpus: CPUs that have to be left on one node for others.
+        count: number of processes.
+        share: resources of each process; a process does not spread over nodes.
+        what: description of the processes, for the message.
+        spare_cpus: CPUs that must stay free on one node, for tasks that read data.
     """
     nodes = live_nodes()
     room = sum(room_on(node, share) for node in nodes)
     cpus = sum(node.get("CPU", 0) for node in nodes)
-    # Where every place is taken, what is left of the nodes may be crumbs of which none is large enough.
+    # With every slot used, the CPUs left may be spread too thinly over the nodes to fit one reader.
     left = max((node.get("CPU", 0) - room_on(node, share) * share.cpus for node in nodes), default=0)
     full = room == count and left + 1e-6 < spare_cpus
     if room < count or full or cpus - count * share.cpus < spare_cpus:
@@ -32,19 +32,19 @@ def check_resources(*, count: int, share: Share, what: str, spare_cpus: float = 
 
 
 def describe_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
-    """What nodes have in all."""
+    """The total resources of nodes, in words."""
     kinds = ("CPU", "GPU", "memory")
     whole = {kind: sum(node.get(kind, 0) for node in nodes) for kind in kinds}
     return f"{describe_resources(whole)} on {counted(len(nodes), 'node')}"
 
 
 def live_nodes() -> list[dict[str, float]]:
-    """Resources by name of every node that is alive."""
+    """Resources by name of every live node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def describe_cluster() -> dict[str, Any]:
-    """Nodes, CPUs, GPUs and kinds of accelerator of the cluster, for the record of a run."""
+    """Numbers of nodes, CPUs and GPUs, and types of accelerator, of the cluster, for the record of a run."""
     nodes = live_nodes()
     prefix = "accelerator_type:"
     kinds = {name.removeprefix(prefix) for node in nodes for name in node if name.startswith(prefix)}
@@ -53,6 +53,6 @@ def describe_cluster() -> dict[str, Any]:
 
 
 def room_on(node: Mapping[str, float], share: Share) -> int:
-    """How many processes fit on a node."""
+    """Number of processes, each with the resources ``share``, that fit on a node."""
     wanted = share.by_name.items()
     return min((math.floor(node.get(kind, 0) / each + 1e-6) for kind, each in wanted), default=0)

@@ -1,4 +1,4 @@
-"""Connecting to Ray: a cluster where there is one, else this machine."""
+"""Connecting to Ray: to a cluster if there is one, else to a new Ray on this machine."""
 
 import logging
 import os
@@ -19,20 +19,20 @@ from ray_wsss.errors import UserError
 from ray_wsss.storage import filesystem_of, is_remote
 
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Where Ray's job server tells a job what it was submitted with."""
+"""Environment variable in which Ray's job server passes a job the settings it was submitted with."""
 
 
 @contextmanager
 def ray_session(address: str | None = None, *, verbose: bool = False) -> Iterator[None]:
-    """Ray for the length of a command; one that is already up is used and left as it is.
+    """Connect to Ray for the length of a command. A connection that exists already is used and left open.
 
     Args:
-        address: of a cluster (``auto``, ``host:port``, ``ray://host:port``). None: ``$RAY_ADDRESS`` or the
-            job's cluster, else a fresh one on this machine.
-        verbose: let Ray log.
+        address: address of a cluster (``auto``, ``host:port``, ``ray://host:port``). None: ``$RAY_ADDRESS``
+            or the job's cluster, else a new Ray on this machine.
+        verbose: show Ray's log.
 
     Raises:
-        UserError: there is no cluster at ``address``.
+        UserError: there is no cluster at ``address``, or Ray does not start on this machine.
     """
     started = not ray.is_initialized()
     if started:
@@ -53,7 +53,11 @@ def ray_session(address: str | None = None, *, verbose: bool = False) -> Iterato
 def _pass_over_listing(
     hook: Callable[[threading.ExceptHookArgs], Any], args: threading.ExceptHookArgs
 ) -> None:
-    """Ray Data lists files in threads; one is interrupted where the listing ends early, and says so."""
+    """Drop the report of an interrupted listing thread of Ray Data; pass every other one on to ``hook``.
+
+    Ray 2.60 lists files in threads. If a listing ends early, its thread "completion-signaler" raises
+    InterruptedError, and Python prints a stack trace although nothing has failed.
+    """
     name = args.thread.name if args.thread is not None else ""
     if not (args.exc_type is InterruptedError and name.endswith("completion-signaler")):
         hook(args)
@@ -61,23 +65,29 @@ def _pass_over_listing(
 
 def _start(address: str, verbose: bool) -> None:
     local = address == "local"
-    # A token file that ray.init() would make locks later clusters of this user out of the job CLI.
+    # Without this variable, ray.init() of Ray 2.60 writes a token file (ray-project/ray#64755). Clusters that
+    # this user starts later then ask for the token, which the job CLI does not send.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # The default of Ray 2.60. Older versions hide all GPUs from processes without a GPU, and warn about it
+    # (ray-project/ray#54868).
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # A Parquet read would start up to 32 actors for the footers of files that one reads at once.
+    # In Ray 2.60 a Parquet read starts up to 32 actors for the footers (ray-project/ray#65821); one is
+    # enough.
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
     if local:
-        # Seconds between looks at the workers: on one machine looking is cheap, and a run ends sooner.
+        # Seconds between Ray Train's checks of its workers (2 in Ray 2.60). On one machine a check is cheap,
+        # and more frequent ones end a run sooner.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     try:
         with nullcontext() if verbose else _quiet_core():
             ray.init(
                 address=address,
                 logging_level=logging.INFO if verbose else logging.CRITICAL,
-                # Lines of our own come through a file instead (`cluster.workers`), without Ray's among them.
+                # The first worker's lines come through a file instead (`cluster.workers`), without Ray's
+                # lines.
                 log_to_driver=verbose,
                 include_dashboard=None if verbose else False if local else None,
-                # Ray Data's operators and its checks want a few slots; slots are not threads.
+                # Ray Data's operators need a few CPU slots on a small machine too; a slot is not a thread.
                 num_cpus=max(4, os.cpu_count() or 1) if local else None,
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -88,9 +98,10 @@ def _start(address: str, verbose: bool) -> None:
 
 @contextmanager
 def _quiet_core() -> Iterator[None]:
-    """Start Ray's C++ core without its log, which it writes to this process's stderr past Python's logging.
+    """Start Ray's C++ core without its log, which Ray 2.60 writes to stderr without Python's logging.
 
-    The variable that sets its level is announced by a line of its own, hence the closed streams.
+    A variable sets the level of that log, but Ray announces it with a line of its own. The streams are
+    therefore closed meanwhile.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     sys.stdout.flush()
@@ -108,7 +119,7 @@ def _quiet_core() -> Iterator[None]:
 
 
 def _set_loudness(verbose: bool) -> None:
-    """Ray's warnings, loggers and progress bars in this process; a failure is raised, so it needs no log."""
+    """Show or hide Ray's warnings, log and progress bars in this process; failures are raised all the same."""
     if not verbose:
         warnings.filterwarnings("ignore", module=r"ray(\.|$)")
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
@@ -116,14 +127,16 @@ def _set_loudness(verbose: bool) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = verbose or sys.stderr.isatty()
     context.print_on_execution_start = verbose
-    context.raise_original_map_exception = True  # else what a stage raised arrives as text alone
+    context.raise_original_map_exception = (
+        True  # else Ray 2.60 passes on only the text of a stage's exception
+    )
 
 
 def storage_of(folder: Path) -> dict[str, Any]:
-    """How Ray Train and Ray Tune are told to keep what is theirs in ``folder``, an absolute one."""
+    """Arguments with which Ray Train and Ray Tune keep their files in ``folder``, an absolute path."""
     if not is_remote(folder):
         return {"storage_path": str(folder)}
-    # The same client as everywhere else, with the same settings; Ray would use Arrow's.
+    # Ray would use Arrow's client; this is the project's own, with its settings.
     handler = pyarrow.fs.FSSpecHandler(filesystem_of(folder))
     inside = str(folder).partition("://")[2]
     return {"storage_path": inside, "storage_filesystem": pyarrow.fs.PyFileSystem(handler)}

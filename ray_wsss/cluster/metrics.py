@@ -1,4 +1,4 @@
-"""Ray's metrics of a stage: what the dashboard and Prometheus show."""
+"""Metrics of a stage in Ray, which the dashboard and Prometheus show."""
 
 from collections.abc import Mapping
 
@@ -17,9 +17,10 @@ _COUNTS = {
 class StageMetrics:
     """Counters of one process, tagged with the stage.
 
-    ``ray_wsss_images``, ``_prompts``, ``_masks``, ``_errors``, and ``ray_wsss_phase_seconds`` tagged with
-    the phase: rates of a counter give images/s and the share of each phase. (A histogram's sum would be
-    estimated from its buckets.)
+    The counters are ``ray_wsss_images``, ``_prompts``, ``_masks``, ``_errors``, and
+    ``ray_wsss_phase_seconds``, which has the phase as a second tag. Their rates give images/s and the share
+    of each phase. Seconds are not a histogram, since Ray 2.60 only estimates a histogram's sum from its
+    buckets.
     """
 
     def __init__(self, stage: str) -> None:
@@ -33,7 +34,7 @@ class StageMetrics:
         )
 
     def add(self, tally: Tally) -> None:
-        """Count what a chunk took."""
+        """Add the counts and seconds of a chunk."""
         for name, counter in self.counts.items():
             if getattr(tally, name):
                 counter.inc(getattr(tally, name), {"stage": self.stage})
@@ -43,14 +44,14 @@ class StageMetrics:
 
 
 class TrainingMetrics:
-    """Gauges of a run, tagged with its folder's name: ``ray_wsss_train_iteration``, ``_train_loss_cls``..."""
+    """Gauges of a training run, tagged with its folder's name, such as ``ray_wsss_train_iteration``."""
 
     def __init__(self, run: str) -> None:
         self.run = run
         self.gauges: dict[str, Gauge] = {}
 
     def set(self, metrics: Mapping[str, float]) -> None:
-        """Show the figures of a report."""
+        """Set the gauges to the figures of a report."""
         for name, value in metrics.items():
             if name not in self.gauges:
                 what = f"{name} of a training run, as last reported"

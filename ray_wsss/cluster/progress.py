@@ -1,4 +1,4 @@
-"""How far a run is: a bar in a terminal, a line now and then in a log."""
+"""Progress of a run: a bar in a terminal, else a log line every 15 seconds."""
 
 import logging
 import sys
@@ -18,14 +18,15 @@ class ImageProgress:
 
     Args:
         stage: name of the command.
-        total: images in all.
-        before: images that an earlier run has done; they don't count for the speed.
+        total: number of images.
+        before: number of images that an earlier run has done; the speed leaves them out.
     """
 
     def __init__(self, stage: str, total: int, before: int) -> None:
         self.stage, self.total = stage, total
         self.done, self.errors = before, 0
-        # When the first images arrived, and how many: Ray's start says nothing about the time left.
+        # Time at which the first images arrived, and their number. The speed is measured from then on, since
+        # the time that Ray takes to start says nothing about the time left.
         self._first: tuple[float, int] | None = None
         self._next_line = time.perf_counter() + _SECONDS_BETWEEN_LINES
         self._bar: Progress | None = None
@@ -51,7 +52,7 @@ class ImageProgress:
             self._bar.stop()
 
     def advance(self, images: int, errors: int) -> None:
-        """Images are done, of which some failed."""
+        """Count ``images`` more images as done, ``errors`` of which failed."""
         now = time.perf_counter()
         self.done += images
         self.errors += errors
@@ -64,7 +65,7 @@ class ImageProgress:
 
     @property
     def images_per_s(self) -> float:
-        """Since the first images arrived; 0 until there are more."""
+        """Speed since the first images arrived; 0 until further ones arrive."""
         if self._first is None:
             return 0.0
         since, done = self._first

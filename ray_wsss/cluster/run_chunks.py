@@ -1,7 +1,7 @@
-"""Long runs over many images: CPU workers decode chunks ahead, actors work them off, each writes its part.
+"""Long runs over many images: tasks on CPUs decode chunks ahead, actors process them and write one part each.
 
-A killed driver, actor or node costs the chunks that were in work: the next run of the same command, or
-Ray's retry, does them again and finds the others done.
+A killed driver, actor or node costs only the chunks in progress. Ray's retry, or the next run of the same
+command, does them again and skips the finished ones.
 """
 
 import json
@@ -33,24 +33,26 @@ from ray_wsss.runs.tally import Tally
 log = logging.getLogger(__name__)
 
 _DECODE_MEMORY = 1000 * 2**20
-"""Bytes that a process which decodes chunks is planned to take; half of it is what it imports.
+"""Bytes of memory that Ray reserves for a process that decodes chunks; its imports take about half.
 
-Not what anybody asks for an actor: Ray Data puts operators that ask for the same resources into one process,
-and it would decode inside the actors, while their GPU waits.
+The value is one that nobody chooses for an actor. Ray 2.60 fuses operators with the same resources into one
+process (ray-project/ray#54433), and the actors would then decode themselves while their GPU waits.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage that takes prepared images and gives a table and a tally, and what it needs."""
+    """A stage that turns prepared images into a table and a tally, with its arguments."""
 
     stage_class: type
     arguments: dict[str, Any]
+    """Keyword arguments of ``stage_class``."""
     prepare: PrepareImages
+    """Reads and decodes the images of a chunk for the stage."""
 
 
 class RunOptions(TypedDict):
-    """Where and how `run_chunks` runs, as every stage passes it on."""
+    """Options of `run_chunks` that every stage passes on."""
 
     resources: Resources
     cluster: Cluster
@@ -59,10 +61,10 @@ class RunOptions(TypedDict):
 
 
 class ImagesActor(StageActor):
-    """Hands prepared images to the stage; subclasses say how, and keep what comes back.
+    """Hands prepared images to the stage; a subclass defines how, and where the results are written.
 
     Args:
-        name: of the stage, for Ray's metrics.
+        name: name of the stage, for Ray's metrics.
     """
 
     def __init__(self, arguments: dict[str, Any], threads: int, name: str) -> None:
@@ -87,12 +89,12 @@ class ImagesActor(StageActor):
         )
 
     def work(self, rows: pa.Table, images: list[PreparedImage]) -> tuple[Tally, Failures]:
-        """One block: what it took, and the images that failed unless they are on disk already."""
+        """Process one block; returns its tally and the failed images, unless the results list them already."""
         raise NotImplementedError
 
 
 class _ChunkActor(ImagesActor):
-    """Writes the part of a chunk."""
+    """Writes the results of each chunk as one part."""
 
     def __init__(self, arguments: dict[str, Any], threads: int, name: str, parts: Parts) -> None:
         super().__init__(arguments, threads, name)
@@ -108,9 +110,9 @@ class _ChunkActor(ImagesActor):
 def decode_ahead(
     blocks: Dataset, prepare: Callable[[pa.Table], list[PreparedImage]], resources: Resources
 ) -> Dataset:
-    """Blocks of one row with their images, decoded by tasks beside the actors."""
+    """Add the decoded images to blocks of one row, in tasks that run beside the actors."""
     return blocks.map_batches(
-        partial(decode_images, prepare=prepare),  # the dashboard shows the function's name
+        partial(decode_images, prepare=prepare),  # Ray's dashboard shows the function's name
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=resources.cpus_to_decode,
@@ -119,6 +121,7 @@ def decode_ahead(
 
 
 def decode_images(rows: pa.Table, prepare: Callable[[pa.Table], list[PreparedImage]]) -> pa.Table:
+    """Add the columns ``images`` (packed) and ``decode_seconds`` to a block of one row."""
     began = time.perf_counter()
     rows = rows.append_column("images", pack_images(prepare(rows)))
     return rows.append_column("decode_seconds", pa.array([time.perf_counter() - began]))
@@ -133,13 +136,14 @@ def run_chunks(
     cluster: Cluster,
     overwrite: bool | None = None,
 ) -> RunReport:
-    """Bring ``output`` to its end: every image of ``dataset`` in it once.
+    """Run a stage until ``output`` has every image of ``dataset`` once; resumes an interrupted run.
 
     Args:
         overwrite: as for `Output.begin`.
 
     Raises:
-        UserError: another run's output, a damaged data set, too small a cluster, or every image failed.
+        UserError: ``output`` belongs to another run, the data set is damaged, the cluster is too small, or every
+            image failed.
     """
     run = ChunkRun.start(output, dataset, overwrite=overwrite)
     report = RunReport(total=run.done, done_before=run.done.images + run.done.errors)
@@ -171,10 +175,14 @@ def _pipeline(run: ChunkRun, stage: Stage, resources: Resources) -> Dataset:
 
 
 def count_done(done: Dataset, report: RunReport, progress: ImageProgress) -> Failures:
-    """Run a pipeline that ends in an `ImagesActor`; returns the images that failed, as the actors say."""
+    """Run a pipeline that ends in an `ImagesActor`, and add its counts to ``report`` and ``progress``.
+
+    Returns:
+        The failed images that the actors report.
+    """
     started, began, ended = time.time(), float("inf"), 0.0
     failed: Failures = []
-    # Nothing but counts comes back: what the actors made is on disk.
+    # Only counts come back to the driver: the actors have written the results to disk.
     for row in iterate(done):
         failed += [(name, reason) for name, reason in json.loads(row["failed"])]
         tally = Tally(**json.loads(row["tally"]))

@@ -1,4 +1,4 @@
-"""Several Ray nodes on one machine, to see how work spreads over a cluster without having one."""
+"""Several Ray nodes on one machine, to measure how work spreads over a cluster without having one."""
 
 import logging
 import os
@@ -9,24 +9,26 @@ import ray
 from ray.cluster_utils import Cluster as LocalCluster
 
 _LIGHT = {"object_store_memory": 100 * 2**20, "include_log_monitor": False}
-"""Of a node; Ray takes no less than 75 MiB for an object store."""
+"""Settings of each node; Ray 2.60 requires at least 75 MiB for an object store."""
 
 
 @contextmanager
 def small_nodes() -> Iterator[Callable[[int], None]]:
-    """A cluster of a head without CPUs and, as many as are asked for, nodes with one CPU each.
+    """A cluster with a head without CPUs, and as many nodes with one CPU each as the caller asks for.
 
-    The process that enters is connected to it until the end, and must not have a Ray of its own. Nodes are
-    Ray's own processes (raylet, object store, agents), so tasks and objects travel as between machines, but
-    they share the CPUs that there are.
+    This process is connected to the cluster until the end, and must not be connected to a Ray before. The
+    nodes are real processes of Ray (raylet, object store, agents), so tasks and objects travel as between
+    machines, but the nodes share the CPUs of this machine.
 
     Yields:
-        what brings the cluster to a number of nodes, the head not counted; nodes are only ever added.
+        A function that adds nodes until the cluster has a given number, the head not counted. It never
+        removes nodes.
     """
     os.environ |= {
-        "RAY_AUTH_MODE": "disabled",
+        "RAY_AUTH_MODE": "disabled",  # Ray 2.60; see `cluster.connect`, also for the next one
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # Ray makes workers polite, which beside other work would be measured as well.
+        # Ray 2.60 gives its workers a low priority. Other programs on this machine would slow them down, and
+        # the measurement with them.
         "RAY_worker_niceness": "0",
     }
     cluster = LocalCluster(

@@ -1,4 +1,4 @@
-"""Training stages under Ray Train: N data-parallel workers, checkpoints, resume by running again."""
+"""Training stages under Ray Train: data-parallel workers and checkpoints; running it again resumes it."""
 
 import logging
 import os
@@ -32,11 +32,11 @@ from ray_wsss.training.loop import Session
 log = logging.getLogger(__name__)
 
 PROGRESS_LOG = "progress.log"
-"""Beside the checkpoints: what the first worker printed, over all runs in the folder."""
+"""File beside the checkpoints with the lines that the first worker logged, of all runs in the folder."""
 
 
 class RaySession:
-    """One Ray Train worker's `Session`."""
+    """The `Session` of one worker of Ray Train."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -49,13 +49,13 @@ class RaySession:
         self.device = device
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Move the model to the worker's device; several workers compute as one (DDP, norms, dropout)."""
+        """Move the model to the worker's device; make several workers compute as one (DDP, norms, dropout)."""
         if self.world_size > 1:
             match_one_worker(model, self.rank, self.world_size, on_gpu=self.device.type == "cuda")
         return prepare_model(model)
 
     def latest_checkpoint(self) -> Path | None:
-        """A local copy of Ray's latest checkpoint of this run; it goes with this object."""
+        """A local copy of Ray's latest checkpoint of this run. It is deleted with this object."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return None
@@ -63,14 +63,14 @@ class RaySession:
         return Path(checkpoint.to_directory(self._copy.name))
 
     def mean_over_workers(self, value: torch.Tensor) -> torch.Tensor:
-        """All-reduced, without a wait of the host on a GPU."""
+        """The mean of a tensor over all workers. On a GPU the host does not wait for it."""
         if self.world_size > 1:
             value = value.clone()
             torch.distributed.all_reduce(value)
         return value / self.world_size
 
     def report(self, metrics: dict[str, float], checkpoint: Path | None, *, best: bool = False) -> None:
-        """Report to Ray Train, a barrier over the workers; the checkpoint is stored before this returns."""
+        """Report to Ray Train. Waits for all workers, and until the checkpoint is stored."""
         if self.rank == 0:
             self.metrics.set(metrics)
         if best and checkpoint is not None:
@@ -83,15 +83,16 @@ def fit(
 ) -> None:
     """Run a training loop to its end and export the network to ``out``.
 
-    A run that was interrupted goes on from its last checkpoint.
+    An interrupted run resumes from its last checkpoint.
 
     Args:
-        loop: takes the worker's session; sent to the workers, so what it closes over must pickle, and its
-            paths must be absolute (a worker has a working directory of its own).
-        keep_checkpoints: how many of the last ones stay.
+        loop: function of the worker's session. Ray sends it to the workers, so everything it closes over must
+            pickle, and its paths must be absolute (each worker has its own working directory).
+        out: folder of the run.
+        keep_checkpoints: number of checkpoints to keep, the last ones.
 
     Raises:
-        UserError, FloatingPointError: as the loop raised them, wherever it ran.
+        UserError, FloatingPointError: as the loop raised them, in this process or in a worker.
     """
     if workers.workers == 0:
         device = "cuda" if workers.gpus_per_worker else "cpu"
@@ -119,13 +120,13 @@ def fit_on_ray(
     keep: int,
     callbacks: Sequence[UserCallback] = (),
 ) -> Path:
-    """Run a training loop on Ray's workers, from its last checkpoint under ``out`` where there is one.
+    """Run a training loop on Ray's workers, from its last checkpoint under ``out`` if there is one.
 
     Args:
         loop, workers: as for `fit`; there is at least one worker.
-        out: folder of the run; absolute, and the same for all nodes.
-        keep: how many of the last checkpoints stay.
-        callbacks: told what the workers report.
+        out: folder of the run; an absolute path that is the same on all nodes.
+        keep: number of checkpoints to keep, the last ones.
+        callbacks: callbacks of Ray Train that receive the workers' reports.
 
     Returns:
         The last checkpoint.
@@ -162,8 +163,8 @@ def _run_worker(loop: Callable[[Session], None], out: Path, threads: int) -> str
     """Run the loop in a worker of Ray Train.
 
     Returns:
-        What was not finite, if anything. All workers stop for it together and none raises: it would come
-        again however often Ray tried.
+        The message of the FloatingPointError, if a value was not finite. All workers stop together and none
+        raises, since Ray Train (2.60) would retry an error that comes again each time.
     """
     torch.set_num_threads(threads)
     session = RaySession(out)
@@ -181,7 +182,7 @@ def _log_of(rank: int, path: Path) -> Iterator[None]:
         yield
         return
     with growing_folder(path.parent) as folder:
-        if is_remote(path) and path.exists():  # there is no appending to it: it is written again
+        if is_remote(path) and path.exists():  # an object store cannot append: the file is written again
             copy_file(path, folder / path.name)
         with (folder / path.name).open("a", encoding="utf-8", buffering=1) as file, logged_to(file):
             yield
@@ -189,7 +190,10 @@ def _log_of(rank: int, path: Path) -> Iterator[None]:
 
 @contextmanager
 def _follow(path: Path) -> Iterator[None]:
-    """Print what is added to a file meanwhile: the first worker's lines, without Ray's path among them."""
+    """Log the lines that are added to a file meanwhile: those of the first worker.
+
+    Ray 2.60 could forward the workers' lines as well (``log_to_driver``), but mixes in its own.
+    """
     added = _added_to_remote(path) if is_remote(path) else _added_to(path)
     next(added)
     ended = Event()
@@ -211,7 +215,7 @@ def _follow(path: Path) -> Iterator[None]:
 
 
 def _added_to(path: Path) -> Iterator[str]:
-    """What is added to a file between one look and the next; the first is at its end."""
+    """Yield the text added to a file since the last ``next``; the first ``next`` skips what is there."""
     make_folder(path.parent)
     path.touch()
     with path.open(encoding="utf-8") as file:
@@ -221,7 +225,7 @@ def _added_to(path: Path) -> Iterator[str]:
 
 
 def _added_to_remote(path: Path) -> Iterator[str]:
-    """The same of a file in a store, which is replaced by a longer one."""
+    """The same for a file in an object store, where a longer file replaces it."""
     known = len(path.read_text(encoding="utf-8")) if path.exists() else 0
     yield ""
     while True:
@@ -231,8 +235,8 @@ def _added_to_remote(path: Path) -> Iterator[str]:
 
 
 def _cause(error: ray.train.TrainingFailedError) -> BaseException:
-    """What the loop itself raised in a worker, else what a worker died of, else Ray's error."""
+    """The UserError of the loop in a worker, else the error that a worker died of, else Ray's own error."""
     failures = [unwrap(failure) for failure in getattr(error, "worker_failures", {}).values()]
-    # One worker's error makes the others fail as well, in less telling ways.
+    # One worker's error makes the other workers fail too, with errors that explain less.
     told = [failure for failure in failures if isinstance(failure, UserError)]
     return [*told, *failures, error][0]

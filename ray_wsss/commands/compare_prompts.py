@@ -17,8 +17,8 @@ class ComparePrompts:
     classifier: Path
     """Output of train-classifier; its CAMs make all prompts."""
     out: Path
-    """Folder for the labels of each kind, metrics.json and figure.png. The same command resumes an
-    interrupted run in it."""
+    """Folder for the labels of each kind, metrics.json and figure.png.
+    The same command resumes an interrupted run in it."""
     embeddings: Path | None = None
     """Output of embed, by the same SAM. Without it the command makes its own in --out."""
     images: tuple[str, ...] = ()

@@ -21,18 +21,18 @@ class _Export:
     out: Path
     """Folder for the export."""
     labels: Path | None = None
-    """Output of label; with --dataset."""
+    """Output of label; needs --dataset."""
     dataset: Path | None = None
-    """Data set that --labels are of."""
+    """Data set that --labels belong to."""
     predictions: Path | None = None
-    """Output of predict, instead of --labels; with --images."""
+    """Output of predict, instead of --labels; needs --images."""
     images: Path | None = None
     """Folder that --predictions were made from, or a data set with the same images."""
     filters: FilterFlags = field(default_factory=ExportFilter)
     skip_images: bool = False
-    """Write no pictures, labels alone."""
+    """Write the labels without the pictures."""
     overwrite: bool = False
-    """Replace what --out holds."""
+    """Replace the content of --out."""
     format_name: ClassVar[str]
 
     def run(self) -> None:
@@ -59,7 +59,7 @@ class _Export:
             print(f"in {self.out}")
 
     def _settings(self) -> dict[str, Any]:
-        """What the format is told beside folder and class names."""
+        """Arguments of the format, beside folder and class names."""
         return {"skip_images": self.skip_images}
 
     @staticmethod
@@ -104,9 +104,9 @@ class ExportVoc(_SplitExport):
     """Pascal VOC: JPEGImages, SegmentationClass, SegmentationObject, ImageSets, labelmap.txt."""
 
     instances: InstancesBy = "components"
-    """What an object is: a connected component, or all of a class in an image."""
+    """What counts as an object: each connected component, or all pixels of a class in an image."""
     boundary_px: int = 0
-    """Pixels on either side of an object's outline that become 255 (ignore), as in VOC's own masks."""
+    """Width of the band on either side of an outline that becomes 255 (ignore), in pixels, 0 or more."""
     format_name: ClassVar[str] = "voc"
 
     def _settings(self) -> dict[str, Any]:
@@ -126,9 +126,9 @@ class ExportCoco(_SplitExport):
     """COCO: an instances JSON with masks as RLE, scores and points."""
 
     instances: InstancesBy = "components"
-    """What an instance is: a connected component, or all of a class in an image."""
+    """What counts as an instance: each connected component, or all pixels of a class in an image."""
     polygons: bool = False
-    """Outlines instead of RLE; holes are cut open."""
+    """Write polygons instead of RLE; a cut joins each hole to its outline."""
     format_name: ClassVar[str] = "coco"
 
     def _settings(self) -> dict[str, Any]:
@@ -159,9 +159,10 @@ class ExportLabelStudio(_Export):
     """Label Studio: tasks with brush predictions to correct, and the labelling interface for them."""
 
     instances: InstancesBy = "components"
-    """What a region is: a connected component, or all of a class in an image."""
+    """What counts as a region: each connected component, or all pixels of a class in an image."""
     url_prefix: str = "/data/local-files/?d="
-    """What stands before images/NAME.jpg in a task; by default local storage with --out as its root."""
+    """Start of an image's address in a task, before images/NAME.jpg.
+    The default is for local storage with --out as its root."""
     format_name: ClassVar[str] = "label-studio"
 
     def _settings(self) -> dict[str, Any]:

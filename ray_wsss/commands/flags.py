@@ -1,8 +1,9 @@
 """Flags that several commands have: each group is a dataclass, and a field of the commands that have it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -14,12 +15,15 @@ from ray_wsss.config.sweep import SweepOptions
 from ray_wsss.storage import is_remote, parse_path
 
 PresetName = Literal["voc", "coco", "demo"]
-PATHS = ConstructorRegistry()
-"""How tyro reads flags that are paths: they may be URIs of a store."""
+PARSERS = ConstructorRegistry()
+"""How tyro reads the words after some flags."""
+_OPTIONAL: dict[type, Callable[[str], Any]] = {Path: parse_path, str: str, int: int, float: float}
+"""Types of optional flags, and how a word becomes one."""
 
 
-@PATHS.primitive_rule
+@PARSERS.primitive_rule
 def _path_rule(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """Paths may be URIs of a store."""
     if flag.type is not Path:
         return None
     return PrimitiveConstructorSpec(
@@ -31,6 +35,22 @@ def _path_rule(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None
     )
 
 
+@PARSERS.primitive_rule
+def _optional_rule(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """The help of an optional flag says PATH, not {None}|PATH."""
+    kind = next((kind for kind in _OPTIONAL if flag.type == kind | None), None)
+    if kind is None:
+        return None
+    read = _OPTIONAL[kind]
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar={str: "TEXT"}.get(kind, kind.__name__.upper()),
+        instance_from_str=lambda words: None if words[0] == "None" else read(words[0]),
+        is_instance=lambda value: value is None or isinstance(value, kind) or is_remote(value),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Where the settings come from that no flag gives."""
@@ -38,8 +58,7 @@ class Settings:
     config: Path | None = None
     """TOML file with settings that replace the preset's, such as the best.toml of a sweep."""
     preset: PresetName = "voc"
-    """Source of all other settings. Without it the preset that --config names (for a sweep also the one that
-    --space names), else voc."""
+    """Preset with the defaults of all settings. Without it the one that --config or --space names."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from ray_wsss.commands.apply import Evaluate, Predict
 from ray_wsss.commands.compare_prompts import ComparePrompts
 from ray_wsss.commands.demo import Demo
 from ray_wsss.commands.export import ExportCoco, ExportFolder, ExportLabelStudio, ExportVoc, ExportYolo
-from ray_wsss.commands.flags import PATHS
+from ray_wsss.commands.flags import PARSERS
 from ray_wsss.commands.ingest import IngestCoco, IngestCsv, IngestFolder, IngestVoc
 from ray_wsss.commands.report import WriteReport
 from ray_wsss.commands.run_all import RunAll
@@ -19,6 +19,7 @@ from ray_wsss.commands.show import Show
 from ray_wsss.commands.sweep import Sweep
 from ray_wsss.commands.train import TrainClassifier, TrainSegmenter
 from ray_wsss.config import Recipe
+from ray_wsss.errors import UserError, did_you_mean
 
 PROG = "ray-wsss"
 
@@ -83,7 +84,8 @@ def parse(argv: list[str], preset: str, recipe: Recipe) -> Any:
         preset, recipe: defaults of the settings.
 
     Raises:
-        SystemExit: help was asked for, or a flag is wrong.
+        SystemExit: after printing help, or an error about a flag.
+        UserError: there is no such command.
     """
     name, command = PROG, COMMANDS.get(argv[0]) if argv else None
     rest = argv[1:]
@@ -96,7 +98,9 @@ def parse(argv: list[str], preset: str, recipe: Recipe) -> Any:
         name, command, rest = f"{name} {rest[0]}", member, rest[1:]
     if command is None:
         return _parse_name(COMMANDS, name, OVERVIEW, argv)
-    return tyro.cli(command, prog=name, args=rest, default=_default(command, preset, recipe), registry=PATHS)
+    return tyro.cli(
+        command, prog=name, args=rest, default=_default(command, preset, recipe), registry=PARSERS
+    )
 
 
 def print_completion(argv: list[str]) -> None:
@@ -115,14 +119,20 @@ def print_completion(argv: list[str]) -> None:
         ]
 
     everything = _union([choice(name, command) for name, command in COMMANDS.items()])
-    tyro.cli(everything, prog=PROG, args=argv, registry=PATHS)
+    tyro.cli(everything, prog=PROG, args=argv, registry=PARSERS)
 
 
 def _parse_name(commands: dict[str, Any], prog: str, description: str, argv: list[str]) -> Any:
-    """Print the list of commands, or refuse a name that is none of them.
+    """Print the list of commands, or refuse a name that is not one of them.
 
-    Only their names and summaries are given to tyro: describing every flag of every command takes seconds.
+    tyro gets only names and summaries here: describing every flag of every command takes seconds.
+
+    Raises:
+        UserError: there is no such command.
     """
+    if argv and not argv[0].startswith("-"):
+        hint = did_you_mean(argv[0], list(commands), f"expected one of {', '.join(commands)}")
+        raise UserError(f"{prog} has no command {argv[0]}; {hint}")
     stubs = [
         Annotated[make_dataclass(f"Stub{k}", []), tyro.conf.subcommand(name, description=summary_of(command))]
         for k, (name, command) in enumerate(commands.items())

@@ -15,20 +15,20 @@ RunFolder = Annotated[Path | None, tyro.conf.Positional]
 
 @dataclass(frozen=True, kw_only=True)
 class WriteReport:
-    """One HTML file on a run, for a browser without a network: what ran, how fast, how good, its images."""
+    """Write one HTML file about a run: stages, speeds, curves, scores and a gallery; needs no network."""
 
     run_folder: RunFolder = None
-    """Output of run-all, of demo, or of a single stage. What a report is made of is found in it by itself."""
+    """Output of run-all, of demo, or of a single stage; the report uses everything that it finds there."""
     out: Path | None = None
-    """The file; by default report.html in the run's folder."""
+    """HTML file to write. Without it report.html in the folder of the run."""
     dataset: Path | None = None
-    """Data set of the gallery's images; else the one that the labels name."""
+    """Data set of the images in the gallery. Without it the one that the labels name."""
     labels: Path | None = None
     """Output of label."""
     classifier: Path | None = None
-    """Output of train-classifier, which makes the CAMs."""
+    """Output of train-classifier, to make the CAMs."""
     segmenter: Path | None = None
-    """Output of train-segmenter, which predicts."""
+    """Output of train-segmenter, to make the predictions."""
     predictions: Path | None = None
     """Output of predict, instead of running the segmenter."""
     metrics: Path | None = None
@@ -36,13 +36,13 @@ class WriteReport:
     images: int | Literal["all"] = 60
     """Images in the gallery: a third the best, a third the worst, the rest at random."""
     skip_cams: bool = False
-    """Make no CAMs, which take most of the time."""
+    """Leave out the CAMs, which take most of the time."""
     skip_predictions: bool = False
-    """Don't run the segmenter on the gallery's images."""
+    """Leave out the predictions of the segmenter."""
     thumbnail_px: int = 256
-    """Long side of the gallery's pictures."""
+    """Long side of the pictures in the gallery, in pixels, 32 to 2048."""
     seed: int = 0
-    """Of the images at random."""
+    """Seed of the random choice of images."""
 
     def run(self) -> None:
         from ray_wsss.report.find_run import KINDS, find_run

@@ -26,18 +26,18 @@ _CELL_INCHES = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """Label single images: picture, CAM, points and mask side by side. Needs no data set, and no Ray."""
+    """Label single images and show image, CAM, points and mask side by side; needs no data set, no Ray."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files."""
     classifier: Path
     """Output of train-classifier."""
     classes: tuple[str, ...] = ()
-    """What is in the images; by default what the classifier finds in each."""
+    """Classes in the images. Without it the classes that the classifier finds in each."""
     threshold: float = 0.5
-    """Least probability for that, in [0, 1]."""
+    """Lowest probability of a class that the classifier finds, in [0, 1]."""
     out: Path | None = None
-    """A .png file for all images, or a folder for one picture each. By default a window shows them."""
+    """A .png file for all images, or a folder for a picture of each. Without it a window shows them."""
     settings: SettingsFlags = field(default_factory=Settings)
     label: LabelConfig = field(default_factory=LabelConfig)
     sam: SamConfig = field(default_factory=SamConfig)

@@ -20,14 +20,13 @@ class TrainClassifier:
     dataset: Path
     """Data set written by ingest."""
     out: Path
-    """Folder for the classifier. The same command resumes an interrupted run in it."""
+    """Folder for the classifier; the same command resumes an interrupted run in it."""
     segments: Path | None = None
     """Output of segment-everything; adds SAM-Segment Contrasting (SSC) to the loss."""
     embeddings: Path | None = None
     """Output of embed, for cpm.view=image."""
     validation: Path | None = None
-    """Data set with masks. Training measures the mIoU of the CAMs on some of its images, and also keeps the
-    network that scored best."""
+    """Data set with masks, to measure the CAMs on during training; the best network is kept as well."""
     settings: OutputSettingsFlags = field(default_factory=OutputSettings)
     workers: WorkersFlags = field(default_factory=Workers)
     cluster: ClusterFlags = field(default_factory=Cluster)
@@ -61,10 +60,9 @@ class TrainSegmenter:
     labels: Path
     """Output of label."""
     out: Path
-    """Folder for the segmenter. The same command resumes an interrupted run in it."""
+    """Folder for the segmenter; the same command resumes an interrupted run in it."""
     validation: Path | None = None
-    """Data set with masks. Training measures the mIoU on some of its images, and also keeps the network that
-    scored best."""
+    """Data set with masks, to measure on during training; the best network is kept as well."""
     settings: OutputSettingsFlags = field(default_factory=OutputSettings)
     workers: WorkersFlags = field(default_factory=Workers)
     cluster: ClusterFlags = field(default_factory=Cluster)

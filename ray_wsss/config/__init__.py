@@ -1,7 +1,10 @@
 """Every setting of the pipeline: frozen, validated dataclasses.
 
-The defaults are the paper's VOC recipe. Values marked (code) are those of the released S2C code,
-(supplement) those of the paper's supplement, where the two differ the comment says which is used.
+The defaults are the paper's VOC recipe. A value marked (paper) comes from the paper, (supplement) from its
+supplement, (code) from the released S2C code.
+
+The docstring of a field is its help on the command line: first what the value is, then its range, then its
+source. A second sentence starts a line of its own, since the help keeps line breaks.
 """
 
 from ray_wsss.config.predict import PredictConfig

@@ -1,4 +1,4 @@
-"""What the settings' validation has in common."""
+"""Checks that the settings share."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -8,7 +8,7 @@ from ray_wsss.errors import UserError
 
 
 def check(config: Any, ok: Callable[[Any], bool], names: str, expected: str) -> None:
-    """Raise UserError for the first of the fields ``names`` whose value is not ok."""
+    """Raise UserError for the first field of ``names`` (separated by spaces) whose value is not ok."""
     for name in names.split():
         value = getattr(config, name)
         try:
@@ -20,7 +20,7 @@ def check(config: Any, ok: Callable[[Any], bool], names: str, expected: str) -> 
 
 
 def check_choices(config: Any) -> None:
-    """Raise UserError for a field with a fixed set of values that has another one."""
+    """Raise UserError for a `Literal` field whose value is not one of its choices."""
     for f in fields(config):
         if get_origin(f.type) is Literal:
             choices = get_args(f.type)

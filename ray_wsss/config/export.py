@@ -11,18 +11,19 @@ InstancesBy = Literal["components", "class"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportFilter:
-    """What is left out.
+    """Which masks are left out of an export.
 
-    What is dropped for its score or size becomes 255 in label maps: nobody says that it is background.
-    Other classes than the chosen ones become background.
+    Masks dropped for their score or size become 255 (ignore) in label maps, since they may not be background.
+    Classes that were not chosen become background.
     """
 
     min_score: float | None = None
-    """Least score (SAM's predicted IoU times mean CAM, in [0, 1]); what is dropped becomes 255 (ignore)."""
+    """Lowest score of a mask: SAM's predicted IoU times the mean CAM, in [0, 1].
+    Masks below it become 255 (ignore)."""
     min_area_px: int = 1
-    """Least area of an instance, in pixels; what is dropped becomes 255 (ignore)."""
+    """Smallest area of an instance, in pixels, at least 1. Smaller ones become 255 (ignore)."""
     classes: tuple[str, ...] = ()
-    """Export these classes alone, numbered anew in the data set's order. By default all."""
+    """Classes to export, renumbered in the order of the data set. Without it all classes."""
 
     def __post_init__(self) -> None:
         if self.min_score is not None and not 0 <= self.min_score <= 1:
@@ -31,7 +32,7 @@ class ExportFilter:
             raise UserError(f"--min-area-px is {self.min_area_px}; expected at least 1 pixel")
 
     def keep_classes(self, class_names: Sequence[str]) -> list[int]:
-        """Indices of the classes to export. Raises UserError for one that isn't there."""
+        """Indices of the classes to export. Raises UserError for a class that does not exist."""
         for name in self.classes:
             if name not in class_names:
                 hint = did_you_mean(name, class_names, f"there are {', '.join(class_names[:20])}")

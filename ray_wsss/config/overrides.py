@@ -1,8 +1,8 @@
-"""Settings by dotted key: the one way in which command line, Tune and tests change them."""
+"""Settings by dotted key: command line, sweeps and tests all change them here."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from ray_wsss.errors import UserError, did_you_mean
 
@@ -15,7 +15,7 @@ def override(config: Any, changes: Mapping[str, Any]) -> Any:
         changes: dotted keys to values, such as ``{"cpm.tau": 0.42}``.
 
     Raises:
-        UserError: unknown key (with the nearest known one), or a value out of range.
+        UserError: an unknown key (the message names the nearest known one), or a value out of range.
     """
     for key, value in changes.items():
         config = _set(config, key.split("."), value, key)
@@ -36,7 +36,7 @@ def _set(config: Any, path: list[str], value: Any, key: str) -> Any:
     if rest:
         return replace(config, **{head: _set(old, rest, value, key)})
     if isinstance(old, tuple) and isinstance(value, list):  # JSON and Tune know lists only
-        value = tuple(value)
+        value = tuple(cast(list[Any], value))
     try:
         return replace(config, **{head: value})
     except UserError as error:  # names the section alone, which two parts of a recipe may share
@@ -44,11 +44,12 @@ def _set(config: Any, path: list[str], value: Any, key: str) -> Any:
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """Dotted keys to plain values; the inverse view of `override`, as manifests store it."""
+    """All settings as dotted keys and plain values, as manifests store them and `override` takes them."""
 
     def walk(prefix: str, value: Any) -> dict[str, Any]:
         if isinstance(value, dict):
-            return {k: v for name, sub in value.items() for k, v in walk(f"{prefix}{name}.", sub).items()}
-        return {prefix[:-1]: list(value) if isinstance(value, tuple) else value}
+            parts = (walk(f"{prefix}{name}.", part) for name, part in cast(dict[str, Any], value).items())
+            return {key: entry for part in parts for key, entry in part.items()}
+        return {prefix[:-1]: list(cast(tuple[Any, ...], value)) if isinstance(value, tuple) else value}
 
     return walk("", asdict(config))

@@ -1,4 +1,4 @@
-"""Named recipes: voc and coco are the paper's, demo is for generated scenes."""
+"""Recipes by name: voc and coco are the paper's, demo is for generated scenes."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ _SCENES = AugmentConfig(
     jitter_probability=0.5,
     grey_probability=0.0,
 )
-"""For the demo's scenes: no change of colour, since colour tells their classes."""
+"""Augmentation for generated scenes: no change of hue or saturation, since colour tells the classes."""
 
 _FROM_SCRATCH: dict[str, Any] = {
     "backbone": "resnet_small",
@@ -35,7 +35,7 @@ _FROM_SCRATCH: dict[str, Any] = {
     "loader_workers": 0,
     "augment": _SCENES,
 }
-"""What the demo's classifier and segmenter have in common."""
+"""Settings that the demo's classifier and segmenter share."""
 
 PRESETS = {
     "voc": Recipe(),
@@ -46,7 +46,7 @@ PRESETS = {
         segmenter=SegmenterConfig(max_iters=307_804),
     ),
     "demo": Recipe(
-        # So that its figures are the same on every CPU; the tiny SAM is fast enough.
+        # fp32 gives the same figures on every CPU, and the tiny SAM is fast enough with it.
         sam=SamConfig(name="tiny", precision="fp32"),
         classifier=ClassifierConfig(
             **_FROM_SCRATCH,
@@ -67,7 +67,7 @@ PRESETS = {
         ),
     ),
 }
-"""By name. The paper's recipes here have a backbone that needs no network."""
+"""Recipes by name. voc and coco use a backbone whose weights come with a package."""
 
 DEFAULT_PRESET = "voc"
-"""Of commands that are not told another one."""
+"""The preset of a command that names none."""

@@ -11,12 +11,13 @@ from ray_wsss.config.training import ClassifierConfig, SegmenterConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
-    """How CAMs are turned into label maps for their mIoU."""
+    """How the mIoU of CAMs is measured."""
 
     section: ClassVar[str] = "evaluate"
 
     cam_threshold: float = 0.3
-    """Fixed background threshold in [0, 1]; the best of a sweep is reported beside it."""
+    """CAM value up to which a pixel counts as background, in [0, 1].
+    The best threshold of a sweep is reported as well."""
 
     def __post_init__(self) -> None:
         check(self, lambda v: 0 <= v <= 1, "cam_threshold", "a CAM value in [0, 1]")
@@ -24,7 +25,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """All hyper-parameters of a pipeline; its keys (``cpm.tau``) are those of CLI, Tune and tests."""
+    """All settings of a pipeline. Command line, sweeps and tests use the same keys, such as ``cpm.tau``."""
 
     sam: SamConfig = field(default_factory=SamConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)

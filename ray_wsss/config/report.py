@@ -7,18 +7,18 @@ from ray_wsss.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """What goes into a report."""
+    """What a report contains."""
 
     images: int | None = 60
-    """Images in the gallery: a third the best, a third the worst, the rest at random; "None": all."""
+    """Images in the gallery: a third the best, a third the worst, the rest at random. None: all."""
     skip_cams: bool = False
-    """Make no CAMs, which take most of the time."""
+    """Leave out the CAMs, which take most of the time."""
     skip_predictions: bool = False
-    """Don't run the segmenter on the gallery's images."""
+    """Leave out the predictions of the segmenter."""
     thumbnail_px: int = 256
-    """Long side of the gallery's pictures."""
+    """Long side of the pictures, in pixels, 32 to 2048."""
     seed: int = 0
-    """Of the images at random."""
+    """Seed of the random choice of images."""
 
     def __post_init__(self) -> None:
         if self.images is not None and self.images < 0:

@@ -1,4 +1,4 @@
-"""Where a command runs: which Ray, and what its processes are given of it."""
+"""Where a command runs: on which Ray, with which processes, with which share of a node each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,17 +8,18 @@ from ray_wsss.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Which Ray to use."""
+    """The Ray that a command uses."""
 
     address: str | None = None
-    """Ray cluster (auto, host:port); by default $RAY_ADDRESS, else a fresh Ray on this machine."""
+    """Address of a Ray cluster: auto or host:port.
+    Without it $RAY_ADDRESS or the cluster of the job, else a new Ray on this machine."""
     verbose: bool = False
-    """Show Ray's own log, progress bars and stack traces."""
+    """Show the log of Ray, its progress bars, and stack traces."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one process is given of a node."""
+    """The share of a node that one process gets."""
 
     cpus: float
     gpus: float = 0
@@ -26,7 +27,7 @@ class Share:
 
     @property
     def by_name(self) -> dict[str, float]:
-        """Under Ray's names, memory in bytes; without what it has none of."""
+        """Amounts by Ray's names, memory in bytes; without zeros."""
         return {kind: each for kind, each in self._all.items() if each > 0}
 
     @property
@@ -50,16 +51,16 @@ def counted(count: float, what: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a stage's actor pool is given. Declared here, never probed: the driver may have no GPU."""
+    """The actors of a stage. The user declares them; a driver without a GPU could not detect any."""
 
     actors: int = 1
-    """Processes, each with the networks it needs."""
+    """Actors (processes), each with networks of its own; at least 1."""
     cpus_per_actor: float = 1
-    """CPUs, and so torch threads, of an actor."""
+    """CPUs, and so torch threads, of an actor; above 0."""
     gpus_per_actor: float = 0
-    """GPUs of an actor; fractions share one."""
+    """GPUs of an actor, 0 or more; actors with a fraction share a GPU."""
     memory_gib_per_actor: float = 1
-    """Memory that Ray sets aside for an actor on its node, in GiB; it limits nothing."""
+    """Memory of its node that Ray reserves for an actor, in GiB, 0 or more. It is not a limit."""
 
     def __post_init__(self) -> None:
         if self.actors < 1:
@@ -74,7 +75,7 @@ class Resources:
 
     @property
     def share(self) -> Share:
-        """Of one actor."""
+        """Share of one actor."""
         return Share(cpus=self.cpus_per_actor, gpus=self.gpus_per_actor, memory_gib=self.memory_gib_per_actor)
 
     @property
@@ -84,27 +85,27 @@ class Resources:
 
     @property
     def cpus_to_decode(self) -> float:
-        """CPUs of a task that decodes: one, or an actor's where that is less and there is no GPU.
+        """CPUs of a task that decodes images: one, or as many as an actor without a GPU has, if fewer.
 
-        Half a CPU each is how a node of one CPU has room for an actor and for what feeds it.
+        With half a CPU each, an actor and its decoding task fit on a node with one CPU.
         """
         return 1 if self.gpus_per_actor > 0 else min(1, self.cpus_per_actor)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """Where a training loop runs."""
+    """The processes of a training."""
 
     workers: int = 1
-    """Data-parallel workers under Ray Train; 0 trains in this process, without Ray."""
+    """Data-parallel workers on Ray Train; 0 trains in this process, without Ray."""
     cpus_per_worker: float = 1
-    """CPUs, and so torch threads, of a worker. In this process torch takes what it likes."""
+    """CPUs, and so torch threads, of a worker; above 0. Without workers torch decides."""
     gpus_per_worker: float = 0
     """GPUs of a worker: 0 or 1."""
     memory_gib_per_worker: float = 1
-    """Memory that Ray sets aside for a worker on its node, in GiB; it limits nothing."""
+    """Memory of its node that Ray reserves for a worker, in GiB, 0 or more. It is not a limit."""
     max_failures: int = 3
-    """How often training goes on by itself from its last checkpoint after a worker or its node has died."""
+    """Times that training resumes automatically after a worker or its node died; 0 or more."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -125,7 +126,7 @@ class Workers:
 
     @property
     def share(self) -> Share:
-        """Of one worker."""
+        """Share of one worker."""
         return Share(
             cpus=self.cpus_per_worker, gpus=self.gpus_per_worker, memory_gib=self.memory_gib_per_worker
         )

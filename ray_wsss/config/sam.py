@@ -1,4 +1,4 @@
-"""Settings of SAM, of prompting it, and of what is made with it."""
+"""Settings of SAM, of its prompts, and of the stages that run it."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -16,19 +16,19 @@ class SamConfig:
     section: ClassVar[str] = "sam"
 
     name: SamName = "vit_h"
-    """tiny ships with the package and knows generated scenes only; the others are Meta's."""
+    """Model. tiny ships with the package and knows generated scenes only; the others are Meta's."""
     checkpoint: str | None = None
-    """Path of the checkpoint. Without one, Meta's file is downloaded once and its hash verified."""
+    """Path of the weights. Without it, Meta's file is downloaded once and its SHA-256 checked."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """How the image encoder computes; embeddings are float32 always. auto: bf16 where the device has units
-    for it (GPUs; CPUs with AVX512-BF16 or AMX), else fp32."""
+    """Precision of the image encoder; its embeddings are float32.
+    auto: bf16 on GPUs and on CPUs with AVX512-BF16 or AMX, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the image encoder (torch.compile): half a minute at first, then faster. auto: where there are
-    so many images that it pays."""
+    """Whether torch.compile makes the image encoder faster, which takes half a minute at the start.
+    auto: on if there are enough images to gain from it."""
     encode_batch_size: int = 8
-    """Images per pass of the image encoder."""
+    """Images per forward pass of the image encoder, at least 1."""
     decode_batch_size: int = 32
-    """Prompt sets per pass of the mask decoder, whichever images and classes they belong to."""
+    """Prompt sets, of any images and classes, per forward pass of the mask decoder, at least 1."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -42,17 +42,20 @@ class PromptingConfig:
     section: ClassVar[str] = "prompting"
 
     tau: float = 0.5
-    """Least CAM value, in [0, 1], for a local maximum to become a prompt (paper: 0.5; 0.4 to 0.7 is flat)."""
+    """Lowest CAM value that becomes a prompt, in [0, 1] (paper: 0.5; 0.4 to 0.7 score alike)."""
     min_distance_px: int = 10
-    """Least distance between two peaks and from a peak to the border, in pixels (the paper's d)."""
+    """Smallest distance between two peaks, and of a peak to the border, in pixels (paper: d = 10)."""
     keep_global_max: Literal["always", "if_empty", "never"] = "if_empty"
-    """Whether the global maximum of a present class is a prompt too (code: always)."""
+    """Whether the global maximum of a class that is present also becomes a prompt (code: always).
+    if_empty: only for a class without peaks."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
-    """Image scales whose class maps are summed into the CAM that prompts."""
+    """Image scales whose class maps are summed into the CAM, each in (0, 4]."""
     mask_output: Literal["whole", "best_iou"] = "whole"
-    """Which of SAM's three masks: output 2, the whole object (code), or the highest predicted IoU."""
+    """Which of SAM's three masks is taken. whole: output 2, the whole object (code).
+    best_iou: the mask with the highest predicted IoU."""
     confidence: Literal["logit", "stability", "iou"] = "logit"
-    """A mask's weight where classes compete: logit per pixel (code), stability score (paper) or IoU."""
+    """Weight of a mask where classes compete for pixels.
+    logit: its logit at each pixel (code); stability: its stability score (paper); iou: its predicted IoU."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -68,13 +71,15 @@ class CpmConfig(PromptingConfig):
     section: ClassVar[str] = "cpm"
 
     enabled: bool = True
-    """Off: a plain classifier."""
+    """Whether SAM's masks supervise the CAMs. Without it this is a plain classifier."""
     view: Literal["crop", "image"] = "crop"
-    """What SAM looks at: every training crop (code), or once each image; its embeddings must be given."""
+    """What SAM encodes. crop: every training crop (code).
+    image: each whole image once; --embeddings has the result."""
     warmup_iters: int = 2_644
-    """Iterations before CPM begins (code: 2 epochs of VOC trainaug at batch 8)."""
+    """Iterations before CPM starts, 0 or more (code: 2 epochs of VOC trainaug, batch size 8)."""
     temperature: float = 1.0
-    """Divides the CAM in CPM's cross-entropy; 1 is the released code, less learns small objects faster."""
+    """Divisor of the CAM in CPM's cross-entropy, above 0 (code: 1).
+    With lower values small objects are learned faster."""
 
     def __post_init__(self) -> None:
         PromptingConfig.__post_init__(self)
@@ -84,21 +89,23 @@ class CpmConfig(PromptingConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelConfig(PromptingConfig):
-    """Pseudo labels for a whole data set."""
+    """How pseudo labels are made."""
 
     section: ClassVar[str] = "label"
 
     prompts: Literal["points", "box", "boxes", "mask"] = "points"
-    """What SAM is shown: all peaks of a class (paper); else, of the region above tau around them, one box,
-    a box for each peak's share, or the region itself as a mask."""
+    """Kind of prompt for a class. points: all of its peaks (paper).
+    The others are made of the region above tau around the peaks:
+    box: one box around it; boxes: a box for each peak's part of it; mask: the region itself."""
     flip: bool = True
-    """Add the class maps of the mirrored image at every scale."""
+    """Add the class maps of the mirrored image at every scale; doubles the work."""
     max_side_px: int = 1024
-    """Images with a longer side are labelled at this size and the label is scaled back up."""
+    """Longest side at which an image is labelled, in pixels, at least 32.
+    Larger images are scaled down, and their labels scaled back up."""
     batch_size: int = 32
-    """Images whose prompt sets are decoded together; their CAMs are in memory at a time."""
+    """Images whose prompt sets are decoded together, at least 1; their CAMs share the memory."""
     cam_batch_size: int = 8
-    """Images (of one size) per pass of the classifier."""
+    """Images of one size per forward pass of the classifier, at least 1."""
 
     def __post_init__(self) -> None:
         PromptingConfig.__post_init__(self)
@@ -108,12 +115,12 @@ class LabelConfig(PromptingConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedConfig:
-    """The cache of SAM's image embeddings."""
+    """How SAM's image embeddings are stored."""
 
     section: ClassVar[str] = "embed"
 
     dtype: Literal["fp16", "int8"] = "fp16"
-    """How embeddings are stored; int8, with a scale per channel, takes half the space."""
+    """Type of the stored values. int8, with a scale per channel, takes half the space of fp16."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -121,24 +128,26 @@ class EmbedConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentsConfig:
-    """Segment everything: the settings of segment_anything's SamAutomaticMaskGenerator, with its defaults."""
+    """How SAM segments everything; names and defaults are those of SamAutomaticMaskGenerator."""
 
     section: ClassVar[str] = "segments"
 
     points_per_side: int = 32
-    """The grid of point prompts has this many rows and columns."""
+    """Rows and columns of the grid of point prompts, at least 1."""
     pred_iou_thresh: float = 0.88
-    """Masks whose predicted IoU is not above this are dropped."""
+    """Predicted IoU that a mask must exceed to be kept, in [0, 1]."""
     stability_score_thresh: float = 0.95
-    """Masks that change more than this when their threshold moves are dropped."""
+    """Stability score that a mask must reach to be kept, in [0, 1]."""
     stability_score_offset: float = 1.0
-    """How far the threshold moves, in logits."""
+    """Shift of the mask threshold, in logits, that the stability score is measured with; 0 or more."""
     box_nms_thresh: float = 0.7
-    """Of two masks whose boxes overlap by more than this IoU, the one of higher predicted IoU stays."""
+    """IoU of two boxes, in [0, 1], above which the mask with the lower predicted IoU is dropped."""
     overlap: Literal["smallest_area", "highest_iou"] = "smallest_area"
-    """Which mask a pixel goes to that lies in several: the smallest (paper) or SAM's favourite (code)."""
+    """Which mask gets a pixel that several cover.
+    smallest_area: the smallest (paper); highest_iou: the one with the highest predicted IoU (code)."""
     max_side_px: int = 1024
-    """Images with a longer side are segmented at this size and the map is scaled back up."""
+    """Longest side at which an image is segmented, in pixels, at least 32.
+    Larger images are scaled down, and their maps scaled back up."""
 
     def __post_init__(self) -> None:
         check_choices(self)

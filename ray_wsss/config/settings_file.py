@@ -1,4 +1,4 @@
-"""Settings as a TOML file: what ``--config`` reads and a sweep writes as ``best.toml``.
+"""Settings in a TOML file: ``--config`` reads one, and a sweep writes its ``best.toml``.
 
 preset = "demo"
 
@@ -10,7 +10,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
@@ -23,7 +23,7 @@ def load_settings(path: Path) -> tuple[str | None, dict[str, Any]]:
     """The preset that a file names, if any, and its settings by dotted key.
 
     Raises:
-        UserError: no such file, no TOML, or a preset that isn't known.
+        UserError: the file does not exist, is not TOML, or names an unknown preset.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -38,7 +38,7 @@ def load_settings(path: Path) -> tuple[str | None, dict[str, Any]]:
 
 
 def load_recipe(path: Path, preset: str | None = None) -> Recipe:
-    """The recipe of a file: its settings on ``preset``, else on the preset that it names, else on voc.
+    """The recipe of a file: its settings replace those of ``preset``, else of the preset it names, or of voc.
 
     Raises:
         UserError: as `load_settings`, an unknown key, or a value out of range.
@@ -48,7 +48,7 @@ def load_recipe(path: Path, preset: str | None = None) -> Recipe:
 
 
 def apply_settings(recipe: Recipe, settings: Mapping[str, Any], origin: str) -> Recipe:
-    """A recipe with some settings. Raises UserError, which names their origin, where one doesn't fit."""
+    """``recipe`` with some settings replaced. Raises UserError, naming ``origin``, if one does not fit."""
     try:
         return override(recipe, settings)
     except UserError as error:
@@ -59,9 +59,9 @@ def save_settings(path: Path, preset: str, settings: Mapping[str, Any], comment:
     """Write a file that `load_settings` reads.
 
     Args:
-        settings: dotted keys to numbers, words, truth values, or lists of them; None is left out, since TOML
-            has none.
-        comment: lines at its head.
+        settings: dotted keys to numbers, strings, booleans, or lists of them. None is left out, since TOML
+            has no such value.
+        comment: lines at the head of the file.
     """
     tables: dict[str, list[str]] = {}
     for key, value in sorted(settings.items()):
@@ -79,12 +79,13 @@ def _dotted(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in content.items():
         key = f"{prefix}{name}"
-        found |= _dotted(value, f"{key}.") if isinstance(value, dict) else {key: value}
+        is_table = isinstance(value, dict)
+        found |= _dotted(cast(dict[str, Any], value), f"{key}.") if is_table else {key: value}
     return found
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml(entry) for entry in value)}]"
-    # JSON's numbers, truth values and strings are TOML's too, but for a byte that JSON leaves as it is.
+        return f"[{', '.join(map(_toml, cast(Sequence[Any], value)))}]"
+    # Numbers, booleans and strings are written alike in JSON and TOML, except this one character.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -11,21 +11,23 @@ Search = Literal["random", "optuna"]
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """How values are drawn and weak trials are stopped."""
+    """How a sweep draws values, and which trials it stops early."""
 
     num_samples: int | None = None
-    """Trials; with a grid how often it is gone through. More than before adds some. Default: the space's."""
+    """Trials, or passes over a grid; at least 1. Without it the space decides.
+    A larger number than before adds trials to a finished sweep."""
     scheduler: Scheduler | None = None
-    """asha stops trials that are weak beside others as far as they; none lets all finish. Default: the
-    space's."""
+    """asha: stop trials that score worse than others at the same iteration; none: run every trial to the end.
+    Without it the space decides."""
     search: Search = "random"
-    """random draws beforehand; optuna learns from the trials that ended (pip install 'ray-wsss[sweep]')."""
+    """random: draw all values at the start.
+    optuna: learn from the trials that have ended (pip install 'ray-wsss[sweep]')."""
     sample_seed: int = 0
-    """Of what is drawn; the trainings have classifier.seed."""
+    """Seed of the values that are drawn, 0 or more; training has its own, classifier.seed."""
     max_concurrent: int | None = None
-    """Most trials at a time. Default: as many as the cluster has room for."""
+    """Largest number of trials at a time, at least 1. Without it as many as the cluster has room for."""
     retry_failed: bool = False
-    """Train trials that failed once more, from the start."""
+    """Train failed trials again, from the start."""
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "max_concurrent"):

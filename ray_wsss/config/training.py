@@ -8,16 +8,16 @@ from ray_wsss.config.checks import check, check_choices
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossWeights:
-    """Weights of the parts of the classifier's loss."""
+    """Weights of the terms of the classifier's loss."""
 
     section: ClassVar[str] = "classifier.loss_weights"
 
     cls: float = 1.0
-    """Classification (binary cross-entropy)."""
+    """Weight of the classification loss (binary cross-entropy), 0 or more."""
     ssc: float = 1.0
-    """SAM-Segment Contrasting."""
+    """Weight of SAM-Segment Contrasting, 0 or more."""
     cpm: float = 1.0
-    """CAM-based Prompting Module."""
+    """Weight of the CAM-based Prompting Module, 0 or more."""
 
     def __post_init__(self) -> None:
         check(self, lambda v: v >= 0, "cls ssc cpm", "0 or more")
@@ -25,22 +25,22 @@ class LossWeights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """Random geometry and colour of a training crop (code: as given here)."""
+    """Random geometry and colour of a training crop (code: the defaults)."""
 
     section: ClassVar[str] = "augment"
 
     long_side_px: tuple[int, int] = (256, 512)
-    """The image's long side is drawn from this range."""
+    """Range of the random long side of an image, in pixels."""
     crop_px: int = 256
-    """Side of the square training crop."""
+    """Side of the square training crop, in pixels, at least 32."""
     flip: bool = True
-    """Horizontal flip, probability 0.5."""
+    """Mirror half of the crops."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    """Brightness, contrast, saturation, hue."""
+    """Strength of random changes of brightness, contrast, saturation and hue."""
     jitter_probability: float = 0.8
-    """Share of crops with colour jitter."""
+    """Share of crops with these changes, in [0, 1]."""
     grey_probability: float = 0.02
-    """Share of crops made grey."""
+    """Share of crops that are made grey, in [0, 1]."""
 
     def __post_init__(self) -> None:
         check(self, lambda v: 0 < v[0] <= v[1], "long_side_px", "two lengths, 0 < least <= most")
@@ -50,59 +50,62 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """What classifier and segmenter training have in common."""
+    """Settings that the training of classifier and segmenter share."""
 
     section: ClassVar[str] = "training"
 
     backbone: str = "tf_efficientnet_lite0"
-    """A timm name, resnet_small (ours, for small images and training from scratch), or wide_resnet38 (the
-    paper's; it needs backbone_checkpoint)."""
+    """Network that makes the features: a timm name, or one of ours.
+    resnet_small: for small images and training from scratch.
+    wide_resnet38: the paper's; needs backbone_checkpoint."""
     pretrained: bool = True
-    """Start from ImageNet weights. tf_efficientnet_lite0's come with a package, others through timm."""
+    """Start from ImageNet weights: tf_efficientnet_lite0's come with a package, others through timm."""
     backbone_checkpoint: str | None = None
-    """ImageNet weights for the backbone from a file (safetensors, or a PyTorch state dict)."""
+    """File with ImageNet weights of the backbone (safetensors, or a PyTorch state dict)."""
     output_stride: Literal[4, 8, 16, 32] = 16
-    """Pixels of the image per cell of the class maps (paper: 8; 16 is what a CPU bears)."""
+    """Image pixels per cell of the class maps (paper: 8; 16 needs a quarter of the work)."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
-    """SGD for the paper's recipes, AdamW for small nets from scratch."""
+    """Optimiser. sgd: for the paper's recipes (code); adamw: for small networks from scratch."""
     lr: float = 0.02
-    """Learning rate of the first iteration after the ramp (code)."""
+    """Highest learning rate, reached after lr_warmup_iters; above 0 (code)."""
     momentum: float = 0.0
-    """Of SGD. 0 because the released code passed its weight decay in momentum's place."""
+    """Momentum of SGD, 0 or more (code: about 0, since it passes its weight decay as momentum)."""
     weight_decay: float = 5e-4
-    """L2 (SGD) or decoupled (AdamW) weight decay (code)."""
+    """Weight decay, L2 for SGD and decoupled for AdamW; 0 or more (code)."""
     lr_warmup_iters: int = 0
-    """Iterations over which the learning rate ramps up linearly."""
+    """Iterations over which the learning rate rises linearly to lr; 0 or more."""
     batch_size: int = 8
-    """Images per iteration over all workers (supplement)."""
+    """Images per iteration, over all workers, at least 1 (supplement)."""
     max_iters: int = 52_880
-    """Iterations (code: 40 epochs of VOC trainaug)."""
+    """Iterations of the whole training, at least 1 (code: 40 epochs of VOC trainaug)."""
     poly_power: float = 0.9
-    """lr falls as (1 - iteration / max_iters) ** poly_power (code)."""
+    """Exponent of the schedule lr * (1 - iteration / max_iters) ** poly_power, above 0 (code)."""
     freeze_norm: bool = True
-    """Batch norm keeps its running statistics and gets no gradient (code)."""
+    """Keep the running statistics of batch norm, and train none of its weights (code)."""
     freeze_stages: int = 1
-    """Leading stages of the backbone, after the stem, kept as they are; 0 trains stem and all (code: 1)."""
+    """First stages of the backbone that are not trained, nor is the stem; 0 trains everything (code: 1)."""
     seed: int = 0
-    """Of weights, order and augmentation."""
+    """Seed of weights, order and augmentation, 0 or more."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: the networks compute in mixed precision; weights, CAMs, losses and SAM's decoder stay in fp32."""
+    """Precision of the networks. bf16: mixed precision.
+    Weights, CAMs, losses and SAM's decoder are fp32 in either case."""
     compile: bool = False
-    """Compile the backbone (torch.compile): a minute or more at first, then faster steps."""
+    """Make the backbone faster with torch.compile, which takes a minute or more at the start."""
     accumulate: int = 1
-    """Passes a worker takes for its share of the batch: less memory, the same gradient with frozen norms."""
+    """Passes in which a worker computes its share of the batch, at least 1.
+    More passes need less memory; with freeze_norm the gradient is the same."""
     checkpoint_every: int = 1_000
-    """Iterations between checkpoints."""
+    """Iterations between checkpoints, at least 1."""
     keep_checkpoints: int = 2
-    """How many of the last checkpoints stay, besides the best of a run with validation."""
+    """Number of last checkpoints to keep, at least 1. With --validation the best network is kept too."""
     log_every: int = 20
-    """Iterations between reports."""
+    """Iterations between lines of the log, at least 1."""
     validate_every: int = 2_000
-    """Iterations between validations, and between pictures in TensorBoard."""
+    """Iterations between validations, and between pictures in TensorBoard; at least 1."""
     validate_images: int = 200
-    """How many images of the validation data set are looked at, evenly spread over it."""
+    """Images to validate on, evenly spread over the validation data set; at least 1."""
     loader_workers: int = 2
-    """Processes per worker that decode images ahead of the step; 0 decodes in the step."""
+    """Processes per worker that decode images in advance; 0 decodes them in the training process."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
@@ -116,14 +119,14 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierConfig(OptimConfig):
-    """The classifier whose class maps are the CAMs."""
+    """How the classifier, whose class maps are the CAMs, is trained."""
 
     section: ClassVar[str] = "classifier"
 
     feature_dim: int = 256
-    """Channels D of the features under the class maps."""
+    """Channels of the features that the class maps are made of."""
     ssc_temperature: float = 1.0
-    """Divides the similarities of SSC (paper: 1)."""
+    """Divisor of the similarities in SSC, above 0 (paper: 1)."""
     loss_weights: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
@@ -133,18 +136,24 @@ class ClassifierConfig(OptimConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmenterConfig(OptimConfig):
-    """DeepLabV3 on the pseudo labels (supplement: batch 8, lr 5e-4, weight decay 1e-5, 30 epochs)."""
+    """How the segmenter (DeepLabV3) is trained on the pseudo labels.
+
+    Supplement: batch size 8, lr 5e-4, weight decay 1e-5, 30 epochs.
+    """
 
     section: ClassVar[str] = "segmenter"
 
     lr: float = 5e-4
+    """Highest learning rate, reached after lr_warmup_iters; above 0 (supplement)."""
     weight_decay: float = 1e-5
+    """Weight decay, L2 for SGD and decoupled for AdamW; 0 or more (supplement)."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum of SGD, 0 or more."""
     max_iters: int = 39_682
-    """Iterations (supplement: 30 epochs of VOC trainaug)."""
+    """Iterations of the whole training, at least 1 (supplement: 30 epochs of VOC trainaug)."""
     freeze_stages: int = 0
+    """First stages of the backbone that are not trained, nor is the stem; 0 trains everything."""
     aspp_dim: int = 256
-    """Channels of the atrous spatial pyramid."""
+    """Channels of the atrous spatial pyramid pooling."""
     atrous_rates: tuple[int, ...] = (6, 12, 18)
-    """Dilation of its branches, in cells of the feature map (DeepLabV3 at output stride 16)."""
+    """Dilations of its branches, in cells of the feature map (DeepLabV3: 6, 12, 18 at stride 16)."""

@@ -1,12 +1,12 @@
 """COCO instance annotations: labels, and label maps rasterised from polygons and RLE.
 
-A crowd region of a class counts as that class being in the image (it is), and its pixels are ignored in
-the mask. Classes are the file's categories, sorted by category id.
+A crowd region adds its class to the image's labels, and its pixels are ignored in the mask. Classes are the
+file's categories, sorted by category id.
 """
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +16,33 @@ from ray_wsss.data.schema import SourceRow, check_class_names, locate
 from ray_wsss.errors import UserError
 
 
-def read_coco(images: Path, annotations: Path) -> tuple[list[str], list[SourceRow]]:
-    """Class names and one row per image of the JSON file ``annotations``; file names are below ``images``.
+class Rle(TypedDict):
+    """A mask as COCO's compressed RLE, ready for JSON."""
 
-    An annotation of an unknown category makes its image an error row, one of an unknown image an error row
-    of its own. Where a file or an image's annotations lack segmentations (labels or boxes only), the
-    image gets labels and no mask.
+    size: list[int]
+    """Height and width in pixels."""
+    counts: str
+    """Run lengths, column by column, in COCO's compressed text form."""
+
+
+def read_coco(images: Path, annotations: Path) -> tuple[list[str], list[SourceRow]]:
+    """Read the class names and one row per image from the JSON file ``annotations``.
+
+    An annotation with an unknown category turns its image into an error row; an annotation of an image that
+    the file doesn't list adds an error row. An image gets labels but no mask if the whole file, or any of
+    the image's annotations, has no segmentation (labels or boxes only).
+
+    Args:
+        images: folder that the file names in ``annotations`` are relative to.
 
     Raises:
-        UserError: a missing or malformed file, repeated image or category ids.
+        UserError: a file is missing or malformed, or an image or category id is repeated.
     """
     if not images.is_dir():
         raise UserError(f"{images} is not a folder; expected the folder of the COCO images")
     content = _load_json(annotations)
     categories = _by_id(content, "categories", "name", annotations)
-    # Ids are strings here; COCO's are numbers, and 10 sorts after 9.
+    # Sorted by the ids themselves and not as text, which would put 10 before 9.
     ordered = sorted(categories.values(), key=lambda c: (isinstance(c["id"], str), c["id"]))
     class_names = [str(category["name"]) for category in ordered]
     check_class_names(class_names, annotations)
@@ -55,12 +67,12 @@ def read_coco(images: Path, annotations: Path) -> tuple[list[str], list[SourceRo
 def rasterise(annotations: list[dict[str, Any]], height: int, width: int) -> NDArray[np.uint8]:
     """Paint annotations (``segmentation``, ``iscrowd``, ``class_index``) into an (H, W) uint8 label map.
 
-    0 is background and class c is c + 1. Where instances overlap, the one of fewer pixels is on top (a cup
-    before a table); of equals, the later. Crowd regions are 255 and on top of everything: their outlines
-    are too coarse to say what is inside.
+    0 is background and class c is c + 1. Where instances overlap, the one with fewer pixels is on top (a cup
+    on a table); of equally large ones, the later. Crowd regions are 255 and on top of everything, because
+    their outlines are too coarse to tell what is inside.
 
     Raises:
-        ValueError: a segmentation that is malformed or of another size, naming the annotation.
+        ValueError: a segmentation is malformed or of another size; the message names the annotation.
     """
     label_map = np.zeros((height, width), np.uint8)
     painted = []
@@ -115,15 +127,15 @@ def _row(
     )
 
 
-def encode_rle(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> dict[str, Any]:
-    """A mask (H, W) of 0 and 1 as COCO's compressed RLE, ready for JSON: {size, counts}."""
+def encode_rle(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> Rle:
+    """Encode a mask (H, W) of 0 and 1 as COCO's compressed RLE."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    # Its stubs call them str; the C code gives bytes.
+    # pycocotools' stubs declare str, but its C code returns bytes.
     return {"size": rle["size"], "counts": cast(bytes, rle["counts"]).decode("ascii")}
 
 
 def decode_rle(counts: str, image_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask (H, W) of COCO's compressed RLE. Raises ValueError where it is malformed."""
+    """Decode the counts of COCO's compressed RLE to a mask (H, W). Raises ValueError if malformed."""
     runs = _checked_runs({"size": list(image_hw), "counts": counts}, *image_hw)
     return _fill(runs, *image_hw)
 
@@ -134,10 +146,10 @@ def _fill(runs: list[int], height: int, width: int) -> NDArray[np.bool_]:
 
 
 def _runs(segmentation: Any, height: int, width: int) -> list[int]:
-    """Polygons [[x, y, ...], ...] or RLE {size, counts} as run lengths, column by column, outside first.
+    """Run lengths of polygons [[x, y, ...], ...] or RLE {size, counts}, column by column, background first.
 
-    RLE is read here and not by pycocotools: its C code trusts what it is given (a short RLE shows
-    uninitialised memory), and its ``decode`` warns under NumPy 2.
+    RLE is not decoded by pycocotools, because its C code doesn't check its input (a short RLE exposes
+    uninitialised memory) and its ``decode`` warns under NumPy 2.
     """
     if isinstance(segmentation, dict):
         return _checked_runs(segmentation, height, width)
@@ -154,7 +166,7 @@ def _check_polygon(polygon: Any) -> None:
         size = f"{len(polygon)} numbers" if isinstance(polygon, list) else f"{polygon!r}"
         raise ValueError(f"a polygon of {size}; expected x, y pairs, at least 6 numbers")
     coordinates = np.asarray(polygon, dtype=np.float64)
-    # pycocotools' C code casts to int: far-off or non-finite coordinates would overflow there.
+    # pycocotools' C code casts to int, which overflows for far-off and non-finite coordinates.
     if not (np.abs(coordinates) < 1e6).all():
         raise ValueError("a polygon with coordinates that are not finite pixels")
 
@@ -170,8 +182,11 @@ def _checked_runs(segmentation: dict[str, Any], height: int, width: int) -> list
 
 
 def _run_lengths(text: str | bytes) -> list[int]:
-    """COCO's compressed counts: signed 5-bit groups offset by '0'; from the fourth on, differences
-    from the run two before."""
+    """Run lengths of COCO's compressed counts.
+
+    A character holds 5 bits of a signed number, lowest bits first, and a bit that says whether more follow;
+    it is offset by '0'. From the fourth on, a number is the difference from the run two before.
+    """
     counts: list[int] = []
     value = shift = 0
     for code in text.encode("ascii") if isinstance(text, str) else text:
@@ -211,7 +226,7 @@ def _objects(content: dict[str, Any], field: str, path: Path) -> list[dict[str, 
 
 
 def _by_id(content: dict[str, Any], field: str, needed: str, path: Path) -> dict[str, dict[str, Any]]:
-    """The objects of a field by id as text; ids and the ``needed`` key must be there, ids only once."""
+    """Objects of a field, by id as text; UserError for a repeated id, or a missing id or ``needed`` key."""
     found: dict[str, dict[str, Any]] = {}
     for index, item in enumerate(_objects(content, field, path)):
         key = item.get("id")

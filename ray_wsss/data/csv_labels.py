@@ -1,4 +1,4 @@
-"""A table of ``path,label;label``, comma-separated, with or without a header line."""
+"""Image labels from a CSV table of ``path,label;label`` lines, with or without a header line."""
 
 import csv
 import posixpath
@@ -13,17 +13,18 @@ from ray_wsss.errors import UserError
 def read_csv(
     table: Path, images: Path, classes: Sequence[str] | None = None
 ) -> tuple[list[str], list[SourceRow]]:
-    """Class names (``classes`` in their order, else all labels sorted) and one row per path of ``table``.
+    """Read the class names and one row per path from ``table``.
 
-    Paths are relative to ``images``. A blank label column leaves the image unlabelled; lines of the same
-    path add up their labels. The first line is a header if its path has no image's extension and is no
-    file. UTF-8, with or without a byte order mark.
+    Class names are ``classes`` in their order, else all labels sorted. Paths are relative to ``images``. A
+    blank label column leaves the image unlabelled; lines with the same path add their labels together. The
+    first line is a header if its path has no image extension and no such file exists. The table is UTF-8,
+    with or without a byte order mark.
 
     Raises:
-        UserError: a missing or malformed table, a label that ``classes`` lacks, no label at all.
+        UserError: the table is missing or malformed, has no labels, or a label that ``classes`` lacks.
     """
     if not images.is_dir():
-        raise UserError(f"{images} is not a folder; expected the folder that the paths of {table} start from")
+        raise UserError(f"{images} is not a folder; expected the folder of the paths in {table}")
     lines = _read_lines(table)
     if lines and _is_header(lines[0][1][0], images):
         lines = lines[1:]
@@ -48,7 +49,7 @@ def read_csv(
 
 
 def _read_lines(table: Path) -> list[tuple[int, list[str]]]:
-    """(line number, cells) of the lines that aren't blank."""
+    """(line number, cells) of each line that isn't blank."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True, skipinitialspace=True)

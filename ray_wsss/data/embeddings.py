@@ -1,4 +1,4 @@
-"""SAM's image embeddings on disk: half precision, or bytes with a scale per channel.
+"""SAM's image embeddings on disk: fp16, or int8 with a scale per channel.
 
 EMBEDDINGS/shards/part-000000.parquet  see ``EMBEDDING_SCHEMA``
 """
@@ -26,32 +26,34 @@ EMBEDDING_SCHEMA = pa.schema(
         pa.field("height", pa.int32()),  # pixels of the image
         pa.field("width", pa.int32()),
         pa.field("shape", pa.list_(pa.int32(), 3)),  # D, h, w
-        pa.field("embedding", pa.binary()),  # row-major: fp16, or int8 where there is a scale
-        pa.field("scale", pa.list_(pa.float32())),  # int8 only: value x scale of its channel, D of them
-        pa.field("error", pa.string()),  # why there is no embedding; null where there is one
+        pa.field("embedding", pa.binary()),  # row-major: int8 if there is a scale, else fp16
+        pa.field("scale", pa.list_(pa.float32())),  # int8 only, (D,): factor of each channel's values
+        pa.field("error", pa.string()),  # why there is no embedding; null if there is one
     ]
 )
 GROUP_BYTES = 2 * 2**20
-"""Size of a row group, one embedding of Meta's SAM: training reads single ones at random."""
+"""Bytes of a row group: one embedding of Meta's SAM, because training reads single ones at random."""
 
 
 @dataclass(frozen=True, eq=False)
 class StoredEmbedding:
-    """An embedding as it is stored."""
+    """An embedding in the form it is stored in."""
 
     values: NDArray[np.float16 | np.int8]
-    """(D, h, w)."""
+    """(D, h, w); int8 values are to be multiplied by ``scale``."""
     scale: NDArray[np.float32] | None = None
-    """(D,) for int8, else None."""
+    """(D,) for int8; None for fp16."""
 
 
 def store_embeddings(
     embeddings: Float[Tensor, "N D h w"], dtype: EmbeddingDtype
 ) -> list[StoredEmbedding | ValueError]:
-    """Round embeddings for storing, on their device; int8 is symmetric, each channel's largest value is 127.
+    """Round embeddings to the type they are stored in, on their device.
+
+    int8 is symmetric: the largest absolute value of a channel becomes 127.
 
     Returns:
-        One entry for each; an error where values are not finite, or beyond half precision.
+        One entry per embedding: an error if values are not finite, or too large for fp16.
     """
     largest = embeddings.abs().amax((2, 3))
     if dtype == "fp16":
@@ -73,7 +75,7 @@ def store_embeddings(
 
 
 class EmbeddingCache:
-    """Embeddings by image id."""
+    """Stored embeddings, by image id."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -81,15 +83,15 @@ class EmbeddingCache:
 
     @property
     def image_ids(self) -> list[str]:
-        """Ids of all images, those without an embedding included."""
+        """Ids of all images, including those without an embedding."""
         return self._shards.image_ids
 
     def read(self, image_id: str, image_hw: tuple[int, int]) -> StoredEmbedding:
-        """The embedding of an image of this size (pixels).
+        """Read the embedding of an image of (height, width) ``image_hw`` in pixels.
 
         Raises:
-            ValueError: there is none, or it is of an image of another size.
-            UserError: the cache is damaged.
+            ValueError: the image has no embedding, or had another size when it was embedded.
+            UserError: a shard is damaged.
         """
         try:
             index = self._shards.index_of(image_id)
@@ -108,16 +110,16 @@ class EmbeddingCache:
         return StoredEmbedding(values.reshape(row["shape"]), scale)
 
     def require(self, image_ids: list[str], dataset: Path) -> None:
-        """Raise UserError unless the cache knows all these images."""
+        """Raise UserError unless all these images of ``dataset`` are in the cache."""
         self._shards.require(image_ids, dataset, "embed")
 
 
 def open_embeddings(folder: Path) -> EmbeddingCache:
-    """The cache in a folder; opened once per process, since its index takes a while."""
+    """Open the embeddings in a folder, once per process because reading their index takes a while."""
     return _open(folder, (folder / "manifest.json").stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)
 def _open(folder: Path, version: int) -> EmbeddingCache:
-    """``version`` tells a cache that was made again from its old self."""
+    """``version`` changes when the embeddings are made again, so that the old cache is not used for them."""
     return EmbeddingCache(folder)

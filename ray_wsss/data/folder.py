@@ -1,4 +1,4 @@
-"""Images in folders; with a folder per class, an image's class is the name of the top folder it lies in."""
+"""Images in folders. With one folder per class, an image's class is the name of its top folder."""
 
 import hashlib
 from collections import Counter
@@ -11,14 +11,14 @@ from ray_wsss.storage import FoundFile, find_files, is_remote
 
 
 def read_folder(root: Path) -> tuple[list[str], list[SourceRow]]:
-    """Sorted class names and one row per different image below ``root``.
+    """Read the sorted class names and one row per distinct image below ``root``.
 
-    Classes are the folders of ``root`` with an image somewhere in them. Equal files (by SHA-256) become one
-    row, named after the first path, with the classes of all. Images directly in ``root`` have no class.
-    Hidden files and folders, and files without an image's extension, are passed over.
+    Classes are the folders in ``root`` that hold an image at any depth. Identical files (by SHA-256) become
+    one row, named after the first path, with the classes of all. Images directly in ``root`` have no class.
+    Hidden files and folders, and files without an image extension, are skipped.
 
     Raises:
-        UserError: no such folder, or no class folder with images in it.
+        UserError: ``root`` is not a folder, or has no class folder with images.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; expected one with a folder of images per class")
@@ -41,24 +41,24 @@ def read_folder(root: Path) -> tuple[list[str], list[SourceRow]]:
 
 
 def list_images(root: Path) -> list[str]:
-    """Sorted names, relative to ``root``, of all images in it and in the folders below.
+    """Sorted names, relative to ``root``, of all images in it and in its subfolders.
 
-    Hidden files and folders, and files without an image's extension, are passed over. An image may be a
-    link to elsewhere; linked folders are not entered.
+    Hidden files and folders, and files without an image extension, are skipped. Linked images are listed;
+    linked folders are not entered.
 
     Raises:
-        UserError: no such folder, or no image in it.
+        UserError: ``root`` is not a folder, or has no images.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; expected one with images")
     names = sorted(name for name in find_files(root) if _is_image(name))
     if not names:
-        raise UserError(f"{root} has no images; expected files such as .jpg and .png in it, or further down")
+        raise UserError(f"{root} has no images; expected files such as .jpg and .png in it or below it")
     return names
 
 
 def _list_files(root: Path) -> dict[str, FoundFile]:
-    """Files below ``root`` by their name from there; a class folder may be a link to elsewhere."""
+    """Files below ``root`` by relative path; class folders that are links are entered."""
     found = find_files(root)
     links = [] if is_remote(root) else [p for p in root.iterdir() if p.is_symlink() and p.is_dir()]
     for link in links:
@@ -72,7 +72,7 @@ def _row(group: list[str], path: str, error: str | None, class_of: dict[str, int
 
 
 def _class_name(name: str) -> str:
-    """The top folder that a file lies in; empty where it lies in none."""
+    """Name of the top folder that a file lies in; empty if it lies in none."""
     return name.partition("/")[0] if "/" in name else ""
 
 
@@ -82,9 +82,9 @@ def _is_image(name: str) -> bool:
 
 
 def _content_keys(root: Path, files: dict[str, FoundFile]) -> dict[str, str]:
-    """The content hash of each file that may have an equal; only files of one size can be equal.
+    """SHA-256 of each file that may have a duplicate, by name; only files of one size can be identical.
 
-    Empty and unreadable files get none, so that each is reported under its own name.
+    Empty and unreadable files get no hash, so that each is reported under its own name.
     """
     shared = Counter(file.size for file in files.values())
     keys = {}

@@ -1,14 +1,14 @@
-"""Encoded bytes to arrays and back, strictly: what can't be decoded in full is an ``ImageError``.
+"""Image files to arrays and back; a file that can't be decoded in full raises ``ImageError``.
 
-Every image becomes (H, W, 3) uint8 RGB by rules that depend on the bytes alone:
+Every image becomes (H, W, 3) uint8 RGB by rules that depend on its bytes alone:
 
-- 16 bits become 8 by keeping the high byte (Pillow does the same to 16-bit colour). The container's range
-  counts, not the content's, so a dark picture stays dark.
-- Transparency is composited on white. What lies under transparent pixels is arbitrary (a cut-out often
-  keeps its old background there), and white is what its annotators most likely saw.
-- Of an animation or a multi-page file the first frame is read.
+- 16-bit values become 8-bit by keeping the high byte (Pillow does the same to 16-bit colour). The scale is
+  that of the file format and not of the content, so a dark picture stays dark.
+- Transparent pixels are composited on white. The colour stored under them is arbitrary (a cut-out often
+  keeps its old background there), and annotators most likely saw white.
+- Only the first frame of an animation or a multi-page file is read.
 - EXIF orientation is applied only as the ``orientation`` argument says, so that decoding is reproducible.
-  Pillow itself turns a TIFF upright while loading; a TIFF is therefore reported as orientation 1.
+  Pillow itself turns a TIFF upright while loading it, so a TIFF is reported with orientation 1.
 """
 
 import struct
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 MAX_PIXELS = 500_000_000
-"""Larger images are refused: decoded, they would take more than 1.5 GB each."""
+"""Most pixels of an image. Larger images are refused: each would take more than 1.5 GB when decoded."""
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".jp2")
@@ -36,7 +36,7 @@ IMAGE_SUFFIXES = frozenset(
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 
-# What Pillow's decoders let through on malformed input, as seen when feeding them cut and altered files.
+# Exceptions that Pillow's decoders raise on malformed input, found by feeding them cut and altered files.
 _DECODER_ERRORS = (
     OSError,
     ValueError,
@@ -57,12 +57,12 @@ _QUIET_LOCK = threading.Lock()
 
 
 class ImageError(ValueError):
-    """Bytes that are not a complete, supported image; the message is the reason, without a file name."""
+    """Bytes are not a complete image of a supported kind; the message is the reason, without a file name."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """Height and width in pixels as stored, and the EXIF orientation 1..8 (1 where there is none)."""
+    """Height and width in pixels as stored, and the EXIF orientation 1..8 (1 if there is none)."""
 
     height: int
     width: int
@@ -70,10 +70,10 @@ class ImageInfo:
 
 
 def decode_image(data: bytes, orientation: int = 1) -> NDArray[np.uint8]:
-    """Decode to (H, W, 3) uint8 RGB, turned by the EXIF ``orientation`` 1..8 (1: as stored).
+    """Decode an image to (H, W, 3) uint8 RGB, turned by the EXIF ``orientation`` 1..8 (1: as stored).
 
     Raises:
-        ImageError: empty, truncated, corrupt, of an unsupported kind, or above ``MAX_PIXELS``.
+        ImageError: the image is empty, truncated, corrupt, of an unsupported kind, or above ``MAX_PIXELS``.
     """
     image = _load(data, _FORMATS)
     try:
@@ -84,18 +84,18 @@ def decode_image(data: bytes, orientation: int = 1) -> NDArray[np.uint8]:
 
 
 def decode_upright(data: bytes) -> NDArray[np.uint8]:
-    """Decode to (H, W, 3) uint8 RGB as EXIF says, where no annotation states a size. Raises ImageError."""
+    """Decode an image without annotations to (H, W, 3) uint8 RGB, turned as EXIF says. Raises ImageError."""
     return decode_image(data, choose_orientation(probe_image(data), None))
 
 
 def probe_image(data: bytes) -> ImageInfo:
-    """Read size and orientation from the header alone. Raises ImageError as ``decode_image`` does."""
+    """Read the size and orientation from the header alone. Raises ImageError as ``decode_image`` does."""
     image = _open(data, _FORMATS)
     orientation: object = None
     if image.format != "TIFF":
         with _quiet():
             try:
-                # The base class's method: PngImageFile's own decodes the pixels when it finds no EXIF chunk.
+                # The base class's method: PngImageFile's own decodes the pixels if it finds no EXIF chunk.
                 orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
             except _DECODER_ERRORS:
                 orientation = None  # unreadable EXIF: viewers show such pictures as stored
@@ -105,14 +105,14 @@ def probe_image(data: bytes) -> ImageInfo:
 
 
 def choose_orientation(info: ImageInfo, stated_hw: tuple[int, int] | None) -> int:
-    """The orientation to decode with, given the (height, width) that the annotations state, if any.
+    """EXIF orientation to decode an image with, given the (height, width) that its annotations state, if any.
 
-    EXIF is applied unless the stated size contradicts it and agrees with the pixels as stored. Where both
-    agree (square, 180 degrees, mirrored) EXIF is applied too: annotation tools show pictures upright, and
-    detectron2 reads COCO files so.
+    EXIF is applied unless only the pixels as stored have the stated size. If both ways have it (square,
+    180 degrees, mirrored), EXIF is applied, because annotation tools show pictures upright and detectron2
+    reads COCO files that way.
 
     Raises:
-        ImageError: neither way gives the stated size.
+        ImageError: the image has the stated size neither way.
     """
     stored_hw = (info.height, info.width)
     upright_hw = stored_hw[::-1] if info.exif_orientation >= 5 else stored_hw
@@ -126,7 +126,11 @@ def choose_orientation(info: ImageInfo, stated_hw: tuple[int, int] | None) -> in
 
 
 def apply_orientation(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Turn (H, W, ...) pixels upright, contiguous, by the EXIF orientation 1..8; else ValueError."""
+    """Turn pixels (H, W, ...) upright by the EXIF ``orientation``, into a contiguous array.
+
+    Raises:
+        ValueError: ``orientation`` is not 1 to 8.
+    """
     turned = {
         1: lambda a: a,
         2: np.fliplr,
@@ -144,7 +148,7 @@ def apply_orientation(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Pillow's warnings about damaged metadata to itself, one thread at a time: filters are global."""
+    """Silence Pillow's warnings about damaged metadata, one thread at a time: warning filters are global."""
     with _QUIET_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -175,7 +179,7 @@ def _load(data: bytes, formats: tuple[str, ...]) -> Image.Image:
     image = _open(data, formats)
     kind = "JPEG" if image.format == "MPO" else image.format
     try:
-        # Only TIFF reads metadata, and may warn, while loading; the lock would cost the others parallelism.
+        # Only TIFF reads metadata, and may warn, while loading. Without the lock, others load in parallel.
         with _quiet() if image.format == "TIFF" else nullcontext():
             image.load()
     except _DECODER_ERRORS as error:
@@ -193,7 +197,7 @@ def _why_unidentified(data: bytes, formats: tuple[str, ...]) -> str:
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """A loaded image as (H, W, 3) uint8."""
+    """Convert a loaded image to (H, W, 3) uint8 RGB."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined range")
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -211,7 +215,7 @@ def decode_mask(png: bytes) -> NDArray[np.uint8]:
     """Decode a palette or grey PNG to its (H, W) uint8 label map: palette indices or grey values.
 
     Raises:
-        ImageError: not a complete PNG, in colour, or with labels above 255.
+        ImageError: the PNG is incomplete, in colour, or has labels above 255.
     """
     image = _load(png, ("PNG",))
     if image.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
@@ -219,13 +223,13 @@ def decode_mask(png: bytes) -> NDArray[np.uint8]:
     labels = np.array(image)
     if labels.max() > 255:
         raise ImageError(f"the mask holds label {labels.max()}; expected labels from 0 to 255")
-    # Pillow stretches 2- and 4-bit grey (not palettes) to 0..255. The depth is byte 24 of every PNG.
+    # Pillow stretches 2- and 4-bit grey (not palettes) to 0..255. Byte 24 of every PNG is its bit depth.
     stretch = {2: 85, 4: 17}.get(png[24], 1) if image.mode == "L" else 1
     return (labels // stretch).astype(np.uint8)
 
 
 def describe_labels(class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """The labels of `encode_mask`: index, name, colour as red, green, blue; background is the first."""
+    """Labels in masks of `encode_mask`: index, name, colour as [red, green, blue]; background is first."""
     colours = voc_palette().tolist()
     names = ("background", *class_names)
     return [{"index": k, "name": name, "colour": colours[k]} for k, name in enumerate(names)]
@@ -243,10 +247,10 @@ def encode_mask(mask: NDArray[np.uint8]) -> bytes:
 
 
 def decode_segments(png: bytes) -> NDArray[np.int32]:
-    """Decode what `encode_segments` wrote to an (H, W) int32 segment map.
+    """Decode a PNG of `encode_segments` to an (H, W) int32 segment map.
 
     Raises:
-        ImageError: not a complete PNG, or not 16-bit grey.
+        ImageError: the PNG is incomplete, or not 16-bit grey.
     """
     image = _load(png, ("PNG",))
     if image.mode != "I;16":
@@ -267,7 +271,7 @@ def encode_segments(segments: NDArray[np.integer]) -> bytes:
 
 
 def voc_palette() -> NDArray[np.uint8]:
-    """VOC's colour map, (256, 3) uint8 RGB: the label's bits, dealt in turn to red, green and blue."""
+    """VOC's colour map, (256, 3) uint8 RGB: a label's bits go in turn to red, green and blue."""
     labels = np.arange(256)
     palette = np.zeros((256, 3), np.uint8)
     for bit in range(8):

@@ -17,14 +17,14 @@ _MAX_OPEN_FILES = 64
 
 
 class ShardReader:
-    """Rows by index over all ``DATASET/shards/*.parquet`` (else ``DATASET/*.parquet``), files in name order.
+    """Reads rows by index from all ``DATASET/shards/*.parquet`` (else ``DATASET/*.parquet``), in name order.
 
-    Column chunks of row groups are kept, the least recently used dropped, up to ``cache_bytes``. One row
-    costs reading its row group's columns, so order reads by neighbourhood where the disk is slow. A pickled
-    reader leaves open files and cache behind and opens its own. Not safe for several threads.
+    Reading a row reads the requested columns of its whole row group, so read neighbouring rows together if
+    the disk is slow. Columns that were read are cached, up to ``cache_bytes``; the least recently used are
+    dropped first. A pickled reader carries no open files and no cache. Not safe for several threads.
 
     Raises:
-        UserError: no such folder, no rows in it, or a damaged shard.
+        UserError: the folder has no shards or no rows, or a shard is damaged.
     """
 
     def __init__(self, dataset: Path, cache_bytes: int = 256 * 2**20) -> None:
@@ -32,7 +32,7 @@ class ShardReader:
         self.cache_bytes = cache_bytes
         self._forget()
         self._paths = shard_paths(self.dataset)
-        # One entry per row group: (file, group in file); and where each one's rows end.
+        # One entry per row group: (file, group in file). ``_ends`` has the number of rows up to its end.
         self._groups: list[tuple[int, int]] = []
         sizes: list[int] = []
         bytes_per_group = [1]
@@ -45,7 +45,7 @@ class ShardReader:
         self.largest_group_bytes = max(bytes_per_group)
         self._ends = list(accumulate(sizes))
         if not self._ends or not self._ends[-1]:
-            raise UserError(f"{self.dataset} has shards without a row; expected at least one image")
+            raise UserError(f"{self.dataset} has only shards without a row; expected at least one image")
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -59,13 +59,13 @@ class ShardReader:
         return self._image_ids
 
     def index_of(self, image_id: str) -> int:
-        """The row of an image. Raises KeyError where there is none."""
+        """Index of an image's row. Raises KeyError if the image has none."""
         if self._index is None:
             self._index = {name: row for row, name in enumerate(self.image_ids)}
         return self._index[image_id]
 
     def require(self, image_ids: list[str], dataset: Path, stage: str) -> None:
-        """Raise UserError unless all these images of ``dataset`` are here; ``stage`` is what adds them."""
+        """Raise UserError unless all these images of ``dataset`` have a row; the message names ``stage``."""
         known = set(self.image_ids)
         missing = [image_id for image_id in image_ids if image_id not in known]
         if missing:
@@ -75,15 +75,18 @@ class ShardReader:
             )
 
     def group_of(self, i: int) -> int:
-        """The row group that row ``i`` is in. Raises IndexError for a row that isn't there."""
+        """Index of the row group that row ``i`` is in. Raises IndexError if there is no such row."""
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
         return bisect_right(self._ends, i)
 
     def read(self, i: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
-        """Row ``i`` as Python values (bytes, str, int, list); all columns or those named.
+        """Read row ``i`` as Python values (bytes, str, int, list): all columns, or those named.
 
-        Raises IndexError for a row, KeyError for a column that isn't there.
+        Raises:
+            IndexError: there is no such row.
+            KeyError: there is no such column.
+            UserError: the shard is damaged.
         """
         group = self.group_of(i)
         offset = i - (self._ends[group - 1] if group else 0)
@@ -135,7 +138,7 @@ class ShardReader:
 
 
 def shard_paths(dataset: Path) -> list[Path]:
-    """The shards of a folder in name order. Raises UserError where there is none."""
+    """Paths of the shards in a folder, in name order. Raises UserError if there are none."""
     if not dataset.is_dir():
         raise UserError(f"{dataset} is not a folder; expected one with Parquet shards")
     folder = dataset / "shards" if (dataset / "shards").is_dir() else dataset
@@ -146,7 +149,7 @@ def shard_paths(dataset: Path) -> list[Path]:
 
 
 def failed_images(folder: Path) -> set[str]:
-    """Ids of the images that a stage failed on, from its ``errors.parquet``."""
+    """Ids of the images that a stage failed on, from its ``errors.parquet``; empty without that file."""
     path = folder / "errors.parquet"
     if not path.exists():
         return set()
@@ -155,7 +158,7 @@ def failed_images(folder: Path) -> set[str]:
 
 
 def open_shard(path: Path) -> pq.ParquetFile:
-    """Open a Parquet file. Raises UserError where it is damaged or missing."""
+    """Open a Parquet file. Raises UserError if it is damaged or missing."""
     try:
         return open_parquet(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -163,9 +166,9 @@ def open_shard(path: Path) -> pq.ParquetFile:
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a Parquet file; in a store, only what is read of it is fetched."""
+    """Open a Parquet file; from a store, only the parts that are read are fetched."""
     if not is_remote(path):
         return pq.ParquetFile(path, memory_map=True)
-    # Parquet asks for whole column chunks: reading ahead would fetch more than that.
+    # Without read-ahead: Parquet asks for whole column chunks, and reading ahead would fetch more than that.
     source = filesystem_of(path).open(key_of(path), "rb", cache_type="none")
     return pq.ParquetFile(source, pre_buffer=True)

@@ -1,4 +1,4 @@
-"""COCO's compressed RLE of masks that are on a device."""
+"""COCO's compressed RLE for masks on any torch device."""
 
 from itertools import pairwise
 from typing import Any
@@ -13,17 +13,17 @@ from ray_wsss.data.coco import encode_rle
 
 
 def encode_rles(masks: Bool[Tensor, "N H W"]) -> list[str]:
-    """The counts of N masks. From a GPU only the ends of their runs travel, all together."""
+    """Encode N masks as the counts of compressed RLE. A GPU sends only the starts of runs, all at once."""
     if masks.device.type == "cpu":
         return [encode_rle(mask)["counts"] for mask in masks.numpy()]
     return encode_by_runs(masks)
 
 
 def encode_by_runs(masks: Bool[Tensor, "N H W"]) -> list[str]:
-    """`encode_rles` for GPUs: on a CPU pycocotools is twice as fast."""
+    """Encode masks as `encode_rles` does, on their device. On a CPU pycocotools is twice as fast."""
     count, height, width = masks.shape
     by_column = masks.transpose(1, 2).flatten(1)
-    # A run begins where a pixel is not as the one before it; before the first, all is outside.
+    # A run begins where a pixel differs from the one before it; before the first, there is background.
     begins = by_column != F.pad(by_column[:, :-1], (1, 0))
     mask_of, pixel = begins.nonzero().cpu().numpy().T
     encoded, bounds = [], np.searchsorted(mask_of, np.arange(count + 1))

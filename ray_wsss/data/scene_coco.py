@@ -15,7 +15,7 @@ def write_scene_coco(folder: Path, name: str, seeds: range, size_px: int = 96) -
     """Write the scenes of ``seeds`` as ``folder/name/*.jpg`` and ``folder/instances_name.json``.
 
     Returns:
-        The folder of images and the annotation file, as `data.coco.read_coco` takes them.
+        The folder of images and the annotation file, for `data.coco.read_coco`.
     """
     images_dir = folder / name
     images_dir.mkdir(parents=True, exist_ok=True)
@@ -37,8 +37,8 @@ def write_scene_coco(folder: Path, name: str, seeds: range, size_px: int = 96) -
     return images_dir, path
 
 
-def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]:
-    """COCO annotations of the objects that can be seen."""
+def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
+    """COCO annotations of the objects whose emblem is visible."""
     found = []
     for thing in scene.objects:
         if not thing.emblem.any():

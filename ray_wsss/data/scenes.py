@@ -1,11 +1,11 @@
-"""Generated scenes: objects whose class shows on a small emblem only.
+"""Generated scenes: images of objects whose class shows only on a small emblem.
 
 Each object is a grey, textured body of random shape that carries a plate, and on the plate a
 saturated emblem. The emblem alone tells the class, so a plain classifier's CAM lights up the
-emblem and misses the body: the failure that S2C mends. The nesting emblem < plate < body gives
+emblem and misses the body: the failure that S2C corrects. The nesting emblem < plate < body gives
 SAM's three outputs (sub-part, part, whole) a definite meaning.
 
-A scene is a pure function of its seed.
+A scene is a pure function of its seed and size.
 """
 
 from collections.abc import Iterator
@@ -93,7 +93,7 @@ def _paint_background(rng: np.random.Generator, height: int, width: int) -> Fiel
 
 
 def _blob(rng: np.random.Generator, ys: Field, xs: Field, radius: float) -> Field:
-    """Approximate signed distance, in pixels and positive inside, to a random closed shape at 0."""
+    """Approximate signed distance, in pixels and positive inside, to a random closed shape around 0."""
     angle, aspect = rng.uniform(0, 2 * np.pi), rng.uniform(0.62, 1.0)
     u = np.cos(angle) * xs + np.sin(angle) * ys
     v = (np.cos(angle) * ys - np.sin(angle) * xs) / aspect
@@ -112,7 +112,7 @@ def _blob(rng: np.random.Generator, ys: Field, xs: Field, radius: float) -> Fiel
 
 
 def _emblem(class_index: int, ys: Field, xs: Field, radius: float, angle: float) -> Field:
-    """Approximate signed distance to the glyph of a class, as `_blob`."""
+    """Approximate signed distance, in pixels and positive inside, to the emblem of a class."""
     u = np.cos(angle) * xs + np.sin(angle) * ys
     v = np.cos(angle) * ys - np.sin(angle) * xs
     polar, phi = np.hypot(u, v), np.arctan2(v, u)
@@ -143,7 +143,7 @@ def _paint_object(
     angle = rng.uniform(0, 2 * np.pi)
     off_y, off_x = np.sin(angle) * radius * 0.55, np.cos(angle) * radius * 0.55
 
-    # The plate straddles the body's rim like a head, so bodies have two parts and varied outlines.
+    # The plate straddles the body's rim, as a head does, so bodies have two parts and varied outlines.
     plate = _blob(rng, dy - off_y, dx - off_x, max(6.5, radius * rng.uniform(0.42, 0.55)))
     body = np.maximum(_blob(rng, dy, dx, radius), plate)
     emblem_radius = max(5.0, radius * rng.uniform(0.26, 0.34))
@@ -151,7 +151,7 @@ def _paint_object(
     emblem = np.minimum(emblem, plate - 1)
 
     ground = float(canvas[body > 0].mean()) if (body > 0).any() else 128.0
-    # The body's brightness keeps clear of the ground under it: an edge that can be seen.
+    # The body's brightness differs from that of the ground under it, so that its edge is visible.
     choices = [v for v in rng.uniform(25, 230, 12) if abs(v - ground) > 35] or [ground - 60]
     grey = choices[0] + rng.uniform(8, 30) * _texture(rng, height, width)
     warmth = rng.uniform(-0.05, 0.05)
@@ -184,7 +184,7 @@ def _place(
 
 
 def make_scene(seed: int, height: int = 96, width: int = 96) -> Scene:
-    """Draw the scene of ``seed``: 1 to 3 objects, now and then two of one class.
+    """Draw the scene of ``seed``: 1 to 3 objects, sometimes two of one class.
 
     Args:
         seed: a non-negative integer; the same seed and size give the same scene.
@@ -192,7 +192,7 @@ def make_scene(seed: int, height: int = 96, width: int = 96) -> Scene:
         width: image width in pixels, at least 48.
 
     Raises:
-        ValueError: the image is too small for an emblem to be seen.
+        ValueError: the image is too small for visible emblems.
     """
     if min(height, width) < 48:
         raise ValueError(f"a scene of {height} x {width} px is too small; expected at least 48 x 48")

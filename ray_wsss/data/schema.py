@@ -1,8 +1,8 @@
-"""The data set on disk, and the rows it is made from.
+"""A data set on disk, and the source rows it is made from.
 
 DATASET/metadata.json              written last: a data set without it is unfinished
 DATASET/shards/part-00000.parquet  images, see ``IMAGE_SCHEMA``
-DATASET/errors.parquet             what could not be read, see ``ERROR_SCHEMA``
+DATASET/errors.parquet             images that could not be read, see ``ERROR_SCHEMA``
 """
 
 import json
@@ -21,7 +21,7 @@ from ray_wsss.storage import is_remote, replace_atomically, write_json
 FORMAT_VERSION = 1
 ROWS_PER_GROUP = 64
 MAX_CLASSES = 254
-"""Labels are uint8: 0 is background and 255 is ignore."""
+"""Most classes of a data set: labels are uint8, of which 0 is background and 255 is ignore."""
 
 SourceKind = Literal["coco", "voc", "folder", "csv"]
 
@@ -41,26 +41,26 @@ ERROR_SCHEMA = pa.schema([(name, pa.string()) for name in ("image_id", "path", "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceRow:
-    """One image as its source describes it, before anything but the description was read."""
+    """One image as its source describes it, before the image itself is read."""
 
     image_id: str
     path: str
     """Absolute path or URI of the image; for a row with an error, the path as its source names it."""
     image_labels: tuple[int, ...] | None = None
-    """Sorted class indices from 0; None or empty: unlabelled."""
+    """Sorted class indices from 0; None or empty if the image is unlabelled."""
     stated_hw: tuple[int, int] | None = None
-    """(height, width) in pixels that the annotations state."""
+    """(height, width) in pixels that the annotations state; None if they state none."""
     mask_path: str | None = None
     """Absolute path or URI of a ground-truth label map in PNG."""
     annotations: list[dict[str, Any]] | None = None
-    """COCO annotations (segmentation, iscrowd, id, class_index) to rasterise; empty: all background."""
+    """COCO annotations (segmentation, iscrowd, id, class_index) to rasterise; if empty, all is background."""
     error: str | None = None
-    """Why the row is already known to be bad."""
+    """Reason why the image can't be used, if one is known already."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetMetadata:
-    """What ``metadata.json`` says of a finished data set."""
+    """Content of ``metadata.json`` in a finished data set; the counts are numbers of images."""
 
     class_names: tuple[str, ...]
     source: SourceKind
@@ -70,7 +70,7 @@ class DatasetMetadata:
     has_masks: bool
 
     def save(self, dataset: Path) -> None:
-        """Write ``metadata.json`` atomically."""
+        """Write ``metadata.json`` atomically, in the folder ``dataset``."""
         content = {
             "format_version": FORMAT_VERSION,
             "class_names": list(self.class_names),
@@ -82,7 +82,7 @@ class DatasetMetadata:
 
     @classmethod
     def load(cls, dataset: Path) -> "DatasetMetadata":
-        """Read ``metadata.json``. Raises UserError where there is none, or one this version can't read."""
+        """Read ``metadata.json``. Raises UserError if it is missing, or this version can't read it."""
         path = dataset / "metadata.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -110,7 +110,7 @@ class DatasetMetadata:
 
 
 def check_class_names(class_names: Sequence[str], origin: Path) -> None:
-    """Raise UserError unless there are 1 to ``MAX_CLASSES`` names, none empty, none twice."""
+    """Raise UserError unless there are 1 to ``MAX_CLASSES`` names, none of them empty or repeated."""
     if not 1 <= len(class_names) <= MAX_CLASSES:
         raise UserError(f"{origin} has {len(class_names)} classes; expected 1 to {MAX_CLASSES}")
     seen: set[str] = set()
@@ -124,10 +124,10 @@ _LEAVES = "path leaves the folder {}"
 
 
 def locate(root: Path, name: str) -> tuple[str, str | None]:
-    """The absolute path or URI of ``root / name`` and no error, or ``name`` and why it lies outside ``root``.
+    """Absolute path or URI of ``root / name`` and None, or ``name`` and why it can't be used.
 
-    Symbolic links are followed first: a data set must not carry off what lies outside its folder. Whether
-    there is such a file is found out on reading it.
+    After following symbolic links, the path must lie in ``root``: a data set must not copy files from
+    outside its folder. The file may be missing, which shows when it is read.
     """
     if Path(name).is_absolute() or "://" in name:
         return name, f"absolute path; expected a path relative to {root}"
@@ -142,10 +142,10 @@ def locate(root: Path, name: str) -> tuple[str, str | None]:
 
 
 def write_table_atomically(table: pa.Table, path: Path, rows_per_group: int = ROWS_PER_GROUP) -> None:
-    """Write Parquet so that ``path`` is either absent, or its old self, or complete.
+    """Write a Parquet file atomically: until it is complete, ``path`` is absent or holds the old file.
 
-    Nothing is compressed or dictionary-encoded: images already are compressed, and small row groups keep
-    random access cheap.
+    Nothing is compressed or dictionary-encoded, because images already are compressed. Small row groups
+    keep random access cheap.
     """
     with replace_atomically(path) as temporary:
         pq.write_table(
@@ -159,10 +159,11 @@ def write_table_atomically(table: pa.Table, path: Path, rows_per_group: int = RO
 
 
 def write_errors(failed: Sequence[tuple[str, str]], out: Path, column: str = "image_id") -> None:
-    """Write ``out/errors.parquet``; none where no image failed.
+    """Write ``out/errors.parquet``, or remove it if no image failed.
 
     Args:
-        failed: images, by what ``column`` says, and why they failed.
+        failed: (image, reason) of each image that failed.
+        column: name of the column that identifies the image.
     """
     path = out / "errors.parquet"
     path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Pascal VOC: image sets, labels from the XML objects, palette masks kept as they are on disk."""
+"""Pascal VOC data sets: image sets, labels from the XML objects, palette masks used as they are on disk."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -36,14 +36,14 @@ _CLASS_OF = {name: index for index, name in enumerate(VOC_CLASS_NAMES)}
 
 
 def read_voc(root: Path, split: str = "trainval") -> tuple[list[str], list[SourceRow]]:
-    """The 20 VOC classes and one row per name of ``ImageSets/Segmentation/SPLIT.txt`` (else ``Main``).
+    """Read the 20 VOC classes and one row per name in ``ImageSets/Segmentation/SPLIT.txt`` (else ``Main``).
 
-    ``root`` is a folder like VOCdevkit/VOC2012. Labels come from all objects of ``Annotations/NAME.xml``,
-    difficult ones included; where there is none, from the mask; where there is neither, the image is
+    ``root`` is a folder like VOCdevkit/VOC2012. Labels come from all objects in ``Annotations/NAME.xml``,
+    difficult ones included. Without that file they come from the mask; without either, the image is
     unlabelled.
 
     Raises:
-        UserError: not a VOC folder, or no such split.
+        UserError: ``root`` is not a VOC folder, or has no such split.
     """
     if not (root / "JPEGImages").is_dir():
         raise UserError(f"{root} has no JPEGImages folder; expected a folder like VOCdevkit/VOC2012")
@@ -56,7 +56,7 @@ def _names(root: Path, split: str) -> list[str]:
     if path is None:
         known = sorted({file.stem for s in sets for file in s.glob("*.txt")})
         raise UserError(f"{root} has no image set '{split}'; expected one of: {', '.join(known) or '(none)'}")
-    # Main's per-class sets have a second column, 1 or -1, which is no image label to go by: the XML is.
+    # Main's per-class sets have a second column, 1 or -1. It is ignored, since the XML has all labels.
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
 
@@ -89,7 +89,7 @@ def _row(root: Path, name: str) -> SourceRow:
 
 
 def _read_xml(path: Path) -> tuple[tuple[int, ...], tuple[int, int] | None]:
-    """Class indices of the objects, and (height, width) where the file states one."""
+    """Class indices of the objects, and (height, width) in pixels if the file states a size."""
     try:
         root = ElementTree.fromstring(path.read_bytes())
     except ElementTree.ParseError as error:

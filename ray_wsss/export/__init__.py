@@ -1,5 +1,5 @@
-"""Labels in the forms that other people's tools read, one file per form.
+"""Writers for the label formats of other tools, one module per format.
 
-A format gets the images one at a time (`record.ExportedImage`), writes what belongs to one, and holds
-nothing of it afterwards.
+A format gets one image at a time (`export.record.ExportedImage`), writes its files and entries, and does not
+keep it in memory.
 """

@@ -1,7 +1,7 @@
-"""COCO's instances JSON, as pycocotools, detectron2, MMDetection, FiftyOne and others read it.
+"""COCO's instances JSON, which pycocotools, detectron2, MMDetection, FiftyOne and others read.
 
-OUT/annotations/instances_SPLIT.json
-OUT/images/SPLIT/NAME.jpg            what "file_name" is relative to
+OUT/annotations/instances_SPLIT.json   its "file_name" entries are relative to OUT/images/SPLIT
+OUT/images/SPLIT/NAME.jpg
 """
 
 import json
@@ -18,13 +18,13 @@ from ray_wsss.export.record import ExportedImage, Instance, find_parts
 
 
 class CocoFormat:
-    """Writes COCO: images and annotations go to disk as they come.
+    """Writes COCO, streaming images and annotations to disk.
 
-    Beside COCO's own fields an annotation has the scores and points that are known, by the names that
-    segment_anything's mask generator gives them.
+    An annotation has COCO's own fields, and the scores and points that are known, under the names that
+    segment_anything's mask generator uses.
 
     Args:
-        polygons: write outlines instead of RLE, one per connected part. pycocotools gives back the same
+        polygons: write outlines instead of RLE, one per connected part. pycocotools decodes them to the same
             pixels.
     """
 

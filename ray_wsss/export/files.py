@@ -1,4 +1,4 @@
-"""Files of an export: pictures that all readers show alike, and large files written piece by piece."""
+"""Files of an export: pictures that every reader decodes alike, and large text files written in pieces."""
 
 import json
 import shutil
@@ -20,20 +20,25 @@ from ray_wsss.storage import copy_file, is_remote, make_folder, replace_atomical
 _MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"BM": ".bmp"}
 _QUALITY = 95
 _JPEG_SIDE = 65_500
+"""Longest side that libjpeg writes, in pixels."""
 _HELD_CHARACTERS = 2**20
+"""Characters that a `StreamedFile` collects in memory before it writes them."""
 
 
 def portable_picture(data: bytes, orientation: int, *, jpeg_only: bool = False) -> tuple[bytes, str]:
-    """The file to write for an image, and its suffix.
+    """Bytes and suffix of the picture file to write for an image.
 
-    The bytes stay as they are where every reader sees the pixels that were labelled. Where EXIF turns the
-    image, some readers follow it and some don't, so it is decoded upright and encoded again: as JPEG of
-    quality 95 if it was one, else as PNG. TIFF, GIF, PPM and JPEG 2000, which browsers or trainers can't
-    read, become PNG too.
+    The bytes stay as they are if every reader decodes them to the pixels that were labelled. If an EXIF
+    orientation turns the image, some readers apply it and some don't. Such an image is decoded upright and
+    encoded again, as JPEG of quality 95 if it was a JPEG, else as PNG. TIFF, GIF, PPM and JPEG 2000 become
+    PNG too, since browsers or trainers can't read them.
 
     Args:
         orientation: EXIF orientation, 1..8, that the image was labelled with.
-        jpeg_only: make a JPEG of what is none.
+        jpeg_only: convert every other format to JPEG.
+
+    Raises:
+        ImageError: the image can't be decoded, or is too large for a JPEG.
     """
     suffix = next((suffix for magic, suffix in _MAGIC.items() if data.startswith(magic)), "")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -50,7 +55,7 @@ def portable_picture(data: bytes, orientation: int, *, jpeg_only: bool = False) 
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
-    """An image (H, W, 3) RGB as JPEG, colours at full resolution. Raises ImageError where it is too large."""
+    """JPEG of an image (H, W, 3) RGB, without chroma subsampling. Raises ImageError if it is too large."""
     if max(pixels.shape) > _JPEG_SIDE:
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise ImageError(f"{size} pixels are too many for a JPEG; expected at most {_JPEG_SIDE} a side")
@@ -60,14 +65,14 @@ def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
 
 
 def write_once(path: Path, data: bytes) -> None:
-    """Write a file atomically, unless it is there: an interrupted export of the same inputs goes on."""
+    """Write a file atomically unless it exists, so that an interrupted export of the same inputs resumes."""
     if not path.exists():
         with replace_atomically(path) as temporary:
             temporary.write_bytes(data)
 
 
 def write_picture(folder: Path, image: ExportedImage, *, jpeg_only: bool = False, skip: bool = False) -> str:
-    """Write an image's picture into ``folder``, unless ``skip``; returns its file name."""
+    """Write the picture of an image into ``folder``, unless ``skip``. Returns its file name either way."""
     data, suffix = portable_picture(image.data, image.orientation, jpeg_only=jpeg_only)
     if not skip:
         write_once(folder / f"{image.name}{suffix}", data)
@@ -80,17 +85,17 @@ def write_mask(path: Path, label_map: NDArray[np.uint8]) -> None:
 
 
 class StreamedFile:
-    """A text file that grows piece by piece and takes its name only when it is finished.
+    """A text file that is written in pieces under a temporary name; `finish` gives it its own name.
 
-    It is open only while it is written to, so a failed export leaves nothing but a temporary file: beside it,
-    or, of a file in a store, on this machine until the process ends.
+    A failed export leaves only the temporary file: in the folder of ``path``, or on this machine until the
+    process ends if ``path`` is in an object store. The file is open only during a write.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         make_folder(path.parent)
         folder = path.parent
-        if is_remote(path):  # there is no appending to a file there
+        if is_remote(path):  # object stores can't append to a file
             folder = Path(tempfile.mkdtemp(prefix="ray_wsss_"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._temporary = folder / f".{uuid4().hex}.tmp"
@@ -98,13 +103,14 @@ class StreamedFile:
         self._held = 0
 
     def write(self, text: str) -> None:
+        """Add text at the end."""
         self._pieces.append(text)
         self._held += len(text)
         if self._held > _HELD_CHARACTERS:
             self._flush()
 
     def append(self, other: "StreamedFile") -> None:
-        """Add what another one holds, which then is no more."""
+        """Move the content of ``other`` to the end of this file; ``other`` can't be used afterwards."""
         self._flush()
         other._flush()
         with other._temporary.open("rb") as source, self._temporary.open("ab") as target:
@@ -112,6 +118,7 @@ class StreamedFile:
         other._temporary.unlink()
 
     def finish(self) -> None:
+        """Write the rest, and move the file to ``path``."""
         self._flush()
         if is_remote(self.path):
             copy_file(self._temporary, self.path)
@@ -125,13 +132,14 @@ class StreamedFile:
 
 
 class JsonList:
-    """The entries of a JSON list, written one by one, a line each."""
+    """Writes the entries of a JSON list one by one, each on a line of its own."""
 
     def __init__(self, file: StreamedFile) -> None:
         self.file, self.count = file, 0
 
     def add(self, entry: object) -> None:
-        # In ASCII: names may hold what is no UTF-8, which JSON's escapes keep.
+        """Add an entry that JSON can hold."""
+        # json.dumps writes ASCII: names may hold lone surrogates, which its escapes keep and UTF-8 refuses.
         self.file.write(f"{',' if self.count else ''}\n{json.dumps(entry)}")
         self.count += 1
 

@@ -1,7 +1,7 @@
-"""A plain folder of masks, to look at or to read with anything.
+"""A plain folder of masks for viewing, or for any program that reads PNG.
 
 OUT/masks/NAME.png      palette PNG in VOC's colours: 0 background, class k as k + 1, 255 ignore
-OUT/overlays/NAME.jpg   the image with its classes painted on
+OUT/overlays/NAME.jpg   the image with its classes painted over it
 OUT/classes.json        index in the masks, name and colour of every class
 """
 

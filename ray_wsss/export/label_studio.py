@@ -1,7 +1,7 @@
-"""Label Studio: tasks with brush predictions to correct, and the labelling interface that shows them.
+"""Label Studio: tasks with predicted brush masks to correct, and the labelling interface that shows them.
 
-OUT/tasks.json           for Import
-OUT/config.xml           for Settings, Labeling Interface, Code
+OUT/tasks.json           to upload under Import
+OUT/config.xml           to paste under Settings, Labeling Interface, Code
 OUT/images/NAME.jpg      served by Label Studio's local storage, see `LabelStudioFormat`
 """
 
@@ -19,15 +19,16 @@ from ray_wsss.export.files import JsonList, StreamedFile, write_picture, write_t
 from ray_wsss.export.record import ExportedImage, Instance
 
 _RUN_BITS = (3, 4, 8, 16)
+"""The four widths of run lengths in a brush region, in bits, ascending."""
 _CHANNELS = 4
 
 
 class LabelStudioFormat:
-    """Writes Label Studio's tasks; they go to disk as they come.
+    """Writes Label Studio's tasks, streaming them to disk.
 
     Args:
-        url_prefix: what stands before "images/NAME.jpg" in a task's address of its image. For local storage
-            that is "/data/local-files/?d=", with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and the output
+        url_prefix: text before "images/NAME.jpg" in the image URL of a task. Label Studio's local storage
+            needs "/data/local-files/?d=", with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and the output
             folder as LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.
     """
 
@@ -82,11 +83,12 @@ class LabelStudioFormat:
 
 
 def encode_brush(mask: NDArray[np.bool_]) -> bytes:
-    """A mask (H, W) as Label Studio's brush regions hold it: thi.ng's rle-pack of an RGBA image.
+    """Encode a mask (H, W) for a brush region of Label Studio: thi.ng's rle-pack of an RGBA image.
 
-    Inside all four channels are 255, outside 0. The bits are: the number of bytes (32), the width of a value
-    less one (5), four widths of run lengths less one (4 each), and for every run 1, which of the widths (2),
-    its length less one, its value (8).
+    All four channels are 255 inside the mask and 0 outside. The bit stream holds the number of bytes of the
+    image (32 bits), the width of a value less one (5 bits), and four widths of run lengths less one (4 bits
+    each). Each run follows as a 1 (1 bit), the index of its width (2 bits), its length less one (in that
+    width) and its value (8 bits).
     """
     flat = mask.ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=~flat[:1]))

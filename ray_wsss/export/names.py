@@ -1,4 +1,4 @@
-"""File names for images whose ids come from anywhere: they stay in their folder, and no two are one."""
+"""File names for images with arbitrary ids: unique, and unable to leave their folder."""
 
 import hashlib
 import re
@@ -12,23 +12,24 @@ import numpy as np
 from ray_wsss.data.images import IMAGE_SUFFIXES
 
 _LONGEST = 120
-"""Bytes of a name; file systems allow 255 with everything that is added to it."""
+"""Longest name in bytes. File systems allow 255, which also has to hold what formats append."""
 _DIGEST = 10
+"""Hexadecimal digits of a hash that are appended to a name."""
 _LARGEST_NUMBER = 2**53
-"""JavaScript knows no larger whole numbers."""
+"""Image numbers stay below this, since JavaScript can't represent all larger integers."""
 
 
 class FileNames:
-    """Names and numbers of images, the same for the same ids in any order.
+    """Names and numbers of images. Names don't depend on the order of the ids.
 
-    An image keeps its id as its name, without an image's suffix, as far as that is a plain file name: other
-    characters, slashes among them, become "_". Where several images would then have one name (letters that
-    differ in their case alone count as equal) each gets a piece of its id's hash.
+    The name of an image is its id without an image suffix. Characters that don't belong in a plain file name,
+    slashes included, become "_". If several images would get the same name (upper and lower case count as
+    equal), part of a hash of the id is appended to each.
 
-    Numbers are the ids themselves where all of them are numbers, as COCO's are, else they count from 1.
+    Numbers are the ids themselves if all ids are distinct integers, as COCO's are; else they count from 1.
 
     Args:
-        image_ids: all of them. Held are 16 bytes of each.
+        image_ids: ids of all images; each takes 16 bytes of memory.
     """
 
     def __init__(self, image_ids: Iterable[str]) -> None:
@@ -43,14 +44,14 @@ class FileNames:
         self._numbered = bool((found >= 0).all()) and len(np.unique(found)) == len(found)
 
     def name(self, image_id: str) -> str:
-        """File name, without suffix, of an image."""
+        """File name of an image, without suffix."""
         plain = _plain(image_id)
         if _key(plain) not in self._clashing and not _ends_like_digest(plain):
             return plain
         return f"{plain}-{hashlib.sha256(image_id.encode()).hexdigest()[:_DIGEST]}"
 
     def number(self, image_id: str, position: int) -> int:
-        """The number of the image at ``position``, from 0."""
+        """Number of an image; ``position`` is its place in the export, from 0."""
         return _number(_plain(image_id)) if self._numbered else position + 1
 
 
@@ -71,6 +72,6 @@ def _key(name: str) -> int:
 
 
 def _number(name: str) -> int:
-    """The number that a name is, else -1."""
+    """The integer that a name spells, or -1 if it spells none below `_LARGEST_NUMBER`."""
     number = int(name) if name.isascii() and name.isdecimal() and len(name) <= 16 else -1
     return number if number < _LARGEST_NUMBER else -1

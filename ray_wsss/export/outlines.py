@@ -1,11 +1,12 @@
-"""Masks as polygons: one ring per connected region, exact, with holes.
+"""Masks as polygons: one exact ring per connected region, holes included.
 
-A format's polygons can't say "but not this part". So a hole is joined to the outline around it by a cut of no
-width, there and back: by the even-odd rule, which rasterisers follow, the hole stays a hole.
+The polygons of export formats can't exclude an area. A cut of zero width, there and back, therefore joins
+each hole to the outline around it. Under the even-odd rule, which rasterisers follow, the hole stays a hole.
 
-Rings come in two kinds, since rasterisers differ in which pixels a polygon holds. `edge_ring` follows the
-edges between pixels; pycocotools gives back exactly the mask. `centre_ring` goes through the centres of the
-outermost pixels, which OpenCV's fillPoly, behind most readers of YOLO's files, paints as well.
+There are two kinds of rings, since rasterisers differ in the pixels that they count as inside. `edge_ring`
+follows the edges between pixels; pycocotools turns it back into exactly the mask. `centre_ring` passes
+through the centres of the outermost pixels. OpenCV's fillPoly, which most readers of YOLO files use, paints
+those pixels too.
 """
 
 import numpy as np
@@ -13,33 +14,35 @@ from numpy.typing import NDArray
 from skimage.measure import find_contours
 
 _LEVEL = 0.75
-"""Contours lie nearer to the pixel inside than to the one outside: rounding gives the one inside."""
+"""Level of the contours in a mask of 0 and 1. Above 0.5 they lie nearer to the pixel inside, so that rounding
+gives that pixel."""
 
 Ring = NDArray[np.int64]
-"""(N, 2) x before y, not closed: the last corner is joined to the first."""
+"""(N, 2) corners, x before y; the last corner joins the first, which is not repeated."""
 
 
 def edge_ring(region: NDArray[np.bool_]) -> Ring:
-    """The outline of a connected (by corners too) region (H, W), along the edges of its pixels.
+    """Outline of a connected region (H, W) along the edges of its pixels; touching corners connect too.
 
-    Coordinates are corners of pixels: pixel (y, x) spans x to x + 1.
+    Coordinates are corners of pixels: the pixel in row y and column x spans y to y + 1 and x to x + 1.
     """
-    # A piece of a contour crosses the square between four neighbours' centres, and so one corner of pixels.
+    # Each segment of a contour crosses the square between the centres of four pixels, which has exactly one
+    # corner of pixels in it.
     return _merge([np.floor((c[:-1] + c[1:]) / 2).astype(np.int64) for c in _contours(region)])
 
 
 def centre_ring(region: NDArray[np.bool_]) -> Ring:
-    """The outline of a connected (by corners too) region (H, W), through the centres of its pixels.
+    """Outline of a connected region (H, W) through the centres of its pixels; touching corners connect too.
 
-    Coordinates are indices of pixels. A region of one pixel has one corner, a line of pixels goes back along
-    itself.
+    Coordinates are indices of pixels. The ring of a single pixel has one corner; the ring of a line of pixels
+    runs back along itself.
     """
-    # The frame that was added shifts contours by one pixel.
+    # `_contours` pads the region, which shifts contours by one pixel.
     return _merge([np.rint(c[:-1]).astype(np.int64) - 1 for c in _contours(region)])
 
 
 def _contours(region: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
-    """Closed contours (N, 2), y before x, the outer one first, then holes from left to right."""
+    """Closed contours (N, 2), y before x: the outer one, then the holes from left to right."""
     framed = np.pad(region.astype(np.float32), 1)
     contours = find_contours(framed, _LEVEL, fully_connected="high")
     outer = max(contours, key=lambda c: np.ptp(c[:, 0]) + np.ptp(c[:, 1]))
@@ -47,12 +50,12 @@ def _contours(region: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
 
 
 def _merge(rings_yx: list[Ring]) -> Ring:
-    """One ring of an outer one and its holes."""
+    """Join the outer ring and the rings of its holes into one ring, x before y."""
     merged, *holes = rings_yx
     for hole in holes:
         start = np.lexsort((hole[:, 0], hole[:, 1]))[0]
         y, x = hole[start]
-        # To the left of a hole's leftmost corner the region goes on until a ring that is merged already.
+        # Left of a hole's leftmost corner the next ring is already merged, since holes go from left to right.
         beside = np.flatnonzero((merged[:, 0] == y) & (merged[:, 1] <= x))
         at = beside[merged[beside, 1].argmax()]
         around = np.concatenate([hole[start:], hole[: start + 1]])
@@ -61,7 +64,7 @@ def _merge(rings_yx: list[Ring]) -> Ring:
 
 
 def _without_needless(ring: Ring) -> Ring:
-    """The ring without repeated corners and those on the way straight ahead."""
+    """The ring without repeated corners and without corners that it passes straight through."""
     moved = (ring != np.roll(ring, 1, axis=0)).any(1)
     if not moved.any():
         return ring[:1]

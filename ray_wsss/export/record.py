@@ -1,4 +1,4 @@
-"""What a format is given: one labelled image at a time."""
+"""Data that a format gets: one labelled image at a time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,47 +16,47 @@ InstancesBy = Literal["components", "class"]
 
 @dataclass(frozen=True, kw_only=True)
 class MaskScores:
-    """How sure the pipeline is of a class's mask in an image; None where it is not known."""
+    """Scores of a class's mask in an image; None where a score is unknown."""
 
     score: float | None = None
     """SAM's predicted IoU times the mean CAM over the mask, in [0, 1]."""
     predicted_iou: float | None = None
     """SAM's own estimate of the mask's IoU."""
     stability_score: float | None = None
-    """IoU of the masks at two thresholds around SAM's, in [0, 1]."""
+    """IoU of the masks at logits above 1 and above -1, in [0, 1]."""
     cam_mean: float | None = None
     """Mean CAM over the mask, in [0, 1]."""
     points_xy: Sequence[Sequence[float]] = ()
-    """The points that prompted SAM, pixels of the image, x before y."""
+    """Points that prompted SAM, in pixels of the image, x before y."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Instance:
-    """A region of one class: a connected component, or all of the class in the image."""
+    """A region of one class: a connected component, or all pixels of the class in the image."""
 
     class_index: int
     """Position in the exported class names, from 0."""
     top: int
     left: int
-    """Corner of ``crop`` in the image, in pixels."""
+    """``top`` and ``left``: upper left corner of ``crop`` in the image, in pixels."""
     crop: NDArray[np.bool_]
-    """(h, w), the mask in its bounding box."""
+    """(h, w) mask within its bounding box."""
     scores: MaskScores
-    """Those of the class's mask; the points are the ones that lie in the instance's own box and mask."""
+    """Scores of the class's mask. A connected component has only the points that lie inside it."""
 
     @property
     def area(self) -> int:
-        """Pixels of the mask."""
+        """Area of the mask in pixels."""
         return int(self.crop.sum())
 
     @property
     def box(self) -> tuple[slice, slice]:
-        """Where ``crop`` lies in an array of the image's size."""
+        """Rows and columns of ``crop`` in an array (H, W) of the image's size."""
         height, width = self.crop.shape
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
     def mask(self, image_hw: tuple[int, int]) -> NDArray[np.bool_]:
-        """The mask (H, W) at the image's size."""
+        """The mask (H, W) at the size of the image."""
         whole = np.zeros(image_hw, bool)
         whole[self.box] = self.crop
         return whole
@@ -64,47 +64,49 @@ class Instance:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExportedImage:
-    """One image and its labels, filtered."""
+    """One image and its labels after filtering."""
 
     image_id: str
     name: str
-    """Its file name without suffix: safe, and no other image's."""
+    """File name without suffix, safe and unique, see `export.names.FileNames`."""
     number: int
-    """A number that no other image has."""
+    """Unique number of the image."""
     data: bytes
-    """The image's file."""
+    """Content of the image file."""
     orientation: int
-    """EXIF orientation, 1..8, that ``data`` was decoded with."""
+    """EXIF orientation, 1..8, that ``data`` was decoded with for labelling."""
     label_map: NDArray[np.uint8]
     """(H, W): 0 background, exported class k as k + 1, 255 ignore."""
     instances: Sequence[Instance] = field(default_factory=tuple)
 
     @property
     def image_hw(self) -> tuple[int, int]:
+        """Height and width in pixels."""
         return self.label_map.shape[0], self.label_map.shape[1]
 
 
 class ExportFormat(Protocol):
-    """Writes one form of output, image by image."""
+    """Writes one output format, image by image."""
 
     def add(self, image: ExportedImage) -> None:
-        """Write what belongs to one image."""
+        """Write the files and entries of one image. Raises ValueError if the image can't be exported."""
         ...
 
     def finish(self) -> None:
-        """Write what belongs to all, which makes the output complete."""
+        """Write the files that cover all images, which completes the output."""
         ...
 
 
 def find_instances(
     label_map: NDArray[np.uint8], scores: Mapping[int, MaskScores], by: InstancesBy
 ) -> list[Instance]:
-    """The instances of a label map, by class and then from top to bottom.
+    """Find the instances of a label map, ordered by class and then from top to bottom.
 
     Args:
         label_map: (H, W), 0 background, class k as k + 1, 255 ignore.
-        scores: by class index; a class may be missing.
-        by: connected components (pixels that touch at a corner are connected), or one per class.
+        scores: scores by class index; classes may be missing.
+        by: "components" makes an instance of each connected component (touching corners connect), "class" of
+            all pixels of a class.
     """
     inside = np.where(label_map == IGNORE_LABEL, 0, label_map)
     regions = find_components(inside, background=0, connectivity=2) if by == "components" else inside

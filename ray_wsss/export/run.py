@@ -1,9 +1,9 @@
-"""Labels out, in a form that other tools read: one image after the other, whatever their number.
+"""Exports labels to the format of another tool, one image at a time, so that memory stays flat.
 
-Beside the format's own files OUT has
+The output folder holds the format's own files, and
 
-OUT/names.csv        name, image_id: which file is whose
-OUT/errors.parquet   images that could not be exported, and why; absent where all could
+OUT/names.csv        columns name and image_id: the image behind each file name
+OUT/errors.parquet   images that could not be exported, with reasons; absent if there are none
 """
 
 import csv
@@ -32,21 +32,23 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class ExportReport:
-    """What an export did."""
+    """Counts and errors of an export."""
 
     images: int = 0
     instances: int = 0
     empty: int = 0
-    """Images without an instance; they are listed all the same."""
+    """Images without an instance; the export includes them."""
     below_score: int = 0
+    """Instances dropped for their score."""
     below_area: int = 0
+    """Instances dropped for their area."""
     of_other_classes: int = 0
-    """Instances that were dropped; a class counts once per image where it isn't one of the chosen."""
+    """Classes dropped because they were not chosen, counted once per image."""
     errors: list[tuple[str, str]] = field(default_factory=list)
     """(image_id, reason)."""
 
     def describe(self, filters: ExportFilter, shown: int = 5) -> list[str]:
-        """Lines for the user."""
+        """Lines to print: counts, and the first ``shown`` errors."""
         counts = f"{self.images:,} images with {self.instances:,} masks exported"
         lines = [f"{counts}, {len(self.errors):,} errors"]
         dropped = [
@@ -58,7 +60,7 @@ class ExportReport:
         if told:
             lines.append(f"masks left out: {', '.join(told)}")
         if self.empty:
-            lines.append(f"{self.empty:,} images have no mask; they are listed without one")
+            lines.append(f"{self.empty:,} images have no mask; they are exported without one")
         lines += [f"  {image_id}: {reason}" for image_id, reason in self.errors[:shown]]
         if len(self.errors) > shown:
             lines.append(f"  and {len(self.errors) - shown:,} more")
@@ -76,19 +78,20 @@ def run_export(
     by: InstancesBy,
     overwrite: bool | None = None,
 ) -> ExportReport | None:
-    """Export all of ``source``; None where that is done already.
+    """Export all images of ``source``. Returns None if ``out`` holds the finished export already.
 
-    Memory holds one image, a chunk of encoded ones, and 16 bytes for every name.
+    Memory holds one image, one chunk of encoded images, and 16 bytes per name.
 
     Args:
-        make_format: the format for a folder and class names; called once the folder is claimed.
-        stage: name of the run, such as "export voc", for the manifest.
-        settings: of the format, likewise.
-        by: what an instance is.
+        make_format: builds the format from a folder and class names; called after ``out`` is claimed.
+        stage: name of the run in the manifest, such as "export voc".
+        settings: settings of the format, for the manifest.
+        by: what counts as an instance, see `export.record.find_instances`.
+        overwrite: replace the content of ``out``, see `runs.manifest.Output.begin`.
 
     Raises:
-        UserError: unknown classes, scores wanted where there are none, another run's output, or every image
-            failed.
+        UserError: a class is unknown, a minimum score is set but ``source`` has no scores, ``out`` holds
+            another run, or every image failed.
     """
     kept = filters.keep_classes(source.class_names)
     if filters.min_score is not None and not source.has_scores:
@@ -113,7 +116,7 @@ class _Export:
         self.source, self.kept, self.filters = source, kept, filters
         self.by: InstancesBy = by
         self.report = ExportReport()
-        # Old label to new: dropped classes are background.
+        # New label by old label. Dropped classes become background.
         self.new_label = np.zeros(256, np.uint8)
         self.new_label[[k + 1 for k in kept]] = np.arange(1, len(kept) + 1)
         self.new_label[IGNORE_LABEL] = IGNORE_LABEL

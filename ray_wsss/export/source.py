@@ -1,7 +1,7 @@
-"""What an export is made of: images and their labels, read one at a time.
+"""Sources of an export: images and their labels, read one at a time.
 
-Labels come from `label` (with scores) for a data set, or from `predict` (palette PNGs) for a folder of
-images, or for a data set that holds the same images.
+Labels come from `label`, with scores, for a data set; or from `predict`, as palette PNGs, for a folder of
+images or for a data set of the same images.
 """
 
 import json
@@ -28,38 +28,38 @@ _IMAGE = ("image_id", "image", "orientation")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledImage:
-    """One image with the labels it has."""
+    """One image with its labels."""
 
     image_id: str
     data: bytes = b""
-    """The image's file."""
+    """Content of the image file."""
     orientation: int = 1
-    """EXIF orientation, 1..8, to decode it with."""
+    """EXIF orientation, 1..8, to decode ``data`` with."""
     label_map: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
     """(H, W): 0 background, class c as c + 1, 255 ignore."""
     scores: Mapping[int, MaskScores] = field(default_factory=dict)
-    """By class index; empty where none are known."""
+    """Scores by class index; empty if unknown."""
     error: str | None = None
-    """Why there are no labels, or they don't fit; the rest is then empty."""
+    """Why the image has no labels, or none that fit it; the other fields are then empty."""
 
 
 class ExportSource(Protocol):
-    """Labelled images, the same ones in the same order every time."""
+    """Labelled images, in the same order every time."""
 
     class_names: Sequence[str]
     has_scores: bool
     depends_on: Mapping[str, Any]
-    """What the images and labels are, for `manifest.Output`."""
+    """Paths and hashes that identify the images and labels, for `runs.manifest.Output`."""
 
     def image_ids(self) -> Iterator[str]: ...
     def __iter__(self) -> Iterator[LabelledImage]: ...
 
 
 class LabelSource:
-    """The output of `label` and the data set it is of.
+    """The output of `label`, and the data set that it labels.
 
     Raises:
-        UserError: they are no such folders.
+        UserError: a folder is not a finished output of `label` or not a data set.
     """
 
     has_scores = True
@@ -69,7 +69,7 @@ class LabelSource:
         self.class_names: Sequence[str] = DatasetMetadata.load(dataset).class_names
         self.dataset = dataset
         self.reader = ShardReader(labels)
-        # Rows are read in order: more than the row group at hand would only fill the memory.
+        # Rows are read in order, so more than the current row group in the cache would waste memory.
         self.reader.cache_bytes = 2 * self.reader.largest_group_bytes
         self.depends_on: Mapping[str, Any] = {
             "dataset.sha256": dataset_hash(dataset),
@@ -85,7 +85,7 @@ class LabelSource:
             yield _join(row, label["pseudo_label"], label["error"], _scores_of(label["segments"] or []))
 
     def _label_of(self, image_id: str, position: int) -> dict[str, Any]:
-        """A row of labels; label writes them in the data set's order, which spares an index of ids."""
+        """Label row of an image. `label` keeps the data set's order, so an index of ids is rarely needed."""
         if position < len(self.reader) and self.reader.read(position, ["image_id"])["image_id"] == image_id:
             return self.reader.read(position)
         try:
@@ -96,13 +96,13 @@ class LabelSource:
 
 
 class PredictionSource:
-    """The output of `predict`, and the folder it was made from or a data set with the same images.
+    """The output of `predict`, with the folder it was made from or a data set of the same images.
 
-    A data set's images are found by their ids: those of `predict` are names of files, so a data set of a
-    folder or CSV has the same, and one of VOC has the same without suffix.
+    The images of a data set are found by their ids. `predict` names its masks after image files; a data set
+    made from a folder or a CSV has those file names as ids, one made from VOC has them without suffix.
 
     Raises:
-        UserError: they are no such folders, or no image has a mask.
+        UserError: a folder is not a finished output of `predict`, or none of the images has a mask.
     """
 
     has_scores = False
@@ -135,7 +135,7 @@ class PredictionSource:
         return _dataset_ids(self.images) if self.is_dataset else map(printable, self.masks)
 
     def mask_of(self, image_id: str) -> bytes | None:
-        """The label map (PNG) of an image of the data set; None where there is none that can be read."""
+        """Label map (PNG) of an image of the data set; None if there is none or it can't be read."""
         return self._read_mask(self._by_id.get(image_id))[0]
 
     def __iter__(self) -> Iterator[LabelledImage]:
@@ -165,13 +165,13 @@ class PredictionSource:
         try:
             return (parse_path(path).read_bytes(), None) if outside is None else (None, outside)
         except OSError as error:
-            return None, f"its mask {why_unreadable(error, name)}"
+            return None, f"its mask: {why_unreadable(error, name)}"
 
 
 def _join(
     row: Mapping[str, Any], png: bytes | None, error: str | None, scores: Mapping[int, MaskScores]
 ) -> LabelledImage:
-    """An image's row and its labels; without them, why."""
+    """Join the row of an image with its label map, or with the reason why it has no labels."""
     image_id = str(row["image_id"])
     try:
         if error is not None or png is None:
@@ -207,7 +207,7 @@ def _scores_of(segments: Sequence[Mapping[str, Any]]) -> dict[int, MaskScores]:
 
 
 def _dataset_rows(dataset: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a data set, of which one chunk's images are in memory."""
+    """Rows of a data set; the images of one chunk are in memory at a time."""
     for chunk in plan_chunks(dataset):
         table = read_chunk(chunk, _IMAGE)
         for at in range(len(table)):
@@ -220,7 +220,7 @@ def _dataset_ids(dataset: Path) -> Iterator[str]:
 
 
 def _without_suffix(masks: Mapping[str, str]) -> dict[str, str]:
-    """Masks by their images' names without suffix, as far as those are of one image alone."""
+    """Masks by image name without suffix; names that several images share are left out."""
     found: dict[str, str] = {}
     shared = set()
     for name, mask in masks.items():
@@ -232,7 +232,7 @@ def _without_suffix(masks: Mapping[str, str]) -> dict[str, str]:
 
 
 def _failures(predictions: Path) -> dict[str, str]:
-    """Reasons by image that `predict` failed on."""
+    """Reasons of failures in `predict`, by image."""
     path = predictions / "errors.parquet"
     if not path.exists():
         return {}

@@ -1,10 +1,10 @@
-"""Pascal VOC's folders, as torchvision, datumaro and CVAT read them.
+"""Pascal VOC's folders, which torchvision, datumaro and CVAT read.
 
 OUT/JPEGImages/NAME.jpg
 OUT/SegmentationClass/NAME.png     palette PNG in VOC's colours: 0 background, class k as k + 1, 255 ignore
-OUT/SegmentationObject/NAME.png    likewise, instance n as n
+OUT/SegmentationObject/NAME.png    palette PNG in VOC's colours: 0 background, instance n as n, 255 ignore
 OUT/ImageSets/Segmentation/SPLIT.txt
-OUT/labelmap.txt                   names and colours, as CVAT and datumaro want them
+OUT/labelmap.txt                   class names and colours, in the form that CVAT and datumaro read
 """
 
 import re
@@ -24,11 +24,11 @@ _MOST_OBJECTS = 254
 
 
 class VocFormat:
-    """Writes VOC.
+    """Writes Pascal VOC.
 
     Args:
-        boundary_px: width of a band of 255 on either side of every instance's outline, as VOC's own masks
-            have about two pixels of; 0 for none.
+        boundary_px: width of the band on either side of every instance's outline that becomes 255 (ignore),
+            in pixels; 0 for none. VOC's own masks have about two pixels.
     """
 
     def __init__(
@@ -72,7 +72,10 @@ class VocFormat:
 
 
 def number_objects(instances: Sequence[Instance], image_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Instance n of an image as n, from 1; of more than 254 the smallest are 255, since there are no more."""
+    """Map (H, W) with instance n as n, from 1.
+
+    Beside 0 and 255, uint8 has room for 254 numbers; of more instances, the smallest become 255 (ignore).
+    """
     order = sorted(range(len(instances)), key=lambda k: -instances[k].area)
     kept = sorted(order[:_MOST_OBJECTS])
     number = {k: n for n, k in enumerate(kept, 1)}
@@ -83,7 +86,7 @@ def number_objects(instances: Sequence[Instance], image_hw: tuple[int, int]) -> 
 
 
 def _as_label(class_name: str, taken: Collection[str]) -> str:
-    """A name that a line of labelmap.txt can hold: a colon ends it, a hash sign makes a comment of it."""
+    """A new name for labelmap.txt, where a colon ends a name and a leading hash sign starts a comment."""
     name = re.sub(r"[:\s]+", " ", class_name).strip().lstrip("#") or "class"
     while name in taken:
         name += "_"
@@ -91,7 +94,7 @@ def _as_label(class_name: str, taken: Collection[str]) -> str:
 
 
 def _grow(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """A mask and the pixels beside it."""
+    """A mask (H, W) grown by one pixel up, down, left and right."""
     grown = mask.copy()
     grown[1:] |= mask[:-1]
     grown[:-1] |= mask[1:]

@@ -1,8 +1,8 @@
-"""YOLO's segmentation data sets, as Ultralytics and supervision read them.
+"""YOLO's segmentation data sets, which Ultralytics and supervision read.
 
 OUT/images/SPLIT/NAME.jpg
-OUT/labels/SPLIT/NAME.txt    a line per instance: class, then x y of its corners, shares of width and height
-OUT/data.yaml                class names, and where the images are
+OUT/labels/SPLIT/NAME.txt    a line per instance: class, then x and y of each corner in [0, 1]
+OUT/data.yaml                class names and image folders
 """
 
 import json
@@ -16,13 +16,13 @@ from ray_wsss.export.outlines import centre_ring
 from ray_wsss.export.record import ExportedImage, Instance
 
 _FROM_CENTRE = 0.25
-"""Readers turn shares back into pixels by rounding (supervision) or by cutting off (Ultralytics). A quarter
-of a pixel beyond its index a corner comes out right both ways."""
+"""Offset of written corners from pixel indices, in pixels. Readers multiply by the image's size, then round
+(supervision) or truncate (Ultralytics). With a quarter pixel added, both find the index."""
 
 
 class YoloFormat:
-    """Writes YOLO-seg. Every instance is one polygon, so they are connected components; an image without any
-    has an empty file."""
+    """Writes YOLO segmentation. An instance is one polygon, so instances must be connected components. An
+    image without instances gets an empty file."""
 
     def __init__(
         self, out: Path, class_names: Sequence[str], *, split: str, skip_images: bool = False
@@ -37,14 +37,14 @@ class YoloFormat:
     def finish(self) -> None:
         folder = f"images/{self.split}"
         names = [f"  {k}: {json.dumps(name)}" for k, name in enumerate(self.class_names)]
-        comment = "# Trainers want both; name another export's images where you have some to validate on."
+        comment = "# Trainers need train and val. To validate on other images, point val to their export."
         write_text(self.out / "data.yaml", [comment, f"train: {folder}", f"val: {folder}", "names:", *names])
 
 
 def _line(instance: Instance, image_hw: tuple[int, int]) -> str:
     height, width = image_hw
     corners = centre_ring(instance.crop) + np.array([instance.left, instance.top])
-    # Two numbers or four would be taken for something else than a polygon.
+    # Readers take one or two corners (two or four numbers) for something other than a polygon.
     corners = corners.tolist() if len(corners) > 2 else (corners.tolist() * 3)[:3]
     numbers = [f"{(x + _FROM_CENTRE) / width:.7f} {(y + _FROM_CENTRE) / height:.7f}" for x, y in corners]
     return " ".join([str(instance.class_index), *numbers])

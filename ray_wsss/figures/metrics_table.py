@@ -1,4 +1,4 @@
-"""Figures of evaluate as a table for the terminal."""
+"""Table of the metrics of evaluate for the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +12,11 @@ TITLES = {
     "pseudo_label": "pseudo labels",
     "segmenter": "segmenter",
 }
+"""Column titles by name of the measure."""
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
-    """The result of `cluster.stages.evaluate.run_evaluate`: mIoU, and IoU of every class, in %."""
+    """Table of the result of `cluster.stages.evaluate.run_evaluate`: mIoU and IoU of every class, in %."""
     columns = [name for name in TITLES if name in metrics]
     table = Table(title="IoU in %, background included in the mean")
     table.add_column("class")

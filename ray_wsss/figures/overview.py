@@ -1,4 +1,4 @@
-"""The picture that shows what the pipeline does: one row per image, one column per stage."""
+"""Overview picture of the pipeline: one row per image, one column per stage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,35 +20,35 @@ COLOURS = np.array(
     ],
     np.uint8,
 )
-"""Colour of background and of the classes, which repeat after ten."""
+"""RGB colours (11, 3) of the background and ten classes; further classes repeat those of the ten."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OverviewRow:
-    """One image and what each stage made of it; all arrays are (H, W), the image (H, W, 3) uint8 RGB."""
+    """One image and the results of the stages. ``image`` is (H, W, 3) uint8 RGB, other arrays are (H, W)."""
 
     image: NDArray[np.uint8]
     cams: dict[str, NDArray[np.float32]]
-    """Column title -> highest CAM over the classes, in [0, 1]."""
+    """Highest CAM over the classes, in [0, 1], by column title."""
     points: list[tuple[int, float, float]]
     """(class index, x, y) in pixels."""
     label_maps: dict[str, NDArray[np.uint8]]
-    """Column title -> label map: 0 background, class c as c + 1, 255 ignore."""
+    """Label map by column title: 0 background, class c as c + 1, 255 ignore."""
 
 
 def save_overview(
     rows: Sequence[OverviewRow], class_names: Sequence[str], path: Path, *, cell_inches: float = 1.35
 ) -> None:
-    """Draw ``rows`` and write them as PNG: image, CAMs, prompts, label maps, with a legend of classes.
+    """Write ``rows`` as PNG: image, CAMs, point prompts and label maps, with a legend of classes.
 
     Args:
-        cell_inches: side of a picture, at 150 pixels an inch.
+        cell_inches: side of one picture in inches, at 150 pixels per inch.
     """
     save_figure(_draw(rows, class_names, cell_inches), path)
 
 
 def render_overview(rows: Sequence[OverviewRow], class_names: Sequence[str]) -> NDArray[np.uint8]:
-    """The same picture as pixels (H, W, 3) RGB."""
+    """Draw the picture of `save_overview` as pixels (H, W, 3) uint8 RGB."""
     figure = _draw(rows, class_names)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -56,7 +56,7 @@ def render_overview(rows: Sequence[OverviewRow], class_names: Sequence[str]) -> 
 
 
 def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str], cell_inches: float = 1.35) -> Figure:
-    # Columns that some row has; prompts belong to CAMs.
+    # A column is drawn if any row has it. Prompts come from CAMs, so without CAMs there is no prompt column.
     cams = list(dict.fromkeys(title for row in rows for title in row.cams))
     maps = list(dict.fromkeys(title for row in rows for title in row.label_maps))
     titles = ["image", *cams, *(["point prompts"] if cams else []), *maps]
@@ -96,17 +96,17 @@ def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str], cell_inches: 
 
 
 def class_colour(class_index: int) -> NDArray[np.uint8]:
-    """RGB of a class."""
+    """RGB colour (3,) of a class."""
     return COLOURS[1 + class_index % (len(COLOURS) - 1)]
 
 
 def paint_labels(
     image: NDArray[np.uint8], label_map: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
-    """The image (H, W, 3) faded, with its classes in colour; ignored pixels white.
+    """Paint a label map (H, W) over the faded image (H, W, 3): classes in colour, ignored pixels in white.
 
     Args:
-        palette: (256, 3) RGB of the labels; by default the classes have the overview's colours.
+        palette: (256, 3) RGB colour of each label. None: `class_colour`.
     """
     painted = _fade(image)
     for label in np.unique(label_map):
@@ -118,13 +118,13 @@ def paint_labels(
 
 
 def _rgb(class_index: int) -> tuple[float, float, float]:
-    """The class's colour in [0, 1], as matplotlib takes it."""
+    """RGB colour of a class in [0, 1], for matplotlib."""
     red, green, blue = (class_colour(class_index) / 255).tolist()
     return red, green, blue
 
 
 def _plain(class_name: str) -> str:
-    """The name as text: matplotlib reads formulas between dollar signs."""
+    """Class name for the legend, escaped since matplotlib reads formulas between dollar signs."""
     return class_name.replace("_", " ").replace("$", r"\$")
 
 
@@ -134,5 +134,6 @@ def _fade(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def overlay_heat(image: NDArray[np.uint8], cam: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Blend the image (H, W, 3) with a heat map of a CAM (H, W) in [0, 1]; returns (H, W, 3)."""
     heat = colormaps["inferno"](np.clip(cam, 0, 1))[..., :3] * 255
     return (0.35 * image + 0.65 * heat).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The paper's Figure 1: what SAM makes of a CAM by the way it is asked."""
+"""The paper's Figure 1: SAM's masks for different kinds of prompts from the same CAM."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,13 @@ TITLES = {
     "boxes": "a box for each peak",
     "mask": "CAM as mask",
 }
+"""Titles by kind of prompt."""
 _PROMPT = "#36e2ff"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptExample:
-    """One class of one image: what was asked and what came."""
+    """One class of one image: its CAM, the prompts, SAM's masks and the ground truth."""
 
     title: str
     image: NDArray[np.uint8]
@@ -33,17 +34,19 @@ class PromptExample:
     cam: NDArray[np.float32]
     """(H, W), in [0, 1]."""
     points_xy: NDArray[np.float32]
-    """(P, 2) pixels."""
+    """(P, 2) point prompts in pixels, x before y."""
     regions: NDArray[np.int32]
-    """(H, W), from `ops.regions.peak_regions`."""
+    """(H, W) number of the peak that a pixel belongs to, 0 for none, from `ops.regions.peak_regions`."""
     truth: NDArray[np.bool_]
+    """(H, W) ground truth of the class."""
     masks: Mapping[str, NDArray[np.bool_]]
-    """By kind of prompt, (H, W)."""
+    """SAM's mask (H, W) by kind of prompt."""
     iou: Mapping[str, float]
+    """IoU of each mask with the ground truth, in [0, 1], by kind of prompt."""
 
 
 def save_prompt_figure(examples: Sequence[PromptExample], path: Path) -> None:
-    """Write a PNG with two rows for each example: the CAM with its prompts, and the masks under them."""
+    """Write a PNG with two rows per example: the CAM with each prompt, and the mask from it below."""
     kinds = list(TITLES)
     columns, rows = 1 + len(kinds), 2 * len(examples)
     sides = [example.image.shape[0] / example.image.shape[1] for example in examples]

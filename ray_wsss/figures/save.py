@@ -1,4 +1,4 @@
-"""Figures on disk."""
+"""Writes figures to disk."""
 
 from pathlib import Path
 
@@ -8,6 +8,6 @@ from ray_wsss.storage import replace_atomically
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
+    """Write a figure as PNG, atomically."""
     with replace_atomically(path) as temporary:
         figure.savefig(temporary, format="png")

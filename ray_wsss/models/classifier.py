@@ -1,4 +1,4 @@
-"""The S2C classifier: class maps whose spatial mean is the logit, so that the maps are the CAM."""
+"""The S2C classifier: the spatial mean of a class map is the class's logit, so the class maps are the CAM."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,19 +14,19 @@ from ray_wsss.models.backbone import Backbone, build_backbone
 
 @dataclass(frozen=True)
 class ClassifierOutput:
-    """What one forward pass gives."""
+    """Outputs of one forward pass."""
 
     logits: Float[Tensor, "B C"]
     """Image-level logits."""
     class_maps: Float[Tensor, "B C h w"]
-    """Class activation before ReLU and normalisation."""
+    """Class maps before ReLU and normalisation."""
     features: Float[Tensor, "B D h w"]
-    """Non-negative features under the class maps."""
+    """Non-negative features, from which the class maps are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSpec:
-    """All that is needed to build the network again; saved beside its weights."""
+    """Parameters that rebuild the network; saved beside its weights."""
 
     class_names: tuple[str, ...]
     backbone: str
@@ -35,6 +35,7 @@ class ClassifierSpec:
 
     @classmethod
     def of(cls, config: ClassifierConfig, class_names: tuple[str, ...]) -> "ClassifierSpec":
+        """Spec of a classifier with these settings and classes."""
         return cls(
             class_names=class_names,
             backbone=config.backbone,
@@ -43,11 +44,12 @@ class ClassifierSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Fields by name, for JSON."""
         return asdict(self)
 
 
 class Classifier(nn.Module):
-    """Backbone, 1x1 convolution to features, 1x1 convolution to class maps; no biases (design: S2C)."""
+    """Backbone, 1x1 convolution to features, 1x1 convolution to class maps; without biases, as in S2C."""
 
     def __init__(self, backbone: Backbone, feature_dim: int, num_classes: int) -> None:
         super().__init__()
@@ -57,12 +59,12 @@ class Classifier(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Classes, background not counted."""
+        """Number of classes, without background."""
         return self.to_class_maps.out_channels
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.to_class_maps.weight.device
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> ClassifierOutput:
@@ -75,7 +77,7 @@ class Classifier(nn.Module):
 def build_classifier(
     spec: ClassifierSpec, *, pretrained: bool = False, checkpoint: str | None = None
 ) -> Classifier:
-    """Build the network of ``spec``; weights as in `build_backbone`, the head is random."""
+    """Build the network of ``spec``: the backbone by `build_backbone`, with a random head."""
     backbone = build_backbone(
         spec.backbone, output_stride=spec.output_stride, pretrained=pretrained, checkpoint=checkpoint
     )

@@ -1,7 +1,7 @@
-"""Layers that would compute something else on N workers than on one: batch norm and dropout.
+"""Batch norm and dropout that compute the same on N workers as on one.
 
-Batch norm looks at the whole batch, of which each worker has a share; dropout draws at random, and workers
-would draw either alike or each for itself.
+The ordinary layers don't. Batch norm needs statistics of the whole batch, but each worker has only a share of
+it. Dropout draws one random mask for the whole batch, but workers would each draw a mask for their own share.
 """
 
 from typing import Any
@@ -16,15 +16,19 @@ from torch.nn import functional as F
 def match_one_worker(model: nn.Module, rank: int, world_size: int, *, on_gpu: bool) -> None:
     """Make a model compute on its share of a batch what one worker computes on the whole.
 
-    In place: parameters and the names of the state dict stay. Call it before DDP, with torch.distributed up
-    and the same random state on all workers at every forward pass.
+    The model is changed in place and keeps its parameters and the names of its state dict. Call this before
+    wrapping the model in DDP, with torch.distributed initialised. All workers need the same random state at
+    every forward pass.
 
     Args:
-        on_gpu: take torch's SyncBatchNorm, which knows GPUs only.
+        rank: index of this worker, in 0 .. world_size - 1.
+        world_size: number of workers.
+        on_gpu: use torch's SyncBatchNorm, which supports GPUs only.
     """
     if on_gpu:
-        converted = convert_sync_batchnorm(model)  # timm's also knows norms that have their activation inside
-        assert converted is model, "a model is no single norm"
+        # timm's function also converts norms that include an activation; torch's does not.
+        converted = convert_sync_batchnorm(model)
+        assert converted is model, "model is a single batch norm; expected a network that contains norms"
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.BatchNorm2d) and not on_gpu:
             model.set_submodule(name, SyncedBatchNorm2d(module))
@@ -33,14 +37,14 @@ def match_one_worker(model: nn.Module, rank: int, world_size: int, *, on_gpu: bo
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose statistics are those of all workers' images, on the CPU (gloo).
+    """Batch norm with the statistics of all workers' images, on the CPU (gloo).
 
-    Takes the place of a BatchNorm2d or of timm's BatchNormAct2d, of which it takes over parameters,
-    statistics and mode. Workers must have equally many values.
+    Replaces a BatchNorm2d or timm's BatchNormAct2d, and takes over its parameters, statistics and mode. All
+    workers must have equally many values.
     """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
-        assert norm.momentum is not None, "a running mean, not a cumulative one"
+        assert norm.momentum is not None, "momentum is None (cumulative mean); expected a number"
         super().__init__(norm.num_features, norm.eps, norm.momentum)
         self.weight, self.bias = norm.weight, norm.bias
         for name, value in norm.named_buffers(recurse=False):
@@ -51,13 +55,13 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         self.train(norm.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, D, H, W); the gradient goes through the statistics of all workers."""
+        """Normalise (B, D, H, W); the gradient flows through the statistics of all workers."""
         if not self.training:
             return self.after(super().forward(input))
         count = dist.get_world_size() * input.numel() // input.shape[1]
         mean = _sum_over_workers(input.float().sum((0, 2, 3))) / count
         centred = input.float() - mean[:, None, None]
-        # Two passes: the difference of squares would lose digits where the mean is large.
+        # A second pass, since the mean of squares minus the squared mean loses digits if the mean is large.
         variance = _sum_over_workers(centred.square().sum((0, 2, 3))) / count
         self._track(mean.detach(), variance.detach() * count / max(1, count - 1))
         scale = (self.weight * torch.rsqrt(variance + self.eps))[:, None, None]
@@ -71,6 +75,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 
 class _SumOverWorkers(torch.autograd.Function):
+    """Sum of a tensor over all workers, with its gradient."""
+
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
         total = value.clone()
@@ -78,9 +84,9 @@ class _SumOverWorkers(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # Every worker's loss depends on every worker's value.
-        return _SumOverWorkers.forward(ctx, gradient)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        # Every worker's loss depends on every worker's value, so the gradients add up too.
+        return _SumOverWorkers.forward(ctx, *grad_outputs)
 
 
 def _sum_over_workers(value: Tensor) -> Tensor:
@@ -90,9 +96,9 @@ def _sum_over_workers(value: Tensor) -> Tensor:
 
 
 class SharedDropout(nn.Module):
-    """Dropout, or by channels Dropout2d, that draws for the images of all workers and takes its own.
+    """Dropout or Dropout2d that draws a mask for the images of all workers and uses the part for its own.
 
-    Workers that draw from the same random state then drop what one worker would.
+    Workers with the same random state then drop the same values as a single worker with the whole batch.
     """
 
     def __init__(self, dropout: nn.Dropout | nn.Dropout2d, rank: int, world_size: int) -> None:
@@ -102,7 +108,7 @@ class SharedDropout(nn.Module):
         self.train(dropout.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Drop values of (B, D, ...), or whole channels, and scale up the rest."""
+        """Drop single values of (B, D, ...), or whole channels for a Dropout2d, and scale up the rest."""
         if not self.training or self.p == 0:
             return input
         drop = F.dropout2d if self.by_channel else F.dropout

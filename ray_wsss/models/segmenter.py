@@ -1,6 +1,6 @@
 """The segmenter: DeepLabV3's head (torchvision's) on an ImageNet backbone.
 
-Never torchvision's segmentation weights: those were trained on masks, which would break the
+torchvision's segmentation weights are never used: they were trained on masks, which would break the
 weak-supervision protocol.
 """
 
@@ -18,7 +18,7 @@ from ray_wsss.models.backbone import Backbone, build_backbone
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterSpec:
-    """All that is needed to build the network again; saved beside its weights."""
+    """Parameters that rebuild the network; saved beside its weights."""
 
     class_names: tuple[str, ...]
     backbone: str
@@ -28,6 +28,7 @@ class SegmenterSpec:
 
     @classmethod
     def of(cls, config: SegmenterConfig, class_names: tuple[str, ...]) -> "SegmenterSpec":
+        """Spec of a segmenter with these settings and classes."""
         return cls(
             class_names=class_names,
             backbone=config.backbone,
@@ -37,6 +38,7 @@ class SegmenterSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Fields by name, for JSON."""
         return asdict(self)
 
 
@@ -66,7 +68,7 @@ class Segmenter(nn.Module):
         """Per-pixel logits of RGB images in [0, 1]; channel 0 is background, c + 1 is class c.
 
         Args:
-            size_hw: of the logits, in pixels; by default that of the images.
+            size_hw: height and width of the logits, in pixels; by default those of the images.
         """
         logits = self.head(self.backbone(images))
         size_hw = size_hw or (images.shape[-2], images.shape[-1])
@@ -76,7 +78,7 @@ class Segmenter(nn.Module):
 def build_segmenter(
     spec: SegmenterSpec, *, pretrained: bool = False, checkpoint: str | None = None
 ) -> Segmenter:
-    """Build the network of ``spec``; weights as in `build_backbone`, the head is random."""
+    """Build the network of ``spec``: the backbone by `models.backbone.build_backbone`, with a random head."""
     backbone = build_backbone(
         spec.backbone, output_stride=spec.output_stride, pretrained=pretrained, checkpoint=checkpoint
     )

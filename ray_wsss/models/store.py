@@ -16,7 +16,7 @@ _KINDS = {ClassifierSpec: "classifier", SegmenterSpec: "segmenter"}
 
 
 def save_model(model: nn.Module, spec: ClassifierSpec | SegmenterSpec, folder: AnyPath) -> None:
-    """Write the weights (safetensors) and what builds the network again (JSON) into ``folder``."""
+    """Write the weights (safetensors) and the spec (JSON) into ``folder``, which is created if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors"
@@ -28,7 +28,7 @@ def save_model(model: nn.Module, spec: ClassifierSpec | SegmenterSpec, folder: A
 
 
 def load_classifier(folder: AnyPath) -> tuple[Classifier, ClassifierSpec]:
-    """A trained classifier in eval mode, on the CPU. Raises UserError where there is none."""
+    """Load a trained classifier, in eval mode, on the CPU. Raises UserError if ``folder`` holds none."""
     spec = ClassifierSpec(**_read_description(folder, "classifier"))
     model = build_classifier(spec)
     _load_weights(model, folder)
@@ -36,7 +36,7 @@ def load_classifier(folder: AnyPath) -> tuple[Classifier, ClassifierSpec]:
 
 
 def load_segmenter(folder: AnyPath) -> tuple[Segmenter, SegmenterSpec]:
-    """A trained segmenter in eval mode, on the CPU. Raises UserError where there is none."""
+    """Load a trained segmenter, in eval mode, on the CPU. Raises UserError if ``folder`` holds none."""
     spec = SegmenterSpec(**_read_description(folder, "segmenter"))
     model = build_segmenter(spec)
     _load_weights(model, folder)
@@ -44,7 +44,10 @@ def load_segmenter(folder: AnyPath) -> tuple[Segmenter, SegmenterSpec]:
 
 
 def read_class_names(folder: AnyPath, kind: str) -> tuple[str, ...]:
-    """Class names of the network in ``folder``, without building it."""
+    """Class names of the trained network in ``folder``, read without building it.
+
+    ``kind`` is "classifier" or "segmenter". Raises UserError if ``folder`` holds none of this kind.
+    """
     return _read_description(folder, kind)["class_names"]
 
 

@@ -1,4 +1,4 @@
-"""Weights from files of other programs: safetensors or PyTorch, never code from a pickle."""
+"""Reading weights from files of other programs: safetensors or PyTorch, without running pickled code."""
 
 import struct
 import warnings
@@ -13,7 +13,7 @@ from torch import Tensor
 from ray_wsss.errors import UserError
 from ray_wsss.storage import AnyPath, local_file
 
-# What torch.load raises where bytes are not what it wrote: its unpickler trusts their order.
+# torch.load can raise any of these on a damaged file, because its unpickler trusts the order of the bytes.
 _DAMAGED = (
     AttributeError,
     EOFError,
@@ -29,19 +29,20 @@ _DAMAGED = (
 
 
 def read_weights(path: AnyPath, setting: str) -> dict[str, Tensor]:
-    """The state dict in ``path``, on the CPU; safetensors by its suffix, else a PyTorch file.
+    """Read the state dict in ``path`` to the CPU.
 
     Args:
-        setting: the key that named the file, for messages.
+        path: a safetensors file if its suffix is ``.safetensors``, else a PyTorch file.
+        setting: name of the setting that gave the path, for error messages.
 
     Raises:
-        UserError: no such file, not a file of weights, or one that would run code.
+        UserError: the file does not exist, holds no weights, or would run code.
     """
     if not path.is_file():
         raise UserError(f"{setting} {path} does not exist; expected a safetensors or PyTorch file of weights")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of a pickle's protocol before it refuses it
+            warnings.simplefilter("ignore")  # torch warns about a pickle's protocol, then refuses it
             with local_file(path) as file:
                 state: Any = (
                     load_file(file)
@@ -50,8 +51,8 @@ def read_weights(path: AnyPath, setting: str) -> dict[str, Tensor]:
                 )
     except _DAMAGED as error:
         raise UserError(f"{setting} {path} is not a file of weights: {error}") from error
-    if isinstance(state, dict):  # training programs wrap the state dict in one of their own
+    if isinstance(state, dict):  # training programs may wrap it in an outer dict
         state = state.get("state_dict", state.get("model", state))
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{setting} {path} holds no state dict (names to tensors)")
+        raise UserError(f"{setting} {path} holds no state dict; expected a dict of names to tensors")
     return state

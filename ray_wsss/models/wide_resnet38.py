@@ -1,7 +1,7 @@
 """WideResNet-38, model A1 of Wu, Shen and van den Hengel, "Wider or Deeper" (2016): S2C's backbone.
 
-Parameters carry the names under which the weakly supervised field has passed the ImageNet weights on since
-AffinityNet (psa, `network/resnet38d.py`), so that a published state dict loads as it is.
+Parameters have the names that weakly supervised methods have used for these ImageNet weights since
+AffinityNet (psa, `network/resnet38d.py`), so a published state dict loads unchanged.
 """
 
 import re
@@ -15,15 +15,15 @@ from ray_wsss.errors import UserError
 
 OUT_CHANNELS = 4096
 _LEVELS = {2: (3, 128, 128), 3: (3, 256, 256), 4: (6, 512, 512), 5: (3, 512, 1024)}
-"""Residual levels b2 to b5: blocks, width between the two convolutions, width out of them."""
+"""Residual levels b2 to b5: blocks, channels between the two convolutions, output channels."""
 _GEOMETRY = {8: (1, 2, 1, 4), 16: (2, 1, 1, 2), 32: (2, 1, 2, 1)}
-"""By output stride: stride and dilation of b5, stride and dilation of b6 (b7 has b6's dilation)."""
+"""For each output stride: stride and dilation of b5, stride and dilation of b6 (b7 has b6's dilation)."""
 _DROPOUT = 0.2
-"""In both bottlenecks, as S2C's code has it; psa and most others after it have 0.3 and 0.5."""
+"""Dropout rate of both bottlenecks in S2C's code; psa and most methods after it use 0.3 and 0.5."""
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions after batch norm and ReLU each, beside the input itself or a projection of it."""
+    """Two 3x3 convolutions, each after batch norm and ReLU, plus a shortcut: the input or its projection."""
 
     def __init__(
         self, in_channels: int, mid_channels: int, out_channels: int, stride: int, dilations: tuple[int, int]
@@ -45,9 +45,9 @@ class ResidualBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """1x1, 3x3 and 1x1 convolution to 1/4, 1/2 and all of the output's width, beside a projection.
+    """1x1, 3x3 and 1x1 convolutions to 1/4, 1/2 and all of the output channels, plus a projected shortcut.
 
-    While training, whole channels are dropped before the second and the third convolution.
+    In training, whole channels are dropped before the second and the third convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dilation: int) -> None:
@@ -72,14 +72,14 @@ class BottleneckBlock(nn.Module):
 
 
 class WideResNet38(nn.Module):
-    """The feature part: 38 layers less the classifier, 105 million parameters, no pooling.
+    """WideResNet-38 without its classifier: 105 million parameters, no pooling.
 
     Args:
-        output_stride: 8 (the field's, b5 dilated by 2, b6 and b7 by 4), 16 (b6 and b7 by 2), or 32 (no
-            dilation: as it was trained on ImageNet).
+        output_stride: 8 (usual for weak supervision: b5 dilated by 2, b6 and b7 by 4), 16 (b6 and b7 dilated
+            by 2), or 32 (no dilation, as in ImageNet training).
 
     Raises:
-        UserError: another stride.
+        UserError: `output_stride` has another value.
     """
 
     def __init__(self, output_stride: int) -> None:
@@ -92,31 +92,31 @@ class WideResNet38(nn.Module):
         self.bn7 = nn.BatchNorm2d(OUT_CHANNELS)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B 4096 h w"]]:
-        """The last feature map (after batch norm and ReLU, so 0 or more), as the only one of a list."""
+        """Compute the last feature map (after batch norm and ReLU, so 0 or more), as a list of one tensor."""
         x = images
         for layer in self.children():
             x = layer(x)
         return [F.relu(x)]
 
     def leading_stages(self, stages: int) -> list[nn.Module]:
-        """conv1a and the blocks of the first ``stages`` levels: of b2 (b2, b2_1, b2_2), b3, and so on."""
+        """conv1a and the blocks of the first ``stages`` levels: b2 (blocks b2, b2_1, b2_2), b3, and so on."""
         return [module for name, module in self.named_children() if _level(name) <= 1 + stages]
 
 
 def _level(name: str) -> int:
-    """The level of a child by its published name: 1 of conv1a, 4 of b4_2, 7 of bn7."""
+    """Level of a child module by its published name: 1 for conv1a, 4 for b4_2, 7 for bn7."""
     digit = re.search(r"\d", name)
     assert digit, name
     return int(digit[0])
 
 
 def _blocks(output_stride: int) -> Iterator[tuple[str, nn.Module]]:
-    """Blocks b2 to b7 with their names; where b5 and b6 don't halve the map, dilation grows instead."""
+    """Yield the blocks b2 to b7 with their names; b5 and b6 are dilated if they don't halve the map."""
     stride_b5, dilation_b5, stride_b6, dilation_b6 = _GEOMETRY[output_stride]
     channels = 64
     for level, (count, mid_channels, out_channels) in _LEVELS.items():
         stride, dilation = (stride_b5, dilation_b5) if level == 5 else (2, 1)
-        # What a stride's own convolution sees is not halved yet, so the one in its place is not dilated.
+        # A strided convolution reads the map before halving, so the one that replaces it is not dilated.
         yield f"b{level}", ResidualBlock(channels, mid_channels, out_channels, stride, (1, dilation))
         channels = out_channels
         for index in range(1, count):

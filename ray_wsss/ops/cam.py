@@ -1,7 +1,7 @@
-"""Class activation maps: from raw class maps to maps in [0, 1] at image size.
+"""Class activation maps (CAMs): turn a classifier's raw class maps into maps in [0, 1] at image size.
 
-The classifier's class maps are the CAM (S2C: 1x1 convolution, then spatial mean), so nothing here looks at
-gradients or weights.
+S2C's classifier ends in a 1x1 convolution and a spatial mean, so its class maps are the CAM already: these
+functions need neither gradients nor weights.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from torch import Tensor
 from ray_wsss.ops.resize import resize_maps
 
 EPSILON = 1e-5
-"""Added to a map's maximum, so that a class without any activation gives zeros, not NaN (released code)."""
+"""Added to a map's maximum before dividing: a class without activation gives 0, not NaN (released code)."""
 
 
 def normalise_cam(
     activation: Float[Tensor, "B C H W"], image_labels: Float[Tensor, "B C"]
 ) -> Float[Tensor, "B C H W"]:
-    """Divide each map by its own maximum, and blank the classes that the image does not have.
+    """Divide each map by its own maximum, and set the maps of absent classes to 0.
 
     The gradient also flows through the maximum, as in the released code.
 
@@ -38,7 +38,8 @@ def make_cam(
 ) -> Float[Tensor, "B C H W"]:
     """Make the single-scale, differentiable CAM that the CPM loss supervises.
 
-    Normalised before resizing (released code), so the resized maximum may lie a little below 1.
+    The maps are normalised first and resized afterwards (released code), so a resized maximum may be a
+    little below 1.
 
     Args:
         class_maps: raw output of the last 1x1 convolution, any sign.
@@ -58,8 +59,8 @@ def merge_scales(
 ) -> Float[Tensor, "B C H W"]:
     """Merge the class maps of one batch seen at several scales into one CAM, for prompts and inference.
 
-    Each map is resized first and normalised only after the sum: a scale that fires weakly then counts
-    little. Maps of mirrored images must be mirrored back by the caller.
+    The maps are resized, summed and normalised last, so a scale with weak activations contributes little.
+    The caller must mirror back the maps of mirrored images.
 
     Args:
         class_maps: one raw class map per view; their sizes may differ.
@@ -70,7 +71,7 @@ def merge_scales(
         CAM in [0, 1), zero for absent classes.
 
     Raises:
-        ValueError: there is no class map.
+        ValueError: `class_maps` is empty.
     """
     if not class_maps:
         raise ValueError("class_maps is empty; expected the class maps of at least one scale")

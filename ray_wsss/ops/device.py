@@ -1,16 +1,16 @@
-"""The device that computes: copies to it, and the precision it computes in."""
+"""Torch devices: copying tensors to a GPU, and the precision in which networks compute."""
 
 import torch
 from torch import Tensor
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """Values from the CPU to the device; the host does not wait for the copy."""
+    """Copy a CPU tensor to the device; the host does not wait for a copy to a GPU."""
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
 
 def mixed_precision(device: torch.device, bf16: bool) -> torch.autocast:
-    """A context in which networks compute in bfloat16, if they shall; what comes out needs ``float()``."""
+    """Autocast context: with ``bf16``, networks compute in bfloat16 and their outputs need ``float()``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)

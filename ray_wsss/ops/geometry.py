@@ -1,4 +1,4 @@
-"""One sampled geometry for an image and everything drawn on it: resize, crop, flip."""
+"""Geometric augmentation: one sampled resize, crop and flip for an image and all its label maps."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """From an image to a square training crop."""
+    """How to make a square training crop of an image: resize, crop, mirror."""
 
     scaled_hw: tuple[int, int]
-    """Size of the image after resizing, in pixels."""
+    """Height and width of the resized image, in pixels."""
     top: int
-    """Row of the resized image at the crop's first row; negative where the crop begins in the padding."""
+    """Row of the resized image at the crop's first row; negative if the crop starts in the padding."""
     left: int
-    """Column, likewise."""
+    """Column of the resized image at the crop's first column; negative if the crop starts in the padding."""
     crop_px: int
     """Side of the crop, in pixels."""
     flip: bool
@@ -33,13 +33,16 @@ class Geometry:
         flip: bool,
         generator: torch.Generator,
     ) -> "Geometry":
-        """Draw a geometry.
+        """Draw a random geometry.
 
-        The long side becomes a random length in ``long_side_px`` (both ends included). The crop lies
-        anywhere in the resized image; where that is smaller than the crop, the image lies anywhere in it.
+        The image's long side gets a random length in ``long_side_px`` (both ends included). Along each axis
+        the crop lies at a random place inside the resized image; if the image is shorter than the crop, the
+        image lies at a random place inside the crop.
 
         Args:
-            image_hw: size of the image, in pixels.
+            image_hw: height and width of the image, in pixels.
+            long_side_px: shortest and longest long side of the resized image, in pixels.
+            crop_px: side of the crop, in pixels.
             flip: mirror with probability 0.5.
             generator: source of all randomness.
         """
@@ -61,9 +64,10 @@ class Geometry:
     def apply(
         self, image: Shaped[Tensor, "C H W"], *, fill: float | int, nearest: bool = False
     ) -> Shaped[Tensor, "C P P"]:
-        """The crop of an image, or with ``nearest`` of a label map; padding is ``fill``.
+        """Crop an image, or with ``nearest`` a label map; the padding gets the value ``fill``.
 
-        Images are resized bilinearly with antialiasing, labels keep their values and dtype.
+        Images are resized bilinearly with antialiasing and become float32. Label maps keep their values and
+        dtype.
         """
         source = image[None].float()
         if nearest:
@@ -74,7 +78,7 @@ class Geometry:
         return crop.to(image.dtype) if nearest else crop
 
     def place(self, scaled: Shaped[Tensor, "C H W"], *, fill: float | int) -> Shaped[Tensor, "C P P"]:
-        """The crop of what has the size of the resized image already."""
+        """Crop an image or label map that already has the size of the resized image."""
         height, width = self.scaled_hw
         side = self.crop_px
         crop = scaled.new_full((scaled.shape[0], side, side), fill)
@@ -85,14 +89,14 @@ class Geometry:
         return crop.flip(-1) if self.flip else crop
 
     def to_scaled(self, points_yx: Integer[Tensor, "*N 2"]) -> Integer[Tensor, "*N 2"]:
-        """Pixels of the crop as pixels of the resized image; those of the padding lie outside of it."""
+        """Convert pixels (y, x) of the crop to pixels of the resized image; padding lies outside it."""
         y, x = points_yx.unbind(-1)
         if self.flip:
             x = self.crop_px - 1 - x
         return torch.stack([y + self.top, x + self.left], dim=-1)
 
     def inside(self) -> Shaped[Tensor, "1 P P"]:
-        """Where the crop shows the image (True) and where it is padding, as bool."""
+        """Bool mask of the crop: True where it shows the image, False in the padding."""
         height, width = self.scaled_hw
         rows = torch.arange(self.crop_px) + self.top
         columns = torch.arange(self.crop_px) + self.left

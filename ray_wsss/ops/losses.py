@@ -1,4 +1,4 @@
-"""Losses of one training step, and their parts by name."""
+"""Losses of the classifier: classification, CPM, and the weighted sum of a step (SSC is in `ops.ssc`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,55 +9,56 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE_LABEL = 255
+"""Label of pixels that losses leave out: no truth, or padding."""
 
 
 def classification_loss(
     logits: Float[Tensor, "B C"], image_labels: Float[Tensor, "B C"]
 ) -> Float[Tensor, ""]:
-    """Binary cross-entropy of the image-level labels (0 or 1), mean over images and classes."""
+    """Binary cross-entropy of the image-level labels (0 or 1), averaged over images and classes."""
     return F.binary_cross_entropy_with_logits(logits, image_labels)
 
 
 def cpm_loss(
     cam: Float[Tensor, "B C H W"], pseudo_label: Integer[Tensor, "B H W"], temperature: float = 1.0
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the CAM against the pseudo label (S2C's CAM-based Prompting Module).
+    """Cross-entropy of the CAM against the pseudo label (CPM: S2C's CAM-based Prompting Module).
 
-    The logits are the CAM values themselves, in [0, 1], and 1 - max_c cam_c for background (released code).
+    A class's logit is its CAM value, in [0, 1]; the background's logit is 1 - max_c cam_c (released code).
     Background comes first here, so that a logit's index is its stored label.
 
-    The released code has no temperature. At 1 the loss never saturates: a background pixel that is right
-    pushes as hard as one that is wrong, and pushing all of them down is easiest by raising the maximum that
-    the CAM is divided by. Small objects on much background are then learned slowly; below 1 the pixels that
-    are right fall silent.
+    The released code has no temperature. At 1 the loss never saturates: a correct background pixel pushes
+    as hard as a wrong one, and the easiest way to push all of them down is to raise the maximum that the CAM
+    is divided by. The network then learns small objects on large backgrounds slowly. Below 1, correct pixels
+    stop pushing.
 
     Args:
         cam: CAM in [0, 1], zero for absent classes.
         pseudo_label: 0 = background, class c as c + 1, 255 = ignore.
-        temperature: divides the logits; more than 0, 1 is the released code.
+        temperature: divides the logits; more than 0 (released code: 1).
 
     Returns:
-        Mean over the pixels that are not ignored; 0, still with a graph, where all are. On a CPU a label
-        above C raises IndexError (torch).
+        Mean over the pixels that are not ignored; if all are ignored, a 0 that still has a graph. On a CPU,
+        torch raises IndexError for a label above C that is not 255.
     """
-    # amax shares the gradient between equal classes: the loss does not depend on the order of classes.
+    # amax shares the gradient between equal classes, so the loss does not depend on the order of classes.
     background = 1 - cam.amax(dim=1, keepdim=True)
     logits = torch.cat([background, cam], dim=1) / temperature
     total = F.cross_entropy(logits, pseudo_label.long(), ignore_index=IGNORE_LABEL, reduction="sum")
-    # Not reduction="mean": that is 0 / 0 where every pixel is ignored.
+    # reduction="mean" would be 0 / 0 if every pixel is ignored.
     return total / (pseudo_label != IGNORE_LABEL).sum().clamp(min=1)
 
 
 @dataclass(frozen=True, eq=False)
 class StepLosses:
-    """Parts of one step's loss, each a scalar; None for a part that is off (warm-up, ablation)."""
+    """Loss parts of one training step, each a scalar; a part that is off (warm-up, ablation) is None."""
 
     cls: Float[Tensor, ""]
-    """Classification."""
+    """Classification loss."""
     ssc: Float[Tensor, ""] | None
-    """SAM-Segment Contrasting."""
+    """SAM-Segment Contrasting (SSC) loss."""
     cpm: Float[Tensor, ""] | None
-    """CAM-based Prompting Module."""
+    """CAM-based Prompting Module (CPM) loss."""
 
     def parts(self) -> dict[str, Tensor]:
         """The parts that are on, by name, in the order cls, ssc, cpm."""

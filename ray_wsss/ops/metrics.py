@@ -1,4 +1,4 @@
-"""Segmentation metrics: counts first, which add up over shards and workers; ratios last."""
+"""Segmentation metrics: pixel counts that add up over shards and workers, and ratios of the summed counts."""
 
 from dataclasses import dataclass
 
@@ -11,15 +11,15 @@ from torch import Tensor
 class ConfusionMatrix:
     """Pixel counts of K classes, background included.
 
-    `sum(parts, ConfusionMatrix.zeros(21)).miou()` is the mIoU of everything, not a mean of the parts' mIoU.
+    `sum(parts, ConfusionMatrix.zeros(21)).miou()` is the mIoU of all pixels, not the mean of the parts' mIoU.
     """
 
     counts: Int[Tensor, "K K"]
-    """int64: row = true class, column = predicted class."""
+    """Pixels, int64: row = true class, column = predicted class."""
 
     @classmethod
     def zeros(cls, num_classes: int) -> "ConfusionMatrix":
-        """The empty count of `num_classes` classes, background included; on the CPU."""
+        """Counts of 0 for `num_classes` classes, background included; on the CPU."""
         return cls(torch.zeros(num_classes, num_classes, dtype=torch.int64))
 
     @classmethod
@@ -30,17 +30,17 @@ class ConfusionMatrix:
         num_classes: int,
         ignore: int = 255,
     ) -> "ConfusionMatrix":
-        """Count the pixels of label maps of any, but equal, shape.
+        """Count the pixels of two label maps of equal shape.
 
         Args:
-            prediction: labels in 0 .. num_classes - 1. `ignore` counts as background (0): a method may not
-                improve its score by declining to answer.
-            truth: labels in 0 .. num_classes - 1; pixels of value `ignore` are left out.
+            prediction: labels in 0 .. num_classes - 1. The label `ignore` counts as background (0), so that a
+                method can't improve its score by not answering.
+            truth: labels in 0 .. num_classes - 1; pixels with the label `ignore` are not counted.
             num_classes: K, background included (VOC: 21).
-            ignore: the label of pixels without truth.
+            ignore: label of pixels without ground truth.
 
         Raises:
-            ValueError: a counted pixel has any other label.
+            ValueError: a counted pixel has a label out of range.
         """
         counted = truth != ignore
         rows = truth[counted].long()
@@ -56,35 +56,34 @@ class ConfusionMatrix:
         return cls(cells.view(num_classes, num_classes))
 
     def __add__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
-        """Counts of both.
+        """Sum of the counts of both matrices.
 
         Raises:
-            ValueError: they count a different number of classes.
+            ValueError: the matrices have different numbers of classes.
         """
         if self.counts.shape != other.counts.shape:
-            raise ValueError(
-                f"cannot add counts of {len(self.counts)} and of {len(other.counts)} classes; expected equal"
-            )
+            ours, theirs = len(self.counts), len(other.counts)
+            raise ValueError(f"confusion matrices have {ours} and {theirs} classes; expected equal numbers")
         return ConfusionMatrix(self.counts + other.counts)
 
     def iou(self) -> Float[Tensor, " K"]:
-        """Intersection over union per class, float64 in [0, 1]; NaN for a class in neither map."""
+        """Intersection over union (IoU) per class, float64 in [0, 1]; NaN for a class in neither map."""
         counts = self.counts.double()
         intersection = counts.diagonal()
         union = counts.sum(dim=0) + counts.sum(dim=1) - intersection
         return intersection / union
 
     def miou(self) -> float:
-        """Mean IoU over the classes that occur, background included; NaN if nothing was counted."""
+        """Mean IoU over the classes in either map, background included; NaN if no pixel was counted."""
         return self.iou().nanmean().item()
 
     def to_list(self) -> list[list[int]]:
-        """The counts, row by row, for JSON."""
+        """Counts as nested lists, row by row, for JSON."""
         return self.counts.tolist()
 
     @classmethod
     def from_list(cls, rows: list[list[int]]) -> "ConfusionMatrix":
-        """The inverse of `to_list`.
+        """Matrix from the nested lists of `to_list`.
 
         Raises:
             ValueError: the rows do not form a square.

@@ -1,4 +1,4 @@
-"""Local maxima of CAMs (the paper's LMF), equal to scikit-image's for every map of a batch at once."""
+"""Local maxima of CAMs (the paper's LMF): all maps of a batch at once, with scikit-image's results."""
 
 from typing import Literal
 
@@ -14,24 +14,25 @@ def find_peaks(
 ) -> Bool[Tensor, "*batch H W"]:
     """Mark the local maxima of each map.
 
-    Per map the same pixels as `skimage.feature.peak_local_max(cam, min_distance=d, threshold_abs=tau,
-    exclude_border=d, num_peaks=max_peaks)` with d = `min_distance_px`:
+    Each map gets the same peaks as from `skimage.feature.peak_local_max(cam, min_distance=d,
+    threshold_abs=tau, exclude_border=d, num_peaks=max_peaks)` with d = `min_distance_px`:
 
-    - a peak is the maximum of its (2d+1) x (2d+1) window, strictly above `tau`, at least d from the border;
-    - a constant map has none, nor has a map with a side of at most 2d;
-    - of equal maxima closer than d (Chebyshev) the first in row-major order stays; exactly d apart, both do;
-    - at most `max_peaks` stay, the highest; of equal ones the first in row-major order.
+    - a peak is the maximum of its (2d+1) x (2d+1) window, above `tau`, and at least d pixels from the border;
+    - a constant map has no peaks; a map with a side of at most 2d has none either;
+    - of equal maxima closer than d (Chebyshev distance), the first in row-major order stays; at a distance of
+      exactly d, both stay;
+    - of more than `max_peaks` peaks, the highest stay; of equal peaks, the first in row-major order.
 
     Args:
         cam: maps without NaN; any number of leading axes.
-        tau: the least value, exclusive (paper: 0.5).
+        tau: threshold; a peak is strictly above it (paper: 0.5).
         min_distance_px: d, in pixels of `cam`, at least 1 (paper: 10).
-        max_peaks: the most peaks of a map, at least 1; None: no limit.
+        max_peaks: most peaks per map, at least 1; None: no limit.
 
     Returns:
-        True at peaks. Without `max_peaks` the host waits for a GPU once, to see whether any maxima tie; only
-        maps with ties that are too close are then resolved one by one. With it the host never waits: that
-        takes `max_peaks` passes over the maps, whatever is in them.
+        True at peaks. Without `max_peaks` the host waits once for a GPU, to see whether any maxima tie; maps
+        with ties closer than d are then resolved one by one. With `max_peaks` the host never waits: a GPU
+        makes `max_peaks` passes over the maps, whatever their values.
 
     Raises:
         ValueError: `min_distance_px` or `max_peaks` is below 1.
@@ -46,17 +47,18 @@ def find_peaks(
         return peaks
 
     maps = cam.detach().reshape(-1, height, width)
-    # The border is dropped anyway, so only complete windows matter and no padding is needed.
+    # No peak lies in the border, so only complete windows matter and no padding is needed.
     window_max = _window_max(_window_max(maps, 2 * d + 1, dim=-2), 2 * d + 1, dim=-1)
     lowest, highest = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
-    # Nothing is above infinity: that is how a constant map loses its peaks without a third pass.
+    # No value is above infinity: this removes the peaks of constant maps without a third pass.
     bound = torch.full_like(lowest, tau).masked_fill_(lowest == highest, torch.inf)
     candidates = (maps[:, d:-d, d:-d] == window_max) & (window_max > bound)
     inner = peaks.view(-1, height, width)[:, d:-d, d:-d]
     if max_peaks is None:
         inner.copy_(_space_out(candidates, d))
         return peaks
-    if not maps.is_cuda:  # a CPU's host has nothing to wait for, and all those passes cost it more
+    # On a CPU, reading the values needs no waiting and is cheaper than `max_peaks` passes.
+    if not maps.is_cuda:
         candidates = _space_out(candidates, d)
         if candidates.flatten(1).sum(1).amax() <= max_peaks:
             inner.copy_(candidates)
@@ -71,16 +73,16 @@ def keep_global_maximum(
     image_labels: Float[Tensor, "B C"],
     mode: KeepGlobalMaximum,
 ) -> Bool[Tensor, "B C H W"]:
-    """Add the global maximum of present classes to their peaks, so that every class gets a prompt.
+    """Add the global maximum of each present class to its peaks, so that every class gets a prompt.
 
     Args:
         peak_mask: True at peaks.
-        cam: the maps that the peaks were found in.
-        image_labels: 1 for a class that is present, else 0; absent classes get nothing.
-        mode: "always" (released code), "if_empty": only classes without a peak, or "never".
+        cam: the maps in which the peaks were found.
+        image_labels: 1 for a class that is present, else 0; absent classes get no peak.
+        mode: "always" (released code); "if_empty": only for classes without a peak; or "never".
 
     Returns:
-        A new mask. Of equal maxima the first in row-major order is taken, also where a map is all zero.
+        A new mask. Of equal maxima, the first in row-major order is taken, even in a map that is all zero.
     """
     if mode == "never":
         return peak_mask.clone()
@@ -93,10 +95,11 @@ def keep_global_maximum(
 
 
 def _window_max(values: Float[Tensor, "..."], window: int, dim: int) -> Float[Tensor, "..."]:
-    """Maximum of every complete window of `window` values along `dim` (result: `window` - 1 shorter).
+    """Maximum of every complete window of `window` values along `dim`; the result is `window` - 1 shorter.
 
-    Doubles the covered length (1, 2, 4, 8, 16, 21), so a window of 21 takes five passes per axis. max_pool2d
-    reads all 441 values: about a hundred times slower on one CPU thread (64 maps of 256 px).
+    Each pass doubles the covered length (1, 2, 4, 8, 16, 21), so a window of 21 takes five passes per axis.
+    max_pool2d reads all 441 values, which is about a hundred times slower on one CPU thread (64 maps of 256
+    px).
     """
     covered = 1
     while covered < window:
@@ -108,10 +111,10 @@ def _window_max(values: Float[Tensor, "..."], window: int, dim: int) -> Float[Te
 
 
 def _space_out(candidates: Bool[Tensor, "M H W"], spacing: int) -> Bool[Tensor, "M H W"]:
-    """Drop candidates closer than `spacing` to one that is kept, in skimage's greedy order.
+    """Drop candidates closer than `spacing` to a kept one, in skimage's greedy order.
 
-    skimage goes from high to low. Two window maxima that are this close lie in each other's window, hence
-    are equal, and equal ones go in row-major order: the values need not be looked at again.
+    skimage visits candidates from high to low. Two window maxima this close lie in each other's window, so
+    they are equal, and skimage visits equal ones in row-major order: this function needs no values.
     """
     if spacing == 1:
         return candidates
@@ -121,10 +124,17 @@ def _space_out(candidates: Bool[Tensor, "M H W"], spacing: int) -> Bool[Tensor, 
 
 
 def _find_crowded(points_myx: Int[Tensor, "N 3"], spacing: int) -> Int[Tensor, " K"]:
-    """Find the maps (first column) that hold two points closer than `spacing`; points sorted row-major.
+    """Find the maps that hold two points closer than `spacing`.
 
-    Compares each point with its 1st, 2nd, ... successor until no pair is left in the same strip of rows. A
-    map leaves as soon as it is known to be crowded, so plateaus don't prolong the loop.
+    Compares each point with its 1st, 2nd, ... successor until no pair lies in the same strip of `spacing`
+    rows. A map's points are removed as soon as the map is known to be crowded, so plateaus don't prolong the
+    loop.
+
+    Args:
+        points_myx: map, y and x of each point, sorted row-major.
+
+    Returns:
+        Indices of the crowded maps.
     """
     crowded = points_myx.new_empty(0)
     shift = 1
@@ -142,7 +152,7 @@ def _find_crowded(points_myx: Int[Tensor, "N 3"], spacing: int) -> Int[Tensor, "
 
 
 def _space_out_one(candidates: Bool[Tensor, "H W"], spacing: int) -> Bool[Tensor, "H W"]:
-    """Keep the first candidate in row-major order, drop those closer than `spacing` to it, and so on."""
+    """Keep the first candidate in row-major order, drop those closer than `spacing` to it, and repeat."""
     left = candidates.clone().numpy()
     kept = torch.zeros_like(candidates)
     width = candidates.shape[1]
@@ -158,28 +168,29 @@ def _space_out_one(candidates: Bool[Tensor, "H W"], spacing: int) -> Bool[Tensor
 
 
 def _take_highest(values: Float[Tensor, "M H W"], spacing: int, most: int) -> Bool[Tensor, "M H W"]:
-    """Take the highest value of each map, drop those closer than `spacing` to it, and so on, `most` times.
+    """Take the highest value of each map and drop those closer than `spacing` to it, `most` times.
 
-    skimage's own order, but of all maps at once and without a look at any value: the number of passes is
-    known beforehand, and one that finds a map empty takes nothing from it.
+    This is skimage's order, but for all maps at once and without reading a value on the host: the number of
+    passes is fixed, and a pass takes nothing from a map without candidates.
 
     Args:
-        values: -inf where nothing is to be taken; not changed.
+        values: value of each candidate, -inf at other pixels; not changed.
     """
     count, height, width = values.shape
     near_y, near_x = _nearer_than(spacing, height, values), _nearer_than(spacing, width, values)
     left = values.clone()
-    taken = []
+    taken: list[Tensor] = []
     for _ in range(most):
-        highest, at = left.flatten(1).max(dim=1)  # of equal ones the first
+        highest, at = left.flatten(1).max(dim=1)  # the first of equal values
         taken.append(torch.where(highest > -torch.inf, at, height * width))
         near = near_y[at // width, :, None] & near_x[at % width, None, :]
         left.masked_fill_(near, -torch.inf)
-    # Where nothing was left goes to a place of its own at the end, which is cut off.
+    # A pass that took nothing marks an extra pixel at the end, which is cut off.
     kept = torch.zeros(count, height * width + 1, dtype=torch.bool, device=values.device)
     return kept.scatter_(1, torch.stack(taken, dim=1), True)[:, :-1].view(values.shape)
 
 
 def _nearer_than(spacing: int, side: int, like: Tensor) -> Bool[Tensor, "S S"]:
+    """Which pairs of positions along a side are closer than `spacing`; on the device of `like`."""
     at = torch.arange(side, device=like.device)
     return (at[:, None] - at).abs() < spacing

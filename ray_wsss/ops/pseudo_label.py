@@ -1,4 +1,4 @@
-"""From SAM's masks, one or more per class, to one pseudo label per image."""
+"""Merge SAM's masks, one or more per class, into one pseudo label per image."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 MAX_CLASSES = 254
-"""Class c is stored as c + 1 in a byte; 0 is background and 255 is ignore."""
+"""Most classes of a pseudo label: class c is stored as c + 1 in a byte; 0 is background, 255 is ignore."""
 
 Confidence = Literal["logit", "stability", "iou"]
 
@@ -18,14 +18,14 @@ def confidence_map(
     """Spread SAM's confidence in its masks over the pixels.
 
     Args:
-        kind: "logit": the mask logit of each pixel (released code); "stability": the mask's stability score
-            (paper); "iou": the mask's IoU as SAM predicts it.
-        mask_logits: SAM's masks before the threshold at 0.
+        kind: "logit": each pixel's mask logit (released code); "stability": the mask's stability score
+            (paper); "iou": SAM's predicted IoU of the mask.
+        mask_logits: SAM's mask logits, before the threshold at 0.
         predicted_iou: SAM's own estimate of each mask's IoU.
 
     Returns:
-        Confidence, unbounded for "logit", else one value in about [0, 1] per mask. A view for "iou" and
-        "stability": do not write to it.
+        Confidence: unbounded for "logit", else one value per mask, in about [0, 1]. For "iou" and "stability"
+        it is an expanded view: do not write to it.
     """
     if kind == "logit":
         return mask_logits
@@ -34,12 +34,12 @@ def confidence_map(
 
 
 def stability_score(mask_logits: Float[Tensor, "N H W"], offset: float = 1.0) -> Float[Tensor, " N"]:
-    """IoU of the two masks that thresholds at +offset and -offset give.
+    """IoU of the two masks that the thresholds +offset and -offset give.
 
     Equals `segment_anything.utils.amg.calculate_stability_score(mask_logits, 0.0, offset)`, except that a
     mask without any logit above -offset scores 0 here, not NaN.
     """
-    # The stricter mask lies inside the looser one: they are intersection and union.
+    # The stricter mask lies inside the looser one, so they are the intersection and the union.
     intersection = (mask_logits > offset).sum(dim=(-2, -1))
     union = (mask_logits > -offset).sum(dim=(-2, -1))
     return (intersection / union.clamp(min=1)).to(mask_logits.dtype)
@@ -48,17 +48,17 @@ def stability_score(mask_logits: Float[Tensor, "N H W"], offset: float = 1.0) ->
 def mask_scores(
     masks: Bool[Tensor, "N H W"], confidence: Float[Tensor, "N H W"], cam: Float[Tensor, "N H W"]
 ) -> Float[Tensor, "N H W"]:
-    """Score the pixels of each mask: confidence x mean CAM over the mask.
+    """Score the pixels of each mask: confidence times the mean CAM over the mask.
 
     Args:
         masks: SAM's masks, at the CAM's size.
         confidence: from `confidence_map`.
-        cam: CAM, in [0, 1], of the class and image that each mask was prompted for.
+        cam: CAM, in [0, 1], of the image and class for which each mask was prompted.
 
     Returns:
-        Scores, -inf outside the mask; an empty mask is -inf everywhere.
+        Scores, -inf outside the mask; an empty mask has -inf everywhere.
     """
-    # The 0 / 0 of an empty mask needs no care: none of its pixels survive the fill below.
+    # An empty mask gives 0 / 0 = NaN, but the fill below overwrites all its pixels.
     cam_mean = (cam * masks).sum(dim=(-2, -1)) / masks.sum(dim=(-2, -1))
     return (confidence * cam_mean[:, None, None]).masked_fill(~masks, -torch.inf)
 
@@ -71,17 +71,17 @@ def assign_labels(
 ) -> UInt8[Tensor, "B H W"]:
     """Give each pixel the class of the highest score in its image.
 
-    Needs memory for the masks at hand only, whatever the number of classes. The host reads the indices; where
-    they are on the CPU, it need not wait for the scores' device.
+    Memory grows with the number of masks and images, not with the number of classes. The host reads both
+    indices; if they are on the CPU, it does not wait for the scores' device.
 
     Args:
-        scores: from `mask_scores`. A class may have several masks: its best one counts.
+        scores: from `mask_scores`. Of several masks of a class, the best one counts at each pixel.
         image_index: image of each mask, in 0 .. num_images - 1.
         class_index: class of each mask, from 0.
-        num_images: B; an image without a mask becomes background.
+        num_images: B; an image without masks becomes background.
 
     Returns:
-        0 = background (no mask there), class c as c + 1. Of equal scores the lower class wins.
+        0 = background (no mask covers the pixel), class c as c + 1. Of equal scores, the lower class wins.
 
     Raises:
         ValueError: a class does not fit into a byte, or an index is out of range.

@@ -1,4 +1,4 @@
-"""The part of a CAM that belongs to each of its peaks: what boxes and masks as prompts are made of."""
+"""Divide a CAM into one region per peak, from which box prompts and mask prompts are made."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -9,16 +9,16 @@ from skimage.segmentation import watershed
 def peak_regions(
     cam: Float[np.ndarray, "H W"], points_yx: Int[np.ndarray, "P 2"], tau: float
 ) -> Int[np.ndarray, "H W"]:
-    """Divide what is above ``tau`` and connected to a peak among the peaks, by watershed.
+    """Assign each pixel above ``tau`` that is connected to a peak to one of the peaks, by watershed.
 
     Args:
-        cam: in [0, 1].
-        points_yx: peaks, in pixels. One that is not above ``tau`` itself, such as the guess for a class that
-            activates weakly, has what is above half of its height instead.
-        tau: the least value, exclusive.
+        cam: CAM of one class, in [0, 1].
+        points_yx: peaks, in pixels. If one of them is not above ``tau`` (such as the global maximum of a
+            class that activates weakly), half the height of the lowest peak takes the place of ``tau``.
+        tau: threshold, exclusive.
 
     Returns:
-        k + 1 in the region of peak k, 0 elsewhere. Every peak has one pixel at least, its own.
+        k + 1 in the region of peak k, 0 elsewhere. Every region holds at least its own peak.
     """
     markers = np.zeros(cam.shape, np.int32)
     markers[tuple(points_yx.T)] = 1 + np.arange(len(points_yx))
@@ -28,6 +28,6 @@ def peak_regions(
 
 
 def box_around(region: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """The bounding box of a mask that is not empty: left, top, right, bottom edge in pixels."""
+    """Bounding box of a mask that is not empty: left, top, right and bottom edge in pixels."""
     ys, xs = np.nonzero(region)
     return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1

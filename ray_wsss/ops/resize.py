@@ -1,7 +1,8 @@
-"""Images, CAMs and label maps at other sizes."""
+"""Resizing of images, CAMs and label maps."""
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +13,13 @@ from torch.nn import functional as F
 
 
 def working_hw(image_hw: tuple[int, int], max_side_px: int) -> tuple[int, int]:
-    """Size (height, width) at which an image is worked on: its own, or a long side of ``max_side_px``."""
+    """Working size (height, width) of an image: its own, or reduced to a long side of ``max_side_px``."""
     scale = min(1.0, max_side_px / max(image_hw))
     return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))
 
 
 def shrink(pixels: NDArray[np.uint8], max_side_px: int) -> NDArray[np.uint8]:
-    """An image (H, W, 3) uint8 at its working size (antialiased)."""
+    """Reduce an image (H, W, 3) uint8 to its working size (antialiased)."""
     image_hw = (pixels.shape[0], pixels.shape[1])
     size_hw = working_hw(image_hw, max_side_px)
     if size_hw == image_hw:
@@ -28,12 +29,12 @@ def shrink(pixels: NDArray[np.uint8], max_side_px: int) -> NDArray[np.uint8]:
 
 
 def to_tensor(images: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
-    """Images of one size to (B, 3, H, W) float RGB in [0, 1]."""
+    """Convert images (H, W, 3) of one size to float RGB (B, 3, H, W) in [0, 1], on the device."""
     return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float().div_(255)
 
 
 def group_by_size(images: Sequence[NDArray[np.uint8]], most: int) -> list[list[int]]:
-    """Indices of images of one size, at most ``most`` together."""
+    """Group the indices of images by image size; a group holds at most ``most`` images."""
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for at, image in enumerate(images):
         groups[image.shape].append(at)
@@ -41,7 +42,7 @@ def group_by_size(images: Sequence[NDArray[np.uint8]], most: int) -> list[list[i
 
 
 def scale_images(images: Float[Tensor, "B 3 _H _W"], scale: float) -> Float[Tensor, "B 3 h w"]:
-    """A view of images at a scale, bilinear and antialiased; no side falls below 32 pixels."""
+    """Resize images bilinearly by a factor, antialiased below 1; no side gets shorter than 32 pixels."""
     size_hw = (images.shape[-2], images.shape[-1])
     scaled_hw = (max(32, round(size_hw[0] * scale)), max(32, round(size_hw[1] * scale)))
     if scaled_hw == size_hw:
@@ -50,23 +51,23 @@ def scale_images(images: Float[Tensor, "B 3 _H _W"], scale: float) -> Float[Tens
 
 
 def resize_maps(maps: Float[Tensor, "B C _h _w"], size_hw: tuple[int, int]) -> Float[Tensor, "B C H W"]:
-    """Resize maps bilinearly to `size_hw` (pixels), corners not aligned."""
+    """Resize maps bilinearly to height and width `size_hw` in pixels, corners not aligned."""
     return F.interpolate(maps, size=size_hw, mode="bilinear", align_corners=False)
 
 
-def resize_map(label_map: NDArray, image_hw: tuple[int, int]) -> NDArray:
-    """A label map, mask or segment map (h, w) of working size at the image's size (nearest)."""
+def resize_map(label_map: NDArray[Any], image_hw: tuple[int, int]) -> NDArray[Any]:
+    """Resize a label map, mask or segment map (h, w) to the image's size (nearest); it keeps its dtype."""
     if label_map.shape == image_hw:
         return label_map
     return resize_label_maps(torch.from_numpy(label_map)[None], image_hw)[0].numpy()
 
 
 def resize_label_maps(maps: Tensor, image_hw: tuple[int, int]) -> Tensor:
-    """`resize_map` for N of them (N, h, w), on their device."""
+    """`resize_map` for N maps (N, h, w) at once, on their device."""
     if maps.shape[1:] == image_hw:
         return maps
     if not len(maps):
         return maps.new_zeros(0, *image_hw)
-    # Exact: what is not a byte is a label below 2**24.
+    # float32 is exact here, since all labels and ids are below 2**24.
     source = maps.to(torch.uint8 if maps.dtype in (torch.bool, torch.uint8) else torch.float32)
     return F.interpolate(source[:, None], image_hw, mode="nearest-exact")[:, 0].to(maps.dtype)

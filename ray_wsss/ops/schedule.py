@@ -6,7 +6,7 @@ def poly_lr(lr: float, iteration: int, max_iters: int, power: float) -> float:
 
     Args:
         lr: the initial learning rate.
-        iteration: iterations done, in 0 .. max_iters. The end itself is allowed: schedulers step once more
+        iteration: iterations done, in 0 .. max_iters. The end is included, because schedulers step once more
             after the last update.
         max_iters: length of the run, in iterations.
         power: exponent (S2C: 0.9; 1 is linear).

@@ -1,4 +1,4 @@
-"""From overlapping masks to one segment map: each pixel goes to one mask at most."""
+"""Turn overlapping masks into one segment map, in which each pixel belongs to at most one mask."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 MAX_SEGMENTS = 65_535
-"""Segment maps are stored with 16 bits per pixel; 0 is uncovered."""
+"""Most segments of an image: segment maps are stored with 16 bits per pixel, and 0 is uncovered."""
 
 Overlap = Literal["smallest_area", "highest_iou"]
 
@@ -16,12 +16,12 @@ Overlap = Literal["smallest_area", "highest_iou"]
 def rank_masks(
     rule: Overlap, areas: Int[Tensor, " K"], predicted_iou: Float[Tensor, " K"]
 ) -> Int[Tensor, " K"]:
-    """Place of each mask in the contest for pixels, 0 the strongest: a permutation of 0 .. K - 1.
+    """Rank masks by their claim to shared pixels, 0 for the strongest: a permutation of 0 .. K - 1.
 
     Args:
-        rule: "smallest_area" (paper) or "highest_iou" (what the released code's painting comes to). Of
-            equals the earlier mask is the stronger.
-        areas: pixels of each full mask, hidden parts included.
+        rule: "smallest_area" (paper) or "highest_iou" (equivalent to the released code's order of painting).
+            Of equal masks, the earlier is the stronger.
+        areas: pixels of each whole mask, including those that stronger masks take.
         predicted_iou: SAM's own estimate of each mask's IoU.
     """
     key = areas if rule == "smallest_area" else -predicted_iou
@@ -33,20 +33,20 @@ def paint_segments(
 ) -> tuple[Int32[Tensor, "H W"], Int[Tensor, " N"]]:
     """Give each pixel to the strongest mask that covers it.
 
-    Needs one slice of the masks at a time.
+    Holds one slice of the masks at a time.
 
     Args:
         slices: the masks in order, any number per slice.
-        ranks: from `rank_masks`.
-        image_hw: size (height, width) of the masks in pixels.
+        ranks: rank of each mask, from `rank_masks`.
+        image_hw: height and width of the masks, in pixels.
 
     Returns:
         segments: ids 1 .. N, ascending in the order of the masks; 0 = uncovered.
-        mask_index: mask of each id: id n is mask ``mask_index[n - 1]``. Empty and fully hidden masks have
-            no id.
+        mask_index: mask of each segment: id n is mask ``mask_index[n - 1]``. Empty and fully hidden masks
+            have no id.
 
     Raises:
-        ValueError: more than `MAX_SEGMENTS` masks are visible, or not as many masks as ranks.
+        ValueError: more than `MAX_SEGMENTS` masks are visible, or the numbers of masks and ranks differ.
     """
     count = len(ranks)
     best = torch.full(image_hw, count, dtype=torch.int32, device=ranks.device)
@@ -57,8 +57,8 @@ def paint_segments(
             best.masked_fill_(mask & (best > rank), rank)
         painted += len(masks)
     if painted != count:
-        raise ValueError(f"{painted} masks for {count} ranks")
-    # Rank `count`, nobody's, becomes mask `count`.
+        raise ValueError(f"slices hold {painted} masks; expected {count}, one per rank")
+    # Uncovered pixels have rank `count`, which becomes mask `count`: none.
     mask_of_rank = torch.cat([ranks.argsort(), ranks.new_tensor([count])])
     return number_segments(mask_of_rank[best.long()], count)
 
@@ -66,13 +66,13 @@ def paint_segments(
 def number_segments(
     winners: Int[Tensor, "H W"], num_masks: int
 ) -> tuple[Int32[Tensor, "H W"], Int[Tensor, " N"]]:
-    """Number the masks that hold a pixel 1 .. N.
+    """Number the masks that own at least one pixel 1 .. N.
 
     Args:
-        winners: the mask, 0 .. num_masks - 1, that holds each pixel; num_masks = none.
+        winners: mask that owns each pixel, in 0 .. num_masks - 1; num_masks = no mask.
 
     Returns:
-        As `paint_segments`.
+        ``segments`` and ``mask_index`` of `paint_segments`.
 
     Raises:
         ValueError: N is more than `MAX_SEGMENTS`.
@@ -82,6 +82,6 @@ def number_segments(
     visible[num_masks] = False
     mask_index = visible.nonzero()[:, 0]
     if len(mask_index) > MAX_SEGMENTS:
-        raise ValueError(f"{len(mask_index)} segments in one image; a segment map holds {MAX_SEGMENTS}")
+        raise ValueError(f"image has {len(mask_index)} segments; expected at most {MAX_SEGMENTS}")
     ids = (visible.cumsum(0) * visible).int()
     return ids[winners], mask_index

@@ -1,4 +1,4 @@
-"""SAM-Segment Contrasting (SSC): pixels of one SAM segment are drawn to what they have in common."""
+"""SAM-Segment Contrasting (SSC): a loss that pulls the features of a SAM segment's pixels to their mean."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 BLOCK = 2**24
-"""Similarities (pixels x segments, over the batch) that are in memory at a time: 64 MiB in float32."""
+"""Similarities (pixels x segments, over the batch) in memory at a time: 64 MiB in float32."""
 
 
 def segment_bounds(segments: Integer[Tensor, "B H W"]) -> tuple[int, int]:
-    """The largest id, and the largest number of segments of an image; of a tensor on a GPU the host waits."""
+    """Largest id, and largest number of segments in one image; the host waits for a tensor on a GPU."""
     if not segments.numel():
         return 0, 0
     largest = int(segments.max())
@@ -31,21 +31,22 @@ def ssc_loss(
     Features are resized to the segment map (bilinear, corners not aligned) and L2-normalised per pixel. A
     segment's prototype is the L2-normalised mean of its pixels' features and passes no gradient.
 
-    Resized features are never made: resizing is linear, so similarities to prototypes are resized in their
-    stead, lengths follow from products of neighbouring cells, and a segment's mean is a weighted sum of
-    cells. A pixel then costs as much as there are segments, whatever D is. Nor are the similarities ever in
-    memory as a whole: rows of pixels are computed, and computed again on the way back.
+    The resized features are never computed. Resizing is linear, so the similarities of feature cells to
+    prototypes are resized instead, the lengths of resized features follow from products of neighbouring
+    cells, and a segment's mean is a weighted sum of cells. The cost per pixel then depends on the number of
+    segments, not on D. The similarities are never in memory as a whole: they are computed for a block of
+    pixel rows at a time, and once more in the backward pass.
 
     Args:
-        features: the classifier's features under its class maps.
-        segments: ids of segments, any number per image, gaps allowed; 0 = uncovered, which counts neither as
-            a pixel nor as a segment.
+        features: the classifier's features, from which its class maps are computed.
+        segments: ids of segments, any number per image, gaps allowed; 0 = uncovered: such pixels are left out
+            and form no segment.
         temperature: divides the similarities, which are in [-1, 1]; more than 0.
-        bounds: `segment_bounds` of these segments, or more, for instance from before they went to the GPU;
-            found here where not given, and only then does the host wait.
+        bounds: `segment_bounds` of these segments, or larger values; best computed before the copy to a GPU.
+            None: computed here, and the host waits for the GPU.
 
     Returns:
-        Mean over the covered pixels of the batch; 0, still with a graph, where there are none.
+        Mean over the covered pixels of the batch; if there are none, a 0 that still has a graph.
     """
     grid = _Grid.between((features.shape[2], features.shape[3]), segments)
     largest, most = segment_bounds(segments) if bounds is None else bounds
@@ -53,9 +54,10 @@ def ssc_loss(
     targets = _renumber(segments.flatten(1), largest).view(segments.shape)
     lengths = grid.lengths(features)
     prototypes, present = _prototypes(features.detach(), targets, lengths.detach(), grid, places)
-    # Where an image has fewer segments than another, the rest can't be chosen.
+    # An image with fewer segments than others has empty slots, which no pixel may choose.
     bias = torch.zeros_like(present, dtype=features.dtype).masked_fill_(~present, -torch.inf)
-    bias[:, 0] = torch.where(present.any(1), bias[:, 0], 0.0)  # an image without segments: all ignored
+    # All slots at -inf would give NaN; the pixels of an image without segments are ignored anyway.
+    bias[:, 0] = torch.where(present.any(1), bias[:, 0], 0.0)
     products = torch.einsum("bnd,bdyx->bnyx", prototypes, features)
     rows = max(1, BLOCK // (len(features) * places * segments.shape[2]))
     total = features.sum() * 0
@@ -71,7 +73,7 @@ def ssc_loss(
             bias,
             temperature,
             use_reentrant=False,
-            preserve_rng_state=False,  # nothing is drawn
+            preserve_rng_state=False,  # no random numbers are drawn
         )
         assert isinstance(block, Tensor)
         total = total + block
@@ -80,7 +82,7 @@ def ssc_loss(
 
 @dataclass(frozen=True, eq=False)
 class _Grid:
-    """Bilinear resizing from cells to pixels, an axis at a time: pixel = (1 - share) low + share high."""
+    """Bilinear resizing from cells to pixels, per axis: pixel = (1 - share) * low + share * high."""
 
     low_y: Integer[Tensor, " H"]
     high_y: Integer[Tensor, " H"]
@@ -89,8 +91,9 @@ class _Grid:
     high_x: Integer[Tensor, " W"]
     share_x: Float[Tensor, " W"]
     rows: Float[Tensor, "H h"]
-    """The same as a matrix."""
+    """Resizing along y as a matrix."""
     columns: Float[Tensor, "W w"]
+    """Resizing along x as a matrix."""
 
     @classmethod
     def between(cls, cells_hw: tuple[int, int], pixels: Integer[Tensor, "B H W"]) -> "_Grid":
@@ -98,7 +101,7 @@ class _Grid:
         return cls(*y[:3], *x[:3], y[3], x[3])
 
     def corners(self) -> list[tuple[Tensor, Tensor, Float[Tensor, "H W"]]]:
-        """The four cells of every pixel: rows (H,), columns (W,) and how much they count."""
+        """The four cells around every pixel: their rows (H,), columns (W,) and weights (H, W)."""
         ys = ((self.low_y, 1 - self.share_y), (self.high_y, self.share_y))
         xs = ((self.low_x, 1 - self.share_x), (self.high_x, self.share_x))
         return [(y, x, wy[:, None] * wx) for y, wy in ys for x, wx in xs]
@@ -120,7 +123,7 @@ class _Grid:
 
 
 def _axis(cells: int, pixels: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lower and higher cell of every pixel of an axis, the higher one's share, and all of it as a matrix."""
+    """Low cell, high cell and share of the high cell for every pixel of an axis; and the resizing matrix."""
     at = ((torch.arange(pixels, device=device) + 0.5) * (cells / pixels) - 0.5).clamp(0, cells - 1)
     low = at.floor().long()
     high = (low + 1).clamp(max=cells - 1)
@@ -131,7 +134,7 @@ def _axis(cells: int, pixels: int, device: torch.device) -> tuple[Tensor, Tensor
 
 
 def _seen(segments: Integer[Tensor, "B P"], largest: int) -> Bool[Tensor, "B S"]:
-    """Which of the ids 0 .. `largest` each image has; 0, uncovered, counts as never seen."""
+    """Which of the ids 0 .. `largest` each image has; id 0 (uncovered) counts as absent."""
     seen = torch.zeros(len(segments), largest + 1, dtype=torch.bool, device=segments.device)
     seen.scatter_(1, segments.long(), True)
     seen[:, 0] = False
@@ -139,7 +142,7 @@ def _seen(segments: Integer[Tensor, "B P"], largest: int) -> Bool[Tensor, "B S"]
 
 
 def _renumber(segments: Integer[Tensor, "B P"], largest: int) -> Integer[Tensor, "B P"]:
-    """Ids 0, 1, ... without gaps per image; -1 for uncovered pixels."""
+    """Renumber each image's segments to 0, 1, ... without gaps; uncovered pixels get -1."""
     numbers = _seen(segments, largest).cumsum(1) - 1
     return numbers.gather(1, segments.long()).masked_fill(segments == 0, -1)
 
@@ -151,10 +154,10 @@ def _prototypes(
     grid: _Grid,
     places: int,
 ) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]:
-    """Prototypes of the segments of every image, and which of the N = `places` are taken."""
+    """Prototypes of the segments of every image, and which of the N = `places` slots hold a segment."""
     count, _, height, width = features.shape
     batch = torch.arange(count, device=features.device)[:, None, None]
-    # Uncovered pixels go to a place of their own at the end, which is cut off.
+    # Uncovered pixels go to an extra slot at the end, which is cut off.
     segment = torch.where(targets < 0, places, targets) + (places + 1) * batch
     shares = features.new_zeros(count * (places + 1) * height * width)
     for y, x, weight in grid.corners():
@@ -163,7 +166,7 @@ def _prototypes(
     shares = shares.view(count, places + 1, -1)[:, :places]
     taken = torch.zeros(count * (places + 1), dtype=torch.bool, device=features.device)
     taken[segment.flatten()] = True
-    # The direction of a mean is that of the sum.
+    # The sum has the direction of the mean, and only the direction counts.
     prototypes = F.normalize(shares @ features.flatten(2).transpose(1, 2), dim=2)
     return prototypes, taken.view(count, places + 1)[:, :places]
 
@@ -177,6 +180,7 @@ def _block_loss(
     bias: Tensor,
     temperature: float,
 ) -> Tensor:
+    """Cross-entropy summed over the pixels of a block of rows."""
     resized = rows @ products @ columns.T  # (B, N, rows, W)
     similarities = resized / (lengths[:, None] * temperature) + bias[:, :, None, None]
     return F.cross_entropy(similarities, targets, ignore_index=-1, reduction="sum")

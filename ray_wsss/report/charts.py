@@ -1,14 +1,15 @@
-"""Charts as numbers for the templates, which draw them as SVG: colours are then those of the page."""
+"""Charts as plain numbers. The templates draw them as SVG, in the colours of the page."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 320, 150
-"""Of a chart, in units of its view box."""
+"""Size of a chart in units of its SVG view box."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 8, 22
+"""Margins around the plotted area, in the same units."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,26 +27,28 @@ class LineChart:
 
     title: str
     path: str
-    """SVG path."""
+    """SVG path of the curve."""
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     last: str
-    """The last value."""
+    """Last value, as text."""
     last_xy: tuple[float, float]
+    """Position of the last value in the view box."""
     summary: str
-    """What a reader who does not see the curve is told."""
+    """Description for readers who can't see the curve."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One bar of a histogram."""
+    """One bar of a histogram, in units of the view box."""
 
     x: float
     y: float
+    """``x`` and ``y``: upper left corner."""
     width: float
     height: float
     text: str
-    """Its range and count."""
+    """Range of values, and their count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +57,16 @@ class Histogram:
 
     title: str
     note: str
+    """Explanation beside the title."""
     bars: tuple[Bar, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     summary: str
+    """Description for readers who can't see the bars."""
 
 
 def line_chart(title: str, xs: Sequence[float], ys: Sequence[float]) -> LineChart | None:
-    """A curve through the points, of which there is at least one that is finite; else None."""
+    """Chart of the points with finite ``ys``; None if there are none."""
     points = [(x, y) for x, y in zip(xs, ys) if math.isfinite(y)]
     if not points:
         return None
@@ -79,13 +84,13 @@ def line_chart(title: str, xs: Sequence[float], ys: Sequence[float]) -> LineChar
         y_ticks=tuple(Tick(at=round(place_y(v), 1), text=_short(v)) for v in y_values),
         last=_short(points[-1][1]),
         last_xy=placed[-1],
-        summary=f"{title} over {points[-1][0]:,.0f} iterations: {range_told}, least {_short(low)}, "
-        f"most {_short(high)}",
+        summary=f"{title} over {points[-1][0]:,.0f} iterations: {range_told}, lowest {_short(low)}, "
+        f"highest {_short(high)}",
     )
 
 
 def histogram(title: str, note: str, counts: Sequence[int]) -> Histogram:
-    """Bars of counts over [0, 1]."""
+    """Histogram of counts over equal ranges of [0, 1]."""
     total, most = sum(counts), max(counts)
     y_values = [v for v in _tick_values(0, most) if v == int(v)]
     place_y = _scale(0, max(most, 1), HEIGHT - _BOTTOM, _TOP)
@@ -120,7 +125,8 @@ def _tick_values(low: float, high: float) -> list[float]:
     return [float(v) for v in values if low - slack <= v <= high + slack] or [low]
 
 
-def _scale(low: float, high: float, start: float, end: float):
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """Linear map from [low, high] to [start, end]."""
     span = high - low or 1.0
     return lambda value: start + (value - low) / span * (end - start)
 

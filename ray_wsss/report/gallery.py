@@ -1,4 +1,4 @@
-"""An image of the report's gallery, as the page's script gets it: facts to sort by, and pictures."""
+"""One image of the report's gallery, as data for the page's script: facts to sort by, and pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,40 +16,45 @@ class MaskOfClass:
 
     class_index: int
     points_xy: Sequence[Sequence[float]]
-    """What SAM was prompted with, pixels of the image, x before y."""
+    """Points that prompted SAM, in pixels of the image, x before y."""
     mask: NDArray[np.bool_]
     """(H, W)."""
     score: float
+    """SAM's predicted IoU times the mean CAM over the mask, in [0, 1]."""
     sam_score: float
+    """SAM's predicted IoU of the mask."""
     cam_mean: float
+    """Mean CAM over the mask, in [0, 1]."""
     stability_score: float | None
-    """None in labels of earlier versions."""
+    """IoU of the masks at logits above 1 and above -1; None in labels of earlier versions."""
 
 
 @dataclass(kw_only=True, eq=False)
 class GalleryImage:
-    """One image and what every stage made of it; label maps are (H, W), class c as c + 1."""
+    """One image and the results of all stages. Label maps are (H, W): 0 background, class c as c + 1."""
 
     image_id: str
     group: str
-    """Why it was chosen: best, worst, random, or empty where all are shown."""
+    """Why the image was chosen: best, worst or random; empty if the gallery shows all images."""
     pixels: NDArray[np.uint8]
     """(H, W, 3) RGB."""
     image_labels: Sequence[int] = ()
-    """Class indices."""
+    """Indices of the classes in the image."""
     score: float | None = None
+    """Mean score of the masks."""
     iou: float | None = None
-    """Of the pseudo label."""
+    """Mean IoU of the pseudo label, in [0, 1], see `report.survey.mean_iou`."""
     prediction_iou: float | None = None
+    """Mean IoU of the prediction, likewise."""
     cam: NDArray[np.float32] | None = None
-    """(h, w), highest over the image's classes, in [0, 1]."""
+    """(h, w) highest CAM over the image's classes, in [0, 1]."""
     masks: list[MaskOfClass] = field(default_factory=list)
     pseudo_label: NDArray[np.uint8] | None = None
     prediction: NDArray[np.uint8] | None = None
     truth: NDArray[np.uint8] | None = None
 
     def facts(self) -> dict[str, Any]:
-        """What the page sorts by, filters by and writes down."""
+        """Values that the page sorts by, filters by and shows, ready for JSON."""
         return {
             "id": self.image_id,
             "group": self.group,
@@ -63,12 +68,12 @@ class GalleryImage:
         }
 
     def pictures(self, palette: NDArray[np.uint8], side_px: int) -> dict[str, str]:
-        """Data URLs by layer: image, and those that there are of cam, masks, label, prediction, truth."""
+        """Data URLs by layer: image, and cam, masks, label, prediction and truth if they exist."""
         found = {"image": encode_photo(self.pixels, side_px)}
         if self.cam is not None:
             found["cam"] = encode_heat(self.cam)
         if self.masks:
-            # The surest on top.
+            # Outlines drawn later lie on top, so the highest score comes last.
             ordered = sorted(self.masks, key=lambda mask: mask.score)
             outlines = [(mask.class_index, mask.mask) for mask in ordered]
             found["masks"] = encode_outlines(outlines, palette, side_px)
@@ -79,7 +84,7 @@ class GalleryImage:
         return found
 
     def _classes(self) -> set[int]:
-        """Those that the image is said to have, and those that some map shows."""
+        """Indices of the classes in the image labels, the masks or any label map."""
         maps = [m for m in (self.pseudo_label, self.prediction, self.truth) if m is not None]
         shown = {int(label) - 1 for m in maps for label in np.unique(m) if 0 < label < 255}
         return shown | set(self.image_labels) | {mask.class_index for mask in self.masks}

@@ -1,6 +1,6 @@
-"""The images of a report's gallery: the best, the worst, some at random; with what every stage made of them.
+"""Images of a report's gallery (the best, the worst, and some at random) with the results of all stages.
 
-CAMs are in no output, and predictions often neither: they are made again here, on the CPU, from the networks.
+Stages don't save CAMs, and predictions may be missing. Both are computed here from the networks, on the CPU.
 """
 
 import random
@@ -26,22 +26,28 @@ from ray_wsss.stages.label import score_of
 from ray_wsss.stages.predict import Predictor
 
 _BATCH = 16
-"""Images that are in memory together."""
+"""Images in memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenImage:
-    """An image for the gallery."""
+    """An image that the gallery shows."""
 
     image: SurveyedImage
     group: str
-    """best, worst or random; empty where all images are shown."""
+    """best, worst or random; empty if all images are shown."""
 
 
 def choose_images(images: Sequence[SurveyedImage], count: int | None, seed: int = 0) -> list[ChosenImage]:
-    """A third each of the best, the worst, and the rest at random, in the data set's order; all, if few.
+    """Choose images for the gallery: a third the best, a third the worst, the rest at random.
 
-    They are ranked by IoU where there is ground truth, else by score; without either all are random.
+    Images are ranked by IoU if there is ground truth, else by score; without either, all are random.
+
+    Args:
+        count: number of images to choose. All are chosen if there are no more than this, or with None.
+
+    Returns:
+        The chosen images in the order of the data set.
     """
     if count is None or len(images) <= count:
         return [ChosenImage(image=image, group="") for image in images]
@@ -60,13 +66,14 @@ def choose_images(images: Sequence[SurveyedImage], count: int | None, seed: int 
 
 
 class GallerySource:
-    """Reads what the gallery shows, and makes the CAMs and predictions of it.
+    """Reads the gallery's images and labels, and computes their CAMs and predictions.
 
     Args:
-        classifier: makes the CAMs, as ``config`` says; None: there are none.
-        segmenter: predicts, unless there are ``predictions``; None: it doesn't.
+        classifier: folder of the network that makes the CAMs; None for no CAMs.
+        config: settings of the CAMs.
+        segmenter: folder of the network that predicts if ``predictions`` is None; None for no predictions.
         predictions: output of predict for the same images.
-        failed: gets (image id, reason) of the images that can't be shown.
+        failed: list to which (image id, reason) of images that can't be shown is added.
     """
 
     def __init__(
@@ -91,7 +98,7 @@ class GallerySource:
         )
 
     def __call__(self, chosen: Sequence[ChosenImage]) -> Iterator[GalleryImage]:
-        """The images one after the other, some of them in memory at a time."""
+        """Yield the images in the given order, of which a few are in memory at a time."""
         for first in range(0, len(chosen), _BATCH):
             batch = chosen[first : first + _BATCH]
             images = [image for choice in batch if (image := self._read(choice)) is not None]
@@ -157,7 +164,7 @@ class GallerySource:
 
 
 def _iou(prediction: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float | None:
-    if prediction.shape != truth.shape:  # of another image that has the same name
+    if prediction.shape != truth.shape:  # the prediction of another image with the same name
         return None
     highest = [int(labels[labels < 255].max(initial=0)) for labels in (prediction, truth)]
     return mean_iou(confusion_of(prediction, truth, max(highest) + 1))

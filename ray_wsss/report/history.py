@@ -1,4 +1,4 @@
-"""What ran, how fast, and how training went: the parts of a report that folders of stages tell."""
+"""The report's rows about stages: where and when they ran, their speeds, and the curves of training."""
 
 import json
 from collections.abc import Mapping
@@ -22,10 +22,11 @@ _CURVES = {
     "lr": "learning rate",
     "seconds_per_step": "seconds per step",
 }
+"""Titles of curves by name in the history of a training."""
 
 
 def describe_stage(folder: StageFolder) -> StageRow:
-    """A stage's row, from its manifest and the records of its runs."""
+    """Row of a stage, from its manifest and the records of its runs."""
     runs = list(folder.runs)
     last = runs[-1] if runs else {}
     seconds = [run["seconds"] for run in runs if run.get("seconds") is not None]
@@ -42,13 +43,16 @@ def describe_stage(folder: StageFolder) -> StageRow:
         took=_duration(sum(seconds)) if seconds else "",
         runs=f"{len(runs)} runs{interrupted}" if len(runs) > 1 or lost else "",
         where=_where(last),
-        versions=last.get("versions", {}),
+        versions=_versions(last, folder.version),
         settings={name: _plain(value) for name, value in folder.settings.items()},
     )
 
 
 def describe_work(folder: StageFolder) -> PipelineRow | None:
-    """What a stage did with images, from the record of the run that did most; None for other stages."""
+    """Counts and speed of a stage that processes images; None for other stages.
+
+    The speed is that of the run that processed the most images, the counts are those of the last run.
+    """
     worked = [run["figures"] for run in folder.runs if "work_s" in run.get("figures", {})]
     if not worked:
         return None
@@ -66,7 +70,7 @@ def describe_work(folder: StageFolder) -> PipelineRow | None:
         for phase, s in sorted(seconds.items(), key=lambda entry: -entry[1])
     ]
     speed = f"{figures.get('images_per_s', 0):.1f} images/s in {_duration(figures['work_s'])}"
-    again = f"; {figures['done_before']:,} images were done before" if figures["done_before"] else ""
+    again = f"; {figures['done_before']:,} images were done in earlier runs" if figures["done_before"] else ""
     return PipelineRow(
         name=f"{folder.stage} ({folder.path.name})",
         counts={name: worked[-1][name] for name in COUNTS},
@@ -76,7 +80,7 @@ def describe_work(folder: StageFolder) -> PipelineRow | None:
 
 
 def describe_training(folder: StageFolder) -> Training | None:
-    """The curves of a training, finished or not; None where it left none."""
+    """Curves of a training, finished or not; None if it has no history."""
     history = _load_history(folder.path)
     if not history:
         return None
@@ -86,7 +90,7 @@ def describe_training(folder: StageFolder) -> Training | None:
         chart = line_chart(title, *zip(*points)) if points else None
         if chart is not None:
             charts.append(chart)
-    # The first entry pays for warming up.
+    # The first entry includes warm-up.
     speeds = [entry["seconds_per_step"] for entry in history[1:] if "seconds_per_step" in entry]
     speed = f", {sum(speeds) / len(speeds):.2f} s per step" if speeds else ""
     state = "" if folder.state == "finished" else ", unfinished"
@@ -95,7 +99,7 @@ def describe_training(folder: StageFolder) -> Training | None:
 
 
 def _load_history(folder: Path) -> list[dict[str, float]]:
-    """That of the finished run, else of its last checkpoint."""
+    """History of the finished training, else of its last readable checkpoint; empty without either."""
     checkpoints = [*folder.glob(f"checkpoints/*/{PROGRESS}"), *folder.glob(f"ray_train/*/{PROGRESS}")]
     for path in (folder / PROGRESS, *sorted(checkpoints, key=lambda path: path.parent.name, reverse=True)):
         try:
@@ -106,7 +110,21 @@ def _load_history(folder: Path) -> list[dict[str, float]]:
     return []
 
 
+def _versions(run: Mapping[str, Any], version: str) -> dict[str, str]:
+    """Package versions of a run, the one of ray-wsss with its commit, such as "0.2.0 (26b4046a+)".
+
+    A "+" means uncommitted changes. Records of earlier versions have no commit.
+    """
+    versions = dict(run.get("versions", {}))
+    commit: str | None = run.get("commit")
+    if commit:
+        short = commit.removesuffix("+")[:8] + ("+" if commit.endswith("+") else "")
+        versions["ray-wsss"] = f"{versions.get('ray-wsss', version)} ({short})"
+    return versions
+
+
 def _where(run: Mapping[str, Any]) -> list[str]:
+    """Lines about machine, cluster and resources of a run."""
     machine, cluster = run.get("machine", {}), run.get("cluster", {})
     lines = []
     if machine:

@@ -1,8 +1,8 @@
-"""The report: one HTML file with everything in it, which asks for nothing over a network.
+"""The report page: one HTML file that holds everything and loads nothing over a network.
 
-The page's own style and script are named to the browser by their hashes, and nothing else may run or be
-fetched (Content-Security-Policy). Names from the data set reach the page as escaped text, or as JSON in which
-no character can end the element it stands in.
+Its Content-Security-Policy allows only the page's own style and script, by their hashes; the browser runs and
+fetches nothing else. Names from the data set reach the page as escaped text, or as JSON in which no character
+can close the element around it.
 """
 
 import base64
@@ -19,12 +19,12 @@ from ray_wsss.report.gallery import GalleryImage
 from ray_wsss.report.pictures import report_palette
 
 PICTURES_PER_BLOCK = 12
-"""Images whose pictures the page's script reads together; those of a screen or so."""
+"""Images whose pictures the page's script parses together; they fill about one screen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """A figure at the top of the page."""
+    """One number at the top of the page."""
 
     value: str
     label: str
@@ -33,37 +33,40 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True)
 class StageRow:
-    """A stage that ran."""
+    """One stage, as text."""
 
     name: str
     path: str
     state: str
     version: str
+    """Version of ray_wsss that wrote the folder."""
     seeds: str
     began: str
     took: str
     runs: str
-    """How often it was worked on, where that is more than once."""
+    """Number of runs, if there were several or any was cut off; else empty."""
     where: Sequence[str]
-    """Machine, cluster, resources."""
+    """Lines about machine, cluster and resources."""
     versions: Mapping[str, str]
+    """Version by package in the last run, of ray-wsss with its commit; empty without records of runs."""
     settings: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseRow:
-    """A part of a stage's work."""
+    """Time of one phase of a stage's work."""
 
     name: str
     seconds: float
     share: float | None
-    """Of the actors' time, in [0, 1]; None for what is done beside them."""
+    """Share of the actors' time, in [0, 1]; None for decoding, which runs outside the actors."""
     images_per_s: float
+    """Images per second of one actor in this phase."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineRow:
-    """What a stage did with the images."""
+    """Counts and times of a stage that processes images."""
 
     name: str
     counts: Mapping[str, int]
@@ -82,23 +85,24 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """What was measured, in a `MetricsTable`."""
+    """One measure in a `MetricsTable`."""
 
     title: str
     note: str
     miou: float
+    """Mean IoU in [0, 1], background included."""
     images: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsTable:
-    """IoU by class."""
+    """IoU by class and measure."""
 
     title: str
     note: str
     columns: Sequence[Column]
     rows: Sequence[tuple[str, Sequence[float | None]]]
-    """(class, IoU in [0, 1] by column; None for a class that never occurs)."""
+    """(class, IoU in [0, 1] by column, None if the class never occurs)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,26 +113,27 @@ class ConfusedPair:
     prediction: str
     pixels: int
     share: float
-    """Of the true class's pixels, in [0, 1]."""
+    """Share of the true class's pixels, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """The pairs of classes that are confused most."""
+    """The most confused pairs of classes."""
 
     title: str
     pairs: Sequence[ConfusedPair]
     wrong: float
-    """Share of wrong pixels among all, in [0, 1]."""
+    """Share of wrong pixels in all pixels, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """What labelling made of one class."""
+    """SAM's masks of one class in all images."""
 
     name: str
     masks: int
     score: float
+    """Mean score of the masks, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +147,7 @@ class FailedImage:
 
 @dataclass(kw_only=True)
 class Report:
-    """All of the page but the gallery's images."""
+    """Content of the page except the gallery's images."""
 
     title: str
     source: str
@@ -159,16 +164,16 @@ class Report:
     failed: list[FailedImage] = field(default_factory=list)
     failed_in_all: int = 0
     gallery_note: str = ""
-    """What is shown of what, above the gallery; empty without one."""
+    """Line above the gallery that names its images, labels and data set; empty without a gallery."""
     class_names: Sequence[str] = ()
 
 
 def render_report(report: Report, images: Iterator[GalleryImage], side_px: int) -> Iterator[str]:
-    """The page in pieces; only a few images are in memory at a time.
+    """Render the page in pieces; only a few images are in memory at a time.
 
     Args:
-        images: asked for while the page is made; what fails meanwhile may be added to ``report.failed``.
-        side_px: long side of the gallery's pictures.
+        images: read while the page is rendered. Until it ends, it may still change ``report.failed``.
+        side_px: long side of the gallery's pictures, in pixels.
     """
     palette = report_palette(len(report.class_names))
     facts: list[dict[str, Any]] = []
@@ -218,7 +223,7 @@ def _asset(name: str) -> str:
 
 
 def _csp_hash(text: str) -> str:
-    """As browsers compute it, of what stands between the tags."""
+    """Hash for the Content-Security-Policy of the ``text`` between the tags of a style or script."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 

@@ -1,4 +1,4 @@
-"""IoU tables and confused classes of a report, from the figures of evaluate and from the survey of labels."""
+"""IoU tables and confused classes of a report, from the metrics of evaluate and the survey of labels."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,9 +13,9 @@ _PAIRS = 12
 
 
 def measured(metrics: list[Metrics], survey: Survey | None, survey_name: str) -> list[tuple[str, str, dict]]:
-    """(title, note, figures as evaluate has them) of everything that was measured.
+    """List (title, note, metrics in the form of evaluate) of all evaluations, the survey's first.
 
-    What the survey counted is left out where evaluate has measured the same.
+    The survey's is left out if evaluate found the same mIoU for the same number of images.
     """
     found = [(title, str(m.path), figures) for m in metrics for title, figures in _groups(m.content)]
     if survey is not None and survey.confusion is not None:
@@ -31,7 +31,7 @@ def measured(metrics: list[Metrics], survey: Survey | None, survey_name: str) ->
 
 
 def make_table(title: str, note: str, figures: Mapping[str, Any]) -> MetricsTable:
-    """IoU by class, of all that was measured together."""
+    """Table of IoU by class, with a column for each measure of one evaluation."""
     names = [name for name in TITLES if name in figures]
     columns = [_column(name, figures[name]) for name in names]
     classes = dict.fromkeys(c for name in names for c in figures[name]["iou"])
@@ -41,7 +41,7 @@ def make_table(title: str, note: str, figures: Mapping[str, Any]) -> MetricsTabl
 
 
 def make_confusions(title: str, figures: Mapping[str, Any]) -> Iterator[Confusion]:
-    """What is confused most, by measure; the CAMs at their best threshold alone."""
+    """Most confused classes of each measure; CAMs only at their best threshold."""
     for name in ("cam_best", "pseudo_label", "segmenter"):
         counts = figures.get(name, {}).get("confusion")
         if counts:
@@ -49,7 +49,7 @@ def make_confusions(title: str, figures: Mapping[str, Any]) -> Iterator[Confusio
 
 
 def _groups(content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The figures of one evaluation; the demo's are several, under ``details``."""
+    """(title, metrics) of each evaluation in a file; the demo writes several, under ``details``."""
     if any(_is_measure(content.get(name)) for name in TITLES):
         yield "", dict(content)
     for name, figures in dict(content.get("details") or {}).items():

@@ -1,7 +1,7 @@
-"""The report's pictures: small enough that thousands of them fit into one file.
+"""Pictures of the report, small enough that thousands of them fit into one file.
 
-Each is a data URL. What lies over an image is a palette PNG of a few hundred bytes, transparent where it says
-nothing, of the same shape as the image's thumbnail.
+Each is a data URL. A layer over an image is a palette PNG of a few hundred bytes, with the proportions of the
+image's thumbnail, and transparent where it has no content.
 """
 
 import base64
@@ -18,17 +18,18 @@ from ray_wsss.figures.overview import COLOURS
 
 _HEAT_LEVELS = 32
 _HEAT_SIDE_PX = 96
-"""CAMs are smooth: browsers scale them up as well as we would."""
+"""Long side of a CAM's picture. CAMs are smooth, so browsers can scale them up without visible loss."""
 _WEBP_QUALITY = 78
 _IGNORE = 255
 _GOLDEN = 0.6180339887
-"""Multiples of it, modulo 1, never come close to each other early."""
+"""Step between hues: multiples of the golden ratio, modulo 1, stay far apart for long."""
 
 
 def report_palette(class_count: int) -> NDArray[np.uint8]:
-    """Colours (1 + class_count, 3) RGB of background and classes: the overview's, others where those are few.
+    """RGB colours (1 + class_count, 3) of background and classes.
 
-    Those are bright on photographs, where VOC's are often dark; neighbours lie far apart.
+    They are the overview's if those suffice. Otherwise they are generated: bright, since VOC's dark colours
+    are hard to see on photographs, and far apart for neighbouring classes.
     """
     if class_count < len(COLOURS):
         return COLOURS[: 1 + class_count]
@@ -38,7 +39,7 @@ def report_palette(class_count: int) -> NDArray[np.uint8]:
 
 
 def thumbnail_hw(image_hw: tuple[int, int], side_px: int) -> tuple[int, int]:
-    """Size (height, width) of a thumbnail; the image's own where no side is longer than ``side_px``."""
+    """Height and width of a thumbnail; those of the image if no side is longer than ``side_px``."""
     scale = min(1.0, side_px / max(image_hw))
     return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))
 
@@ -51,7 +52,7 @@ def encode_photo(pixels: NDArray[np.uint8], side_px: int) -> str:
 
 
 def encode_heat(cam: NDArray[np.float32]) -> str:
-    """A CAM (h, w) in [0, 1]: dark and transparent at 0, bright and opaque at 1."""
+    """A CAM (h, w) in [0, 1] as PNG: dark and transparent at 0, bright and opaque at 1."""
     height, width = thumbnail_hw((cam.shape[0], cam.shape[1]), _HEAT_SIDE_PX)
     small = Image.fromarray(cam.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
     levels = np.clip(np.asarray(small) * _HEAT_LEVELS, 0, _HEAT_LEVELS - 1).astype(np.uint8)
@@ -61,7 +62,7 @@ def encode_heat(cam: NDArray[np.float32]) -> str:
 
 
 def encode_labels(label_map: NDArray[np.uint8], palette: NDArray[np.uint8], side_px: int) -> str:
-    """A label map (H, W) in the classes' colours; background is transparent, ignore (255) is white."""
+    """A label map (H, W) as PNG in the classes' colours: background is transparent, ignore (255) white."""
     small = _nearest(label_map, side_px)
     labels = np.where(small == _IGNORE, len(palette), np.minimum(small, len(palette) - 1)).astype(np.uint8)
     colours = np.concatenate([palette, [[255, 255, 255]]]).astype(np.uint8)
@@ -74,7 +75,7 @@ def encode_labels(label_map: NDArray[np.uint8], palette: NDArray[np.uint8], side
 def encode_outlines(
     masks: Sequence[tuple[int, NDArray[np.bool_]]], palette: NDArray[np.uint8], side_px: int
 ) -> str:
-    """Outlines of (class index, mask (H, W)), one or more; they may overlap, the last is on top."""
+    """Outlines of one or more (class index, mask (H, W)) as PNG; where they overlap, the last is on top."""
     drawn: NDArray[np.uint8] | None = None
     for class_index, mask in masks:
         small = _nearest(mask.astype(np.uint8), side_px).astype(bool)
@@ -85,7 +86,7 @@ def encode_outlines(
 
 
 def _outline(mask: NDArray[np.bool_], width_px: int) -> NDArray[np.bool_]:
-    """Pixels of a mask with something else within ``width_px`` up, down, left or right."""
+    """Pixels of a mask that are at most ``width_px`` steps up, down, left or right from its outside."""
     inside = mask
     for _ in range(width_px):
         padded = np.pad(inside, 1)

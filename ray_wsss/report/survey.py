@@ -1,4 +1,4 @@
-"""One look at all labels of a data set: how sure they are, how right where there is truth, what failed."""
+"""Survey of all labels of a data set: their scores, their IoU if there is ground truth, and failures."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from ray_wsss.ops.metrics import ConfusionMatrix
 from ray_wsss.stages.label import score_of
 
 BINS = 25
-"""Of the histograms over [0, 1]."""
+"""Number of equal bins of the histograms over [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,47 +24,48 @@ class SurveyedImage:
     """One image of the data set."""
 
     row: int
-    """In the data set."""
+    """Row number in the data set."""
     image_id: str
     score: float | None = None
-    """Mean score of its masks, in [0, 1]."""
+    """Mean score of the image's masks, in [0, 1]."""
     iou: float | None = None
-    """Mean IoU of its pseudo label over the classes, background left out, in [0, 1]."""
+    """Mean IoU of the pseudo label over classes, background left out, in [0, 1]."""
 
 
 @dataclass(kw_only=True)
 class Survey:
-    """What is known of all images; memory grows with their number by some hundred bytes each."""
+    """Counts and scores of all images; takes some hundred bytes of memory per image."""
 
     class_names: tuple[str, ...]
     images: list[SurveyedImage] = field(default_factory=list)
-    """Those that didn't fail."""
+    """Images that did not fail."""
     failed: list[tuple[str, str]] = field(default_factory=list)
     """(image id, reason)."""
     prompts: int = 0
+    """Points that prompted SAM."""
     masks: Counter[int] = field(default_factory=Counter)
-    """By class index."""
+    """Number of masks by class index."""
     score_sums: dict[int, float] = field(default_factory=lambda: defaultdict(float))
-    """Of the masks' scores, by class index."""
+    """Sum of the masks' scores by class index."""
     histograms: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-    """Counts over [0, 1] by name."""
+    """Counts (BINS,) over [0, 1] by name."""
     confusion: ConfusionMatrix | None = None
-    """Of the pseudo labels; None where there is no truth, or no label."""
+    """Confusion counts of the pseudo labels; None without ground truth or labels."""
     compared: int = 0
-    """Images in ``confusion``."""
+    """Images counted in ``confusion``."""
 
     def count(self, name: str, value: float | None) -> None:
-        """Add a value to a histogram; what lies outside of [0, 1] counts at its end."""
+        """Add a value to a histogram, outside [0, 1] to the nearest bin. None is ignored."""
         if value is not None:
             counts = self.histograms.setdefault(name, np.zeros(BINS, np.int64))
             counts[min(BINS - 1, max(0, int(value * BINS)))] += 1
 
 
 def survey(dataset: Path, labels: Path | None) -> Survey:
-    """Read all labels, and the truth beside them, one image at a time.
+    """Read all labels and their ground truth, one image at a time.
 
     Raises:
-        UserError: no data set, or damaged shards.
+        UserError: ``dataset`` is not a data set, or shards are damaged.
     """
     metadata = DatasetMetadata.load(dataset)
     rows, label_rows = ShardReader(dataset), ShardReader(labels) if labels is not None else None
@@ -108,10 +109,12 @@ def _count_segment(result: Survey, segment: dict[str, Any]) -> float:
 
 
 def _compare(result: Survey, pseudo_label: bytes | None, truth: bytes) -> float | None:
-    """Count the pixels of one image; one without a label is all background, as for evaluate.
+    """Add the pixels of one image to the confusion counts; returns its mean IoU.
+
+    An image without a label counts as background everywhere, as in evaluate.
 
     Raises:
-        ValueError: label and truth don't fit.
+        ValueError: label and ground truth don't fit together.
     """
     expected = decode_mask(truth)
     found = decode_mask(pseudo_label) if pseudo_label is not None else np.zeros_like(expected)
@@ -122,7 +125,7 @@ def _compare(result: Survey, pseudo_label: bytes | None, truth: bytes) -> float 
 
 
 def confusion_of(label_map: NDArray[np.uint8], truth: NDArray[np.uint8], num_classes: int) -> ConfusionMatrix:
-    """Counts of one image. Raises ValueError where the maps' sizes differ, or a label is too large."""
+    """Confusion counts of one image. Raises ValueError if the maps' sizes differ or a label is too large."""
     if label_map.shape != truth.shape:
         sizes = [f"{shape[1]}x{shape[0]}" for shape in (label_map.shape, truth.shape)]
         raise ValueError(f"its label map is {sizes[0]} pixels, its ground truth {sizes[1]}")
@@ -130,9 +133,9 @@ def confusion_of(label_map: NDArray[np.uint8], truth: NDArray[np.uint8], num_cla
 
 
 def mean_iou(matrix: ConfusionMatrix) -> float | None:
-    """Mean IoU over the classes of an image, background left out: it is nearly always right.
+    """Mean IoU over the classes of an image, in [0, 1]; None if neither label map has a class.
 
-    None where neither map has a class.
+    Background is left out, since it is nearly always right.
     """
     iou = matrix.iou()[1:]
     return None if iou.isnan().all() else float(iou.nanmean())

@@ -1,4 +1,4 @@
-"""The report of a run: collects what its stages left behind, and writes one HTML file."""
+"""Writes the report of a run: one HTML file with the results of its stages."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -23,20 +23,25 @@ from ray_wsss.runs.dependencies import check_classes
 from ray_wsss.storage import replace_atomically
 
 _FAILED_SHOWN = 1000
+"""Failed images that the page lists at most."""
 _HISTOGRAMS = {
-    "score": ("Score", "SAM's predicted IoU times the mean CAM, of every mask"),
-    "sam_score": ("SAM's predicted IoU", "of every mask"),
-    "stability_score": ("Stability score", "of every mask"),
-    "cam_mean": ("Mean CAM", "over every mask"),
-    "iou": ("IoU of images", "mean over the classes of an image, background left out"),
+    "score": ("Score", "of each mask: SAM's predicted IoU times the mean CAM"),
+    "sam_score": ("SAM's predicted IoU", "of each mask"),
+    "stability_score": ("Stability score", "of each mask"),
+    "cam_mean": ("Mean CAM", "over each mask"),
+    "iou": ("IoU", "of each image: mean over its classes, background left out"),
 }
+"""Title and note of the histograms, by name in `report.survey.Survey.histograms`."""
 
 
 def write_report(found: FoundRun, title: str, source: str, out: Path, options: ReportOptions) -> Report:
-    """Write the report of ``found`` to ``out``; returns what it says, but for the gallery.
+    """Write the report of ``found`` to ``out``; returns its content except the gallery's images.
+
+    Args:
+        source: path of the run, as the page shows it.
 
     Raises:
-        UserError: damaged or foreign files.
+        UserError: files are damaged or were not written by ray_wsss.
     """
     report = Report(title=title, source=source, made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
     surveyed = _survey(found)
@@ -98,7 +103,7 @@ def _gallery(
     options: ReportOptions,
     failed: list[tuple[str, str, str]],
 ) -> Iterator[GalleryImage]:
-    """The gallery's images; what can't be shown is added to the report's failed ones on the way."""
+    """Images of the gallery. Once all are read, those that can't be shown are listed in ``report.failed``."""
     if surveyed is None or found.dataset is None or options.images == 0 or not surveyed.images:
         return iter(())
     chosen = choose_images(surveyed.images, options.images, options.seed)
@@ -126,7 +131,7 @@ def _gallery(
 
 
 def _label_config(labels: StageFolder | None) -> LabelConfig:
-    """How the labels' CAMs were made, so that the gallery's are the same."""
+    """Settings that the labels were made with, so that the gallery shows the same CAMs."""
     settings = labels.settings if labels is not None else {}
     known = {f.name: settings.get(f"label.{f.name}") for f in fields(LabelConfig)}
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
@@ -134,7 +139,7 @@ def _label_config(labels: StageFolder | None) -> LabelConfig:
 
 
 def _usable(model: StageFolder | None, kind: str, found: FoundRun) -> Path | None:
-    """A network's folder, unless its training is unfinished or it has other classes than the data set."""
+    """Folder of a network; None if its training is unfinished or its classes differ from the data set's."""
     if model is None or found.dataset is None:
         return None
     try:
@@ -150,12 +155,12 @@ def _usable_predictions(found: FoundRun) -> Path | None:
         return None
     if found.predictions.state == "finished":
         return found.predictions.path
-    found.missing.append(f"{found.predictions.path} is unfinished; the gallery goes without its masks.")
+    found.missing.append(f"{found.predictions.path} is unfinished, so the gallery does not show its masks.")
     return None
 
 
 def _failures(found: FoundRun) -> list[tuple[str, str, str]]:
-    """(image, stage, reason) of what ingest and the stages list; those of the labels come from the survey."""
+    """(image, stage, reason) of all failures that folders list; those of the labels come from the survey."""
     folders = [(folder.path, folder.stage) for folder in found.stages if folder is not found.labels]
     datasets = dict.fromkeys([*found.datasets, *([found.dataset] if found.dataset else [])])
     failed = []
@@ -179,23 +184,27 @@ def _add_failed(report: Report, failed: list[tuple[str, str, str]]) -> None:
 
 
 def _say_missing(report: Report, found: FoundRun) -> None:
-    """What this report lacks, and what would bring it."""
+    """Add a sentence for each thing that the report lacks, with the flag that adds it."""
     dataset, stages = found.dataset, {folder.stage for folder in found.stages}
     absent = {
-        "No data set: there is no gallery. --dataset names one.": dataset is None and found.labels is None,
-        "No pseudo labels: there are no scores, points and masks. --labels names them.": found.labels is None,
-        "No classifier that made these labels: there are no CAMs in the gallery. --classifier names it.": (
+        "No data set, so there is no gallery. Name one with --dataset.": (
+            dataset is None and found.labels is None
+        ),
+        "No pseudo labels, so there are no scores, points and masks. Name their folder with --labels.": (
+            found.labels is None
+        ),
+        "No classifier that made these labels, so the gallery has no CAMs. Name one with --classifier.": (
             found.classifier is None
         ),
-        "No segmenter and no predictions: there are none in the gallery. --segmenter names one.": (
+        "No segmenter and no predictions, so the gallery shows none. Name one with --segmenter.": (
             found.segmenter is None and found.predictions is None
         ),
-        "No training: there are no curves.": not report.trainings,
-        "No figures of 'ray-wsss evaluate': --metrics names its JSON.": not found.metrics,
-        "The data set has no ground truth: there is no IoU of single images.": (
+        "No training, so there are no curves.": not report.trainings,
+        "No metrics of 'ray-wsss evaluate'. Name its JSON file with --metrics.": not found.metrics,
+        "The data set has no ground truth, so there is no IoU of single images.": (
             dataset is not None and not DatasetMetadata.load(dataset).has_masks
         ),
-        "The figures of evaluate are of an earlier version, which counted no confused classes.": (
+        "The metrics are from an earlier version of evaluate, which did not count confused classes.": (
             bool(report.tables) and not report.confusions
         ),
     }
@@ -203,11 +212,11 @@ def _say_missing(report: Report, found: FoundRun) -> None:
     silent = [folder.path.name for folder in found.stages if not folder.runs and folder.stage != "demo"]
     if silent:
         report.missing.append(
-            f"Times, versions and hardware of {', '.join(silent)}: an earlier version of ray-wsss did not "
+            f"No times, versions and hardware of {', '.join(silent)}: an earlier version of ray-wsss did not "
             "record them."
         )
     if "label" in stages and not report.pipeline and not silent:
-        report.missing.append("Speeds: the stages did not run to their end.")
+        report.missing.append("No speeds: the stages did not run to their end.")
 
 
 def _tiles(report: Report, surveyed: Survey | None) -> list[Tile]:

@@ -1,4 +1,4 @@
-"""One command's work on an output folder, chunk by chunk: what is missing, and what makes it complete."""
+"""One run of a command on an output folder: which chunks lack a part, and when the folder is complete."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,27 +16,30 @@ from ray_wsss.runs.tally import Tally
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkRun:
-    """A run that has claimed its folder; `start` makes one."""
+    """A run that has claimed its output folder; made by `ChunkRun.start`."""
 
     output: Output
     chunks: Sequence[Chunk]
     """All chunks of the data set."""
     parts: Parts
     missing: Sequence[Chunk]
-    """Chunks whose part this command has to make."""
+    """Chunks that have no part yet; this run makes them."""
     done: Tally
-    """Counts of the parts that are there already."""
+    """Counts summed over the parts that earlier runs wrote."""
     is_finished: bool
-    """An earlier command has finished the folder, and all of its parts are still there."""
+    """True if an earlier run finished the folder and every part is still there."""
 
     @classmethod
     def start(cls, output: Output, dataset: Path, *, overwrite: bool | None = None) -> "ChunkRun":
-        """Claim the folder and see which chunks of ``dataset`` have no part in it.
+        """Claim the folder and find the chunks of ``dataset`` that have no part in it.
 
-        What killed writers left behind is removed. ``overwrite`` as for `Output.begin`.
+        In an unfinished folder, files that killed writers left behind are removed.
+
+        Args:
+            overwrite: see `runs.manifest.Output.begin`.
 
         Raises:
-            UserError: another run's output, or a damaged data set.
+            UserError: the folder holds something else, or the data set is missing or damaged.
         """
         state = output.begin(overwrite=overwrite)
         chunks = plan_chunks(dataset)
@@ -45,7 +48,7 @@ class ChunkRun:
         missing = [chunk for chunk in chunks if chunk.index not in there]
         is_finished = state == "finished" and not missing
         if not is_finished:
-            output.reopen()  # it may have lost parts after it was finished
+            output.reopen()  # a finished folder may have lost parts since
             for stray in parts.strays(chunks):
                 stray.unlink()
         return cls(
@@ -59,11 +62,11 @@ class ChunkRun:
 
     @property
     def images(self) -> int:
-        """Images of the data set."""
+        """Number of images in the data set."""
         return sum(chunk.rows for chunk in self.chunks)
 
     def finish(self) -> None:
-        """List the images that failed in ``errors.parquet`` and mark the folder as complete.
+        """Write ``errors.parquet`` if images failed, and mark the folder as complete.
 
         Raises:
             UserError: a part is missing, or every image failed.

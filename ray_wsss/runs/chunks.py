@@ -1,7 +1,7 @@
-"""Units of work: a few dozen consecutive images of a data set, read and decoded on a CPU.
+"""Chunks, the units of work: a few dozen consecutive images of a data set, read and decoded on a CPU.
 
-What comes out of a chunk depends on the chunk alone, so that a run that was interrupted, or that other
-actors did, gives the same bytes. One chunk in is one file out (`runs.parts`).
+The output of a chunk depends on that chunk alone, so a run writes the same bytes whether or not it was
+interrupted, and whichever actors do the work. Each chunk becomes one output file (`runs.parts`).
 """
 
 from collections.abc import Sequence
@@ -16,27 +16,28 @@ from ray_wsss.errors import UserError
 from ray_wsss.storage import parse_path, read_side_by_side
 
 ROWS_PER_CHUNK = ROWS_PER_GROUP
-"""At most. A row group of ingest's shards, so that a chunk is read without its neighbours."""
+"""Most rows of a chunk: one row group of ingest's shards, so reading a chunk reads no other rows."""
 IMAGE_COLUMNS = ("image_id", "image", "orientation", "image_labels")
-"""What a stage that looks at images reads of a data set."""
+"""Columns of a data set that stages read for their images."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive rows of one shard."""
+    """Consecutive rows of one shard: ``rows`` of them, from ``first_row`` (counted from 0) on."""
 
     index: int
-    """Position in the data set's plan, from 0."""
+    """Position in the list of `plan_chunks`, from 0."""
     path: str
+    """Absolute path or URI of the shard."""
     first_row: int
     rows: int
 
 
 def plan_chunks(dataset: Path, rows: int = ROWS_PER_CHUNK) -> list[Chunk]:
-    """Cut every shard of ``dataset`` into chunks of at most ``rows`` rows; the same for every call.
+    """Cut every shard of ``dataset`` into chunks of at most ``rows`` rows; every call returns the same.
 
     Raises:
-        UserError: no such folder, no shards in it, or a damaged one.
+        UserError: the folder has no shards or no rows, or a shard is damaged or lacks a column.
     """
     chunks: list[Chunk] = []
     paths = shard_paths(dataset)
@@ -44,12 +45,12 @@ def plan_chunks(dataset: Path, rows: int = ROWS_PER_CHUNK) -> list[Chunk]:
         for first in range(0, length, rows):
             chunks.append(Chunk(len(chunks), str(path.absolute()), first, min(rows, length - first)))
     if not chunks:
-        raise UserError(f"{dataset} has shards without a row; expected at least one image")
+        raise UserError(f"{dataset} has only shards without a row; expected at least one image")
     return chunks
 
 
 def _length_of(path: Path) -> int:
-    """Rows of a shard."""
+    """Number of rows in a shard. Raises UserError if the shard lacks one of `IMAGE_COLUMNS`."""
     with open_shard(path) as file:
         _check_columns(path, file.schema_arrow)
         return file.metadata.num_rows
@@ -62,9 +63,14 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
 
 
 def read_chunk(chunk: Chunk, columns: Sequence[str]) -> pa.Table:
-    """The rows of a chunk; of the shard, only the row groups that hold them are read."""
+    """Read the rows of a chunk; only the row groups that hold them are read.
+
+    Raises:
+        UserError: the shard is damaged, or has fewer rows than when the chunks were planned.
+    """
     with open_shard(parse_path(chunk.path)) as file:
-        groups, before, end = [], 0, 0
+        groups: list[int] = []
+        before, end = 0, 0
         for group in range(file.num_row_groups):
             start, end = end, end + file.metadata.row_group(group).num_rows
             if start < chunk.first_row + chunk.rows and end > chunk.first_row:

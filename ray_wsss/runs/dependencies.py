@@ -1,4 +1,4 @@
-"""What a run's result depends on: its settings, SAM, networks and data set."""
+"""Everything a run's result depends on, for its manifest: settings, SAM, networks and data set."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from ray_wsss.models.store import read_class_names
 from ray_wsss.runs.manifest import dataset_hash, file_hash, require_finished
 from ray_wsss.storage import parse_path
 
-# What does not change a result beyond rounding: it may differ when a run is resumed.
+# Settings that change a result by rounding at most; a resumed run may have other values of them.
 _INCIDENTAL = (
     *("loader_workers", "log_every", "checkpoint_every", "keep_checkpoints", "compile"),
     *("validate_every", "validate_images"),
@@ -25,35 +25,35 @@ _INCIDENTAL = (
 
 
 def settings_of(recipe: Recipe, *sections: str) -> dict[str, Any]:
-    """The settings of some sections by dotted key, as far as they decide a result."""
+    """Settings of the given sections that decide a result, by dotted key."""
     kept = {k: v for k, v in flatten(recipe).items() if k.split(".")[0] in sections}
     training = ("classifier.batch_size", "segmenter.batch_size")
     return {k: v for k, v in kept.items() if k in training or k.split(".")[-1] not in _INCIDENTAL}
 
 
 def sam_settings(recipe: Recipe, device: str | None = None) -> dict[str, str]:
-    """SAM's name, the hash of its weights, and the precision of its encoder on a device.
+    """SAM's name, the SHA-256 of its weights, and its encoder's precision unless that is fp32.
 
     Args:
-        device: None where the encoder does not run.
+        device: type of torch device that the encoder runs on; None if the encoder does not run.
     """
     settings = {"sam.name": recipe.sam.name, "sam.sha256": file_hash(resolve_checkpoint(recipe.sam))}
     precision = precision_on(recipe.sam, device) if device is not None else "fp32"
-    # Outputs that are older than this setting were made in fp32, and don't have it.
+    # Outputs made before this setting existed used fp32 and lack the key.
     return settings if precision == "fp32" else settings | {"sam.precision": precision}
 
 
 def dataset_settings(dataset: Path) -> dict[str, str]:
-    """A data set's path and hash. Raises UserError where it isn't one."""
+    """Absolute path and SHA-256 of a data set. Raises UserError if ``dataset`` isn't one."""
     DatasetMetadata.load(dataset)
     return {"dataset": str(dataset.absolute()), "dataset.sha256": dataset_hash(dataset)}
 
 
 def cache_settings(embeddings: Path | None, recipe: Recipe, dataset: Path) -> dict[str, str]:
-    """What a result depends on through the embeddings it is made from; nothing without them.
+    """Settings of the embeddings that a result is made from; empty without embeddings.
 
     Raises:
-        UserError: they are another SAM's, unfinished, or lack images of ``dataset``.
+        UserError: the embeddings are unfinished, come from another SAM, or lack images of ``dataset``.
     """
     if embeddings is None:
         return {}
@@ -63,10 +63,10 @@ def cache_settings(embeddings: Path | None, recipe: Recipe, dataset: Path) -> di
 
 
 def segments_settings(segments: Path, dataset: Path) -> dict[str, str]:
-    """What a result depends on through segment maps.
+    """SHA-256 of the manifest of the segment maps that a result is made from.
 
     Raises:
-        UserError: they are unfinished, or lack images of ``dataset``.
+        UserError: the segment maps are unfinished, or lack images of ``dataset``.
     """
     require_finished(segments, "segment-everything")
     ShardReader(segments).require(ShardReader(dataset).image_ids, dataset, "segment-everything")
@@ -74,7 +74,11 @@ def segments_settings(segments: Path, dataset: Path) -> dict[str, str]:
 
 
 def embeddings_settings(embeddings: Path, recipe: Recipe) -> dict[str, str]:
-    """How embeddings are stored. Raises UserError unless they are finished and of the recipe's SAM."""
+    """Stored type, data set and encoder precision of embeddings.
+
+    Raises:
+        UserError: the embeddings are unfinished, or come from another SAM than the recipe's.
+    """
     theirs, ours = require_finished(embeddings, "embed"), sam_settings(recipe)
     if theirs["sam.name"] != ours["sam.name"]:
         raise UserError(
@@ -97,10 +101,10 @@ def embeddings_settings(embeddings: Path, recipe: Recipe) -> dict[str, str]:
 def classifier_settings(
     recipe: Recipe, dataset: Path, segments: Path | None, embeddings: Path | None, device: str
 ) -> dict[str, Any]:
-    """What a classifier's training on a device depends on.
+    """Everything that training a classifier on ``device`` depends on, by dotted key.
 
     Raises:
-        UserError: inputs that don't fit together.
+        UserError: an input is missing or unfinished, or doesn't fit the others.
     """
     settings = dataset_settings(dataset) | settings_of(recipe, "classifier", "cpm")
     if recipe.cpm.enabled:
@@ -115,7 +119,7 @@ def classifier_settings(
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Workers have a working directory of their own."""
+    """``recipe`` with absolute paths, since workers have another working directory."""
 
     def absolute(path: str | None) -> str | None:
         return str(parse_path(path).absolute()) if path is not None else None
@@ -130,13 +134,13 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def settled(recipe: Recipe, device: str) -> Recipe:
-    """What a recipe means on every machine: absolute paths, and SAM's precision on a type of device."""
+    """``recipe`` with absolute paths and with SAM's precision on a type of device instead of "auto"."""
     recipe = with_absolute_paths(recipe)
     return replace(recipe, sam=replace(recipe.sam, precision=precision_on(recipe.sam, device)))
 
 
 def check_validation(validation: Path | None, dataset: Path) -> None:
-    """Raise UserError where ``validation`` has no ground truth, or other classes than ``dataset``."""
+    """Raise UserError if ``validation`` has no ground-truth masks, or other classes than ``dataset``."""
     if validation is None:
         return
     theirs, ours = DatasetMetadata.load(validation), DatasetMetadata.load(dataset)
@@ -149,13 +153,18 @@ def check_validation(validation: Path | None, dataset: Path) -> None:
 
 
 def check_classes(dataset: Path, model: Path, kind: str) -> None:
-    """Raise UserError where a trained network and a data set have different classes."""
+    """Raise UserError unless ``model`` is a finished training on the classes of ``dataset``.
+
+    Args:
+        kind: "classifier" or "segmenter".
+    """
     require_finished(model, f"train-{kind}")
     ours, theirs = DatasetMetadata.load(dataset).class_names, read_class_names(model, kind)
     if ours == theirs:
         return
     common = len(set(ours) & set(theirs))
     raise UserError(
-        f"{dataset} has {len(ours)} classes ({', '.join(ours[:3])}, ...), the {kind} {model} {len(theirs)} "
-        f"({', '.join(theirs[:3])}, ...), {common or 'none'} in common; expected the same in the same order"
+        f"{dataset} has {len(ours)} classes ({', '.join(ours[:3])}, ...), the {kind} {model} has "
+        f"{len(theirs)} ({', '.join(theirs[:3])}, ...), {common or 'none'} in common; "
+        "expected the same in the same order"
     )

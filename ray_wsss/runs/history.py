@@ -1,9 +1,9 @@
-"""What happened when a stage ran: when, where, with which versions, how fast.
+"""Records of a stage's runs: when, where, with which versions and how fast each one ran.
 
-OUT/runs.json    one entry for each time that a command worked on OUT, the last ones of them
+OUT/runs.json    list of `RunRecord`, one for each run that worked on OUT, oldest first, the last 50 only
 
-It lies beside the manifest and is no part of it: later stages depend on the manifest, which is therefore the
-same whenever and wherever a stage is run.
+The records are kept out of the manifest because later stages depend on the manifest's hash, which must not
+change with the time and place of a run.
 """
 
 import json
@@ -12,12 +12,12 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack, cast
 
 import torch
 
@@ -29,18 +29,64 @@ _KEPT = 50
 _PACKAGES = ("torch", "torchvision", "timm", "segment-anything", "ray", "numpy", "pyarrow", "pillow")
 
 
+class Machine(TypedDict):
+    """The machine that started a run."""
+
+    system: str
+    """Operating system and architecture, such as "Linux x86_64"."""
+    processor: str
+    """Model name; may be empty."""
+    cores: int | None
+    """CPU cores that the process may use."""
+    memory_gib: NotRequired[float]
+    """Missing on Windows."""
+    gpus: NotRequired[list[str]]
+    """Names of the GPUs; missing unless the process itself used CUDA."""
+
+
+class RunSetup(TypedDict, total=False):
+    """Resources, workers and cluster of a run, as plain data."""
+
+    resources: dict[str, Any]
+    """Fields of `config.resources.Resources`."""
+    workers: dict[str, Any]
+    """Fields of `config.resources.Workers`."""
+    cluster: dict[str, Any]
+    """Nodes, CPUs, GPUs and accelerators of the Ray cluster."""
+
+
+class RunRecord(RunSetup):
+    """One run of a command on an output folder."""
+
+    began: str
+    """Time of the start in UTC, in ISO format."""
+    seconds: float | None
+    """Duration; None until the run ends, and for good if its process is killed."""
+    versions: dict[str, str]
+    """See `installed_versions`."""
+    commit: str | None
+    """See `git_commit`."""
+    machine: Machine
+    error: NotRequired[str]
+    """Type and first line of the exception that ended the run."""
+    figures: NotRequired[dict[str, Any]]
+    """Counts and times; missing until the run ends."""
+
+
 @contextmanager
-def recorded_run(out: Path, **where: Any) -> Iterator[dict[str, Any]]:
-    """Keep a record of the run that the block is; it stays without ``seconds`` where the process was killed.
+def recorded_run(out: Path, **where: Unpack[RunSetup]) -> Generator[dict[str, Any]]:
+    """Record the ``with`` block as one run in ``out/runs.json``.
+
+    The record is written when the block begins and again when it ends.
 
     Args:
-        where: what the run was given, such as resources; plain data.
+        where: resources, workers and cluster of the run, recorded with it.
 
     Yields:
-        A dictionary for the run's figures, which is kept as well.
+        A dictionary to fill with the run's figures, recorded when the block ends.
     """
     figures: dict[str, Any] = {}
-    record = {
+    record: RunRecord = {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": None,
         "versions": installed_versions(),
@@ -58,24 +104,29 @@ def recorded_run(out: Path, **where: Any) -> Iterator[dict[str, Any]]:
         record["error"] = f"{type(error).__name__}: {told}" if told else type(error).__name__
         raise
     finally:
-        record |= {"seconds": round(time.perf_counter() - started, 1), "figures": figures}
-        if torch.cuda.is_initialized():  # asked before, it would take memory of a GPU that is not ours
+        record["seconds"] = round(time.perf_counter() - started, 1)
+        record["figures"] = figures
+        if torch.cuda.is_initialized():  # asking for names would initialise it, which takes GPU memory
             gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
             record["machine"]["gpus"] = gpus
         write_json([*earlier, record], out / RUNS)
 
 
 def load_runs(out: Path) -> list[dict[str, Any]]:
-    """The records of a stage's folder, oldest first; none where there are none, or they can't be read."""
+    """The records in a stage's folder, oldest first; empty if ``runs.json`` is missing or can't be read.
+
+    Records of other versions of ray_wsss may have fewer keys than `RunRecord`.
+    """
     try:
         found = json.loads((out / RUNS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    entries = cast(list[Any], found) if isinstance(found, list) else []
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python, of this package and of those that decide results."""
+    """Versions of Python, this package and the installed packages that decide results, by name."""
     found = {"python": platform.python_version(), "ray-wsss": __version__}
     for name in _PACKAGES:
         try:
@@ -86,10 +137,10 @@ def installed_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that this package is in, with "+" if files differ from it; None elsewhere."""
+    """Commit of the git checkout that holds this package, with "+" if the package has changes; else None."""
     package = Path(__file__).parents[1]
     try:
-        # Installed into an environment that lies in somebody else's checkout, the package is not in it.
+        # An environment may lie inside another project's checkout, whose commit says nothing of the package.
         if not (package.parent / ".git").exists():
             return None
         commit = _git(package, "rev-parse", "HEAD")
@@ -103,10 +154,13 @@ def _git(folder: Path, *words: str) -> str:
     return subprocess.run(command, capture_output=True, check=True, text=True, timeout=10).stdout.strip()
 
 
-def describe_machine() -> dict[str, Any]:
-    """This machine: system, processor, cores, memory in GiB."""
-    found: dict[str, Any] = {"system": f"{platform.system()} {platform.machine()}", "processor": _processor()}
-    found["cores"] = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+def describe_machine() -> Machine:
+    """System, processor, usable cores and memory of this machine."""
+    found: Machine = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+    }
     if sys.platform != "win32":
         found["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     return found

@@ -1,9 +1,9 @@
-"""What an output folder was made from: the same command resumes it, another one never mixes with it."""
+"""Manifests of output folders: the command that made a folder resumes it, and every other one is refused."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
@@ -15,40 +15,42 @@ from ray_wsss.version import __version__
 
 State = Literal["new", "unfinished", "finished"]
 FORMAT = 1
-"""Number of the layout that output folders have; one that this version can't read gets a higher number."""
+"""Number of the layout of output folders; a layout that this version can't read gets a higher number."""
 
 log = logging.getLogger(__name__)
 
 
 class Manifest(TypedDict):
-    """``manifest.json``."""
+    """Content of ``manifest.json``."""
 
     stage: str
     """The command that made the folder."""
     state: State
     format: NotRequired[int]
-    """See `FORMAT`; version 0.1 wrote none, and has 1."""
+    """`FORMAT` of the writer; version 0.1 of ray_wsss wrote none, which means 1."""
     ray_wsss: str
-    """Version that wrote it."""
+    """Version of ray_wsss that wrote the file."""
     depends_on: dict[str, Any]
+    """See `Output.depends_on`."""
 
 
 class NewerFormatError(UserError):
-    """The folder was written by a version that this one can't read."""
+    """A later version of ray_wsss wrote the folder, in a layout that this version can't read."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """The output folder of one stage run; ``OUT/manifest.json`` says what it depends on."""
+    """The output folder of one run of a stage; ``OUT/manifest.json`` records what the output depends on."""
 
     out: Path
     stage: str
+    """The command that makes the folder."""
     depends_on: Mapping[str, Any]
     """Everything that decides the result: settings by dotted key, inputs by name and hash."""
 
     @property
     def fingerprint(self) -> str:
-        """Tells outputs of different inputs apart."""
+        """Hex SHA-256 of the stage and of everything it depends on; it differs for other inputs."""
         content = json.dumps([self.stage, _as_compared(dict(self.depends_on))], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -56,21 +58,21 @@ class Output:
         """Claim the folder.
 
         Args:
-            overwrite: replace what the folder holds. None: the user has no such choice, so no message
-                offers it.
+            overwrite: True replaces an output of ray_wsss in the folder. None stands for a command without
+                --overwrite, so that no message offers it.
 
         Returns:
-            "new", "unfinished" (the same run was interrupted) or "finished" (nothing to do).
+            "new", "unfinished" (an earlier run with the same settings was interrupted) or "finished".
 
         Raises:
-            UserError: the folder holds something else, or a run with other settings.
+            UserError: the folder is a file, or holds something else or a run with other settings.
         """
         if self.out.is_file():
             raise UserError(f"--out {self.out} is a file; expected a folder")
         found = read_manifest(self.out)
         if found is None and self.out.exists() and any(self.out.iterdir()):
             raise UserError(
-                f"--out {self.out} exists and is no output of ray-wsss; expected a new or empty folder"
+                f"--out {self.out} exists and is not an output of ray-wsss; expected a new or empty folder"
             )
         if found is not None and overwrite:
             remove_tree(self.out)
@@ -86,15 +88,20 @@ class Output:
         return found["state"]
 
     def reopen(self) -> None:
-        """Mark the folder as incomplete, such as one that lost files after it was finished."""
+        """Mark the folder as unfinished, for example after it has lost files."""
         self._write("unfinished")
 
     def finish(self) -> None:
-        """Mark the folder as complete."""
+        """Mark the folder as finished."""
         self._write("finished")
 
     def log_finished(self, overwrite: bool | None, more: str = "") -> None:
-        """Say that there is nothing left to do; ``overwrite`` as for `begin`, ``more`` is added."""
+        """Log that the folder is already finished.
+
+        Args:
+            overwrite: see `begin`; the line mentions --overwrite unless this is None.
+            more: text to add at the end of the line.
+        """
         again = "" if overwrite is None else "; --overwrite makes it again"
         log.info("%s is already finished%s%s", self.out, again, more)
 
@@ -123,20 +130,20 @@ class Output:
 
 
 def _as_compared(value: Any) -> Any:
-    """``value`` with numbers as floats, since 1 and 1.0 are equal settings."""
+    """``value`` with integers as floats, since 1 and 1.0 are equal settings."""
     if isinstance(value, dict):
-        return {key: _as_compared(entry) for key, entry in value.items()}
+        return {key: _as_compared(entry) for key, entry in cast(dict[str, Any], value).items()}
     if isinstance(value, list | tuple):
-        return [_as_compared(entry) for entry in value]
+        return [_as_compared(entry) for entry in cast(Sequence[Any], value)]
     return float(value) if type(value) is int else value
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Our manifest in ``folder``, or None; other programs have files of that name too.
+    """The manifest in ``folder``; None if there is no manifest.json, or another program wrote it.
 
     Raises:
-        UserError: it is not JSON.
-        NewerFormatError: a later version of ray_wsss wrote it in another layout.
+        UserError: manifest.json is not JSON.
+        NewerFormatError: a later version of ray_wsss wrote the folder in a newer layout.
     """
     path = folder / "manifest.json"
     try:
@@ -156,29 +163,29 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def require_finished(folder: Path, stage: str) -> dict[str, Any]:
-    """What the finished output of ``stage`` in ``folder`` depends on.
+    """Everything that the finished output of ``stage`` in ``folder`` depends on.
 
     Raises:
-        UserError: ``folder`` is something else, or unfinished.
+        UserError: ``folder`` holds something else, or is unfinished.
     """
     found = read_manifest(folder)
     if found is None:
-        raise UserError(f"{folder} is no output of {stage} (it has no manifest.json of ray-wsss)")
+        raise UserError(f"{folder} is not an output of {stage} (it has no manifest.json of ray-wsss)")
     if found["stage"] != stage:
         raise UserError(f"{folder} holds the output of {found['stage']}; expected that of {stage}")
     if found["state"] != "finished":
-        raise UserError(f"{folder} is unfinished: run the {stage} command that makes it again, it goes on")
+        raise UserError(f"{folder} is unfinished: run the {stage} command again, which resumes it")
     return found["depends_on"]
 
 
 def dataset_hash(dataset: Path) -> str:
     """SHA-256 over a data set's metadata and the name, size and footer of every shard.
 
-    A footer holds the sizes of all columns of all row groups, so this notices other images without reading
-    them all.
+    A footer holds the sizes of all columns of all row groups, so the hash changes with the images although
+    none of them is read.
 
     Raises:
-        UserError: no data set, or one that can't be read.
+        UserError: ``dataset`` is not a data set, or can't be read.
     """
     digest = hashlib.sha256(file_hash(dataset / "metadata.json").encode())
     for entry in read_side_by_side(_shard_entry, shard_paths(dataset)):
@@ -196,7 +203,7 @@ def _shard_entry(path: Path) -> bytes:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, for `Output.depends_on`. Raises UserError where it can't be read."""
+    """Hex SHA-256 of a file, for `Output.depends_on`. Raises UserError if the file can't be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,10 +1,11 @@
-"""Output in parts, one file per chunk: a part is there in full or not at all, and says what made it.
+"""Parts: the output files of a stage, one per chunk, each written in full or not at all.
 
 OUT/shards/part-000000.parquet
 
-The file of a chunk has one name and, from the same inputs, one content, so writing it twice does no harm
-and a run goes on with the parts that are missing. Its metadata hold the run's fingerprint: a part that an
-earlier run with other settings left behind, or a straggler of it wrote, is never taken for one of this run.
+The part of a chunk always has the same name and, from the same inputs, the same content. Writing it twice
+does no harm, and a resumed run writes only the parts that are missing. The metadata of a part hold the run's
+fingerprint, so a part from a run with other settings, even one that is written late by a process of that
+run, is never taken for a part of this run.
 """
 
 import json
@@ -30,16 +31,19 @@ class Parts:
 
     out: Path
     fingerprint: str
-    """Of everything that decides the content (`manifest.Output.fingerprint`)."""
+    """Hash of everything that decides the content (`runs.manifest.Output.fingerprint`)."""
 
     def path(self, index: int) -> Path:
-        """File of a chunk."""
+        """Path of the part of the chunk with this index."""
         return self.out / "shards" / f"part-{index:06d}.parquet"
 
     def write(
         self, chunk: Chunk, table: pa.Table, tally: Tally, rows_per_group: int = ROWS_PER_GROUP
     ) -> None:
-        """Write the part of a chunk with its counts; seconds would make equal parts differ."""
+        """Write the part of a chunk, with the counts of ``tally`` in its metadata.
+
+        The seconds of ``tally`` are left out: they would make equal parts differ.
+        """
         note = {
             "fingerprint": self.fingerprint,
             **{name: getattr(tally, name) for name in COUNTS},
@@ -50,9 +54,9 @@ class Parts:
         )
 
     def read_tally(self, chunk: Chunk) -> Tally | None:
-        """Counts of a part; None where it is missing, cut short or another run's.
+        """Counts of the part of a chunk; None if the part is missing, cut short or from another run.
 
-        The footer alone is read: it comes last, so that a part that has one was written in full.
+        Only the footer is read. It comes last in the file, so a part that has one was written in full.
         """
         try:
             with open_parquet(self.path(chunk.index)) as file:
@@ -66,14 +70,14 @@ class Parts:
             return None
 
     def finished(self, chunks: Sequence[Chunk]) -> dict[int, Tally]:
-        """Counts of the chunks that have their part, by index."""
-        # Listed first: asking a store for a part that isn't there takes as long as for one that is.
+        """Counts of the parts that exist, by index of their chunk."""
+        # The folder is listed first: a store takes as long to say that a part is missing as to read one.
         there = {path.name for path in self.path(0).parent.glob("*.parquet")}
         candidates = [chunk for chunk in chunks if self.path(chunk.index).name in there]
         tallies = read_side_by_side(self.read_tally, candidates)
         return {chunk.index: tally for chunk, tally in zip(candidates, tallies) if tally is not None}
 
     def strays(self, chunks: Sequence[Chunk]) -> Iterator[Path]:
-        """Files beside the parts that are none: what a killed writer left, parts of no chunk."""
+        """Files in the folder of the parts that belong to no chunk, such as leftovers of killed writers."""
         known = {self.path(chunk.index) for chunk in chunks}
         return (path for path in self.path(0).parent.glob("*") if path not in known)

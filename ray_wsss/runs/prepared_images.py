@@ -1,4 +1,4 @@
-"""The images of a chunk as the actor with the networks gets them: decoded on a CPU, sent as one Arrow row."""
+"""Images of a chunk, decoded on a CPU and sent as one Arrow row to the actor that runs the networks."""
 
 import math
 from collections.abc import Sequence
@@ -19,40 +19,41 @@ from ray_wsss.runs.chunks import IMAGE_COLUMNS, Chunk, read_chunk
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PreparedImage:
-    """An image as the actor with the networks gets it."""
+    """An image as the actor that runs the networks gets it, or the reason why there is none."""
 
     image_id: str
     image_hw: tuple[int, int] = (0, 0)
-    """Size of the image itself, in pixels; what follows may be smaller."""
+    """(height, width) of the original image in pixels; the arrays below may be smaller."""
     image_labels: tuple[int, ...] = ()
+    """Class indices from 0."""
     pixels: NDArray[np.uint8] | None = None
-    """(h, w, 3) RGB, at most ``max_side_px``: what the classifier sees, and the size of the masks."""
+    """(h, w, 3) RGB input of the classifier, long side at most ``max_side_px``; masks have the same size."""
     sam_pixels: NDArray[np.uint8] | None = None
-    """(a, b, 3) RGB for SAM's encoder, where that does not take ``pixels`` and there is no embedding."""
+    """(a, b, 3) RGB input of SAM's encoder; None if it takes ``pixels`` or an embedding replaces it."""
     embedding: NDArray[np.float16 | np.int8] | None = None
-    """(D, h, w) as stored in the cache (`data.embeddings`)."""
+    """(D, h, w) SAM embedding, as `data.embeddings` stores it; None without stored embeddings."""
     embedding_scale: NDArray[np.float32] | None = None
-    """(D,) for int8, else None."""
+    """(D,) scale of each channel of an int8 embedding, else None."""
     error: str | None = None
-    """Why there are no pixels."""
+    """Reason why the image could not be prepared; None if it could."""
 
     @property
     def for_sam(self) -> NDArray[np.uint8]:
-        """What SAM's encoder takes, where there is no embedding."""
+        """(a, b, 3) RGB input of SAM's encoder, for an image without an embedding."""
         pixels = self.sam_pixels if self.sam_pixels is not None else self.pixels
         assert pixels is not None
         return pixels
 
 
 class PrepareImages:
-    """Decodes the images of a chunk and brings them to the sizes that the networks want.
+    """Decodes the images of a chunk and resizes them to the sizes that the networks take.
 
     Args:
-        max_side_px: of the working copy; None where only SAM looks at the image.
-        sam_side_px: long side of SAM's input.
-        embeddings: cache of SAM's embeddings, read instead of making SAM's input.
-        resize: to SAM's input. Without, only images that are larger are made smaller: the encoder's device
-            does the others, and fewer bytes travel.
+        max_side_px: long side of ``PreparedImage.pixels`` at most; None if only SAM runs and ``pixels`` are not made.
+        sam_side_px: long side of SAM's input, in pixels.
+        embeddings: folder of SAM's embeddings, which are read instead of making SAM's input.
+        resize: True resizes every image to SAM's input size. False only shrinks larger images, so that
+            fewer bytes are sent; the encoder's device enlarges the others.
     """
 
     def __init__(
@@ -64,11 +65,12 @@ class PrepareImages:
         resize: bool = True,
     ) -> None:
         self.max_side_px, self.resize_all = max_side_px, resize
-        self.embeddings = embeddings.absolute() if embeddings is not None else None  # for other processes
+        # Absolute, since the process that reads them may have another working directory.
+        self.embeddings = embeddings.absolute() if embeddings is not None else None
         self.resize = ResizeLongestSide(sam_side_px)
 
     def __call__(self, chunk: Chunk) -> list[PreparedImage]:
-        """One entry per row, in order; a row that fails has its reason in ``error``."""
+        """Prepare each row of a chunk, in order; for a row that fails, ``error`` gives the reason."""
         return [self._prepare(row) for row in read_chunk(chunk, IMAGE_COLUMNS).to_pylist()]
 
     def _prepare(self, row: dict[str, Any]) -> PreparedImage:
@@ -84,7 +86,11 @@ class PrepareImages:
     def prepare(
         self, image_id: str, pixels: NDArray[np.uint8], image_labels: tuple[int, ...]
     ) -> PreparedImage:
-        """One decoded image (H, W, 3). Raises ValueError where it is too thin for SAM."""
+        """Prepare one decoded image (H, W, 3).
+
+        Raises:
+            ValueError: the image is too thin for SAM, or has no stored embedding.
+        """
         working = shrink(pixels, self.max_side_px) if self.max_side_px is not None else None
         return PreparedImage(
             image_id=image_id,
@@ -144,8 +150,8 @@ _IMAGE = pa.struct(
 
 
 def pack_images(images: Sequence[PreparedImage]) -> pa.Array:
-    """Images as an Arrow array of one list, to travel between processes as one row that nothing splits."""
-    rows = []
+    """Pack images into an Arrow array of one list: one row, which is never split on its way to a process."""
+    rows: list[dict[str, Any]] = []
     for image in images:
         row = {f.name: getattr(image, f.name) for f in fields(image)}
         rows.append(row | {name: _pack_array(row[name]) for name in _ARRAYS})
@@ -153,7 +159,7 @@ def pack_images(images: Sequence[PreparedImage]) -> pa.Array:
 
 
 def unpack_images(packed: pa.Array) -> list[PreparedImage]:
-    """What `pack_images` packed. The arrays are views of ``packed``."""
+    """Images from an array of `pack_images`. Their arrays are views of ``packed``, not copies."""
     rows = packed.flatten()
     columns: dict[str, list[Any]] = {name: _views(rows.field(name)) for name in _ARRAYS}
     for name in (f.name for f in _IMAGE if f.name not in _ARRAYS):
@@ -162,19 +168,21 @@ def unpack_images(packed: pa.Array) -> list[PreparedImage]:
     return [PreparedImage(**dict(zip(columns, values))) for values in zip(*columns.values())]
 
 
-def _pack_array(array: NDArray | None) -> dict[str, Any] | None:
+def _pack_array(array: NDArray[Any] | None) -> dict[str, Any] | None:
     if array is None:
         return None
     return {"data": np.ascontiguousarray(array).data, "shape": array.shape, "dtype": array.dtype.name}
 
 
-def _views(packed: pa.StructArray) -> list[NDArray | None]:
-    """The arrays of a column. Arrow's own way to a value's bytes would copy them."""
+def _views(packed: pa.StructArray) -> list[NDArray[Any] | None]:
+    """NumPy views of a column of packed arrays, made from its buffers because ``as_py`` would copy."""
     data = packed.field("data")
     _, offsets, values = data.buffers()
-    starts = np.frombuffer(offsets, np.int64)[data.offset :] if offsets is not None else []
+    starts: NDArray[np.int64] | list[int] = (
+        np.frombuffer(offsets, np.int64)[data.offset :] if offsets is not None else []
+    )
     shapes, dtypes = packed.field("shape").to_pylist(), packed.field("dtype").to_pylist()
-    views: list[NDArray | None] = []
+    views: list[NDArray[Any] | None] = []
     for k, valid in enumerate(packed.is_valid().to_pylist()):
         count = math.prod(shapes[k]) if valid else 0
         view = np.frombuffer(values, dtypes[k], count, int(starts[k])) if count else None

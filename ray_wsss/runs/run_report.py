@@ -1,4 +1,4 @@
-"""What a run over many images did, for the user and for ``runs.json``."""
+"""Counts, times and speed of a run over many images, for the user and for ``runs.json``."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -6,36 +6,40 @@ from typing import Any
 from ray_wsss.runs.tally import Tally
 
 Failures = list[tuple[str, str]]
-"""Images that failed, and why."""
+"""(image id, reason) of each image that failed."""
 
 
 @dataclass(kw_only=True)
 class RunReport:
-    """What a run over many images did."""
+    """Counts and times of a run over many images."""
 
     total: Tally = field(default_factory=Tally)
-    """Counts of the whole output; seconds of this run, summed over the actors."""
+    """Counts of the whole output, and seconds of this run by phase, summed over the actors."""
     done_before: int = 0
-    """Images that an earlier run had finished."""
+    """Images that earlier runs finished."""
     startup_s: float = 0.0
-    """Until the first actor began to work."""
+    """Seconds until the first actor began to work."""
     work_s: float = 0.0
-    """From then until the last chunk was written."""
+    """Seconds from then until the last chunk was written."""
 
     @property
     def images_per_s(self) -> float:
-        """Of this run, its start taken off."""
+        """Images per second of this run, failed ones included and its startup left out."""
         return (self.total.images + self.total.errors - self.done_before) / max(self.work_s, 1e-9)
 
     def figures(self) -> dict[str, Any]:
-        """As plain data, for `runs.history`."""
+        """The report as plain data, for `runs.history`."""
         times = {"startup_s": round(self.startup_s, 2), "work_s": round(self.work_s, 2)}
         speed = {"images_per_s": round(self.images_per_s, 2)} if self.work_s else {}
         return asdict(self.total) | {"done_before": self.done_before} | times | speed
 
 
 def describe_run(report: RunReport, what: str) -> str:
-    """The summary at the end of a run: counts, speed, and what took longest."""
+    """Summary of a run for the user: counts, speed and the phases that took longest.
+
+    Args:
+        what: past participle for the images, such as "labelled".
+    """
     total = report.total
     lines = [f"{total.images:,} images {what}, {total.errors:,} errors"]
     if report.work_s:
@@ -46,7 +50,7 @@ def describe_run(report: RunReport, what: str) -> str:
 
 
 def _phases(seconds: dict[str, float]) -> str:
-    """Shares of the actors' time, largest first; decoding is done beside them."""
+    """Shares of the phases in the actors' time, largest first, and the seconds of decoding beside them."""
     of_actors = {phase: s for phase, s in seconds.items() if phase != "decode"}
     whole = max(sum(of_actors.values()), 1e-9)
     ranked = sorted(of_actors, key=lambda phase: -of_actors[phase])
@@ -57,7 +61,7 @@ def _phases(seconds: dict[str, float]) -> str:
 
 
 def describe_predictions(report: RunReport) -> str:
-    """The summary in one line: images, speed, errors."""
+    """One-line summary of predictions for the user: images, speed, errors."""
     total = report.total
     speed = f"{report.images_per_s:.1f} images/s, " if report.work_s else ""
     return f"{total.images:,} images predicted, {speed}{total.errors:,} errors"

@@ -1,33 +1,33 @@
-"""What a chunk of work did and how long each phase of it took."""
+"""Counts of a chunk of work, and the seconds that each phase of it took."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 COUNTS = ("images", "prompts", "masks", "errors")
-"""The counts of a tally."""
+"""Names of the counts in a tally."""
 
 
 @dataclass
 class Tally:
-    """Counts, and seconds by phase; tallies add up.
+    """Counts of images, prompts, masks and errors, and seconds by phase; tallies can be added.
 
     Phases: decode (image files to pixels), cam (classifier), encode (SAM's encoder), prompt (peaks, SAM's
-    decoder, aggregation), predict (segmenter), write (PNG, RLE, Parquet), and wait (an actor without an image
-    to work on).
+    decoder, aggregation), predict (segmenter), write (PNG, RLE, Parquet), and wait (an actor waiting
+    for images).
     """
 
     images: int = 0
-    """Images that were done."""
+    """Images that did not fail."""
     prompts: int = 0
-    """Points that SAM was prompted with."""
+    """Point prompts given to SAM."""
     masks: int = 0
     errors: int = 0
     """Images that failed."""
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
 
     def add(self, other: "Tally") -> None:
         """Add ``other`` to this one."""
@@ -38,15 +38,15 @@ class Tally:
 
     @classmethod
     def total(cls, tallies: Iterable["Tally"]) -> "Tally":
-        """The sum of some tallies."""
+        """The sum of ``tallies``."""
         result = cls()
         for tally in tallies:
             result.add(tally)
         return result
 
     @contextmanager
-    def phase(self, name: str, device: torch.device | None = None) -> Iterator[None]:
-        """Count the time of the block as a phase; what runs on a GPU ``device`` is waited for."""
+    def phase(self, name: str, device: torch.device | None = None) -> Generator[None]:
+        """Add the seconds of the ``with`` block to a phase, including its work on a CUDA ``device``."""
         start = time.perf_counter()
         yield
         if device is not None and device.type == "cuda":

@@ -1,4 +1,4 @@
-"""From images to their CAMs: every stage that looks at a CAM makes it here."""
+"""Compute the CAMs of images, for every stage and training step that needs them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from ray_wsss.ops.resize import scale_images, to_tensor
 
 @dataclass(frozen=True, eq=False)
 class PairCams:
-    """CAMs of the (image, class) pairs that are present in images of one size."""
+    """CAMs of a batch of images of one size: one per (image, class) pair, for the classes an image has."""
 
     cam: Float[Tensor, "N H W"]
-    """In [0, 1]."""
+    """CAM of each pair, in [0, 1], at the size of the images."""
     image_index: Tensor
-    """(N,) which image of the batch, ascending; on the CPU, as the number of pairs decides shapes."""
+    """(N,) index of each pair's image in the batch, ascending; on the CPU, since shapes depend on it."""
     class_index: Tensor
-    """(N,) which class, from 0; likewise."""
+    """(N,) index of each pair's class, from 0; on the CPU too."""
     class_maps: Sequence[Float[Tensor, "N 1 _h _w"]]
-    """The class maps, before ReLU, that the CAM is the sum of."""
+    """The class maps before ReLU that the CAM sums up: one per scale, and one per mirrored scale."""
 
 
 @torch.no_grad()
@@ -38,13 +38,14 @@ def find_cams(
     scales: Sequence[float],
     flip: bool,
 ) -> PairCams:
-    """Multi-scale CAMs in eval mode; the model's mode is restored.
+    """Multi-scale CAMs of a batch of images. The model runs in eval mode; its own mode is restored.
 
     Args:
-        images: RGB in [0, 1], of one size.
-        image_labels: which classes an image has. Where these are on the CPU, the host waits for no GPU.
+        images: RGB in [0, 1], all of one size.
+        image_labels: 1 for each class that an image has, else 0. If on the CPU, the host doesn't wait for the
+            GPU.
         scales: image scales whose activations are summed.
-        flip: add the mirrored image at every scale.
+        flip: also add the mirrored image at every scale.
     """
     was_training = model.training
     model.eval()
@@ -70,11 +71,11 @@ def cams_of(
     scales: Sequence[float],
     flip: bool,
 ) -> PairCams:
-    """`find_cams` of decoded images, on the model's device.
+    """Multi-scale CAMs of decoded images, on the model's device (`find_cams`).
 
     Args:
-        images: (H, W, 3) RGB, of one size.
-        image_labels: class indices of each image.
+        images: (H, W, 3) RGB, all of one size.
+        image_labels: indices of the classes that each image has.
         scales, flip: as for `find_cams`.
     """
     present = torch.zeros(len(images), model.num_classes)

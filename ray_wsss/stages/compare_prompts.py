@@ -1,4 +1,4 @@
-"""Where kinds of prompts differ: one object with several peaks, several objects of one class."""
+"""Compare kinds of prompts where they differ: one object with several peaks, several objects of a class."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,35 +23,36 @@ from ray_wsss.stages.cams import cams_of
 Case = Literal["one object, several peaks", "several objects"]
 CASES: tuple[Case, ...] = ("one object, several peaks", "several objects")
 _LEAST_SHARE = 0.002
-"""Of an image's pixels; smaller pieces are no objects but crumbs of occluded ones."""
+"""Smallest object, as a share of the image's pixels; smaller parts are remains of occluded objects."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """An image and one of its classes, and how well each kind of prompt did."""
+    """One class of one image, with the IoU that each kind of prompt reached."""
 
     image_id: str
     class_index: int
     objects: int
-    """Connected parts of the class in the ground truth."""
+    """Number of connected parts of the class in the ground truth (`count_objects`)."""
     peaks: int
-    """Point prompts of the class that lie in it."""
+    """Number of point prompts of the class that lie inside its ground truth."""
     iou: Mapping[str, float]
-    """By kind of prompt: SAM's mask of the class, before classes compete, against the ground truth."""
+    """IoU of SAM's mask of the class, before classes compete, with the ground truth, by kind of prompt."""
 
     @property
     def case(self) -> Case | None:
+        """Case of the pair; None for one object with at most one peak."""
         if self.objects == 1:
             return CASES[0] if self.peaks > 1 else None
         return CASES[1]
 
 
 def measure_pairs(dataset: Path, labels: Mapping[str, Path]) -> Iterator[Pair]:
-    """Every image and class that is in the ground truth and in the labels of all kinds.
+    """Measure each class of each image that is in the ground truth and in the labels of all kinds.
 
     Args:
-        dataset: with ground truth.
-        labels: by kind of prompt, outputs of ``label`` for it; the points are those of ``points``.
+        dataset: data set with ground truth.
+        labels: outputs of ``label`` for ``dataset``, by kind of prompt; peaks are the points of ``points``.
     """
     truths = ShardReader(dataset)
     readers = {kind: ShardReader(folder) for kind, folder in labels.items()}
@@ -74,14 +75,14 @@ def measure_pairs(dataset: Path, labels: Mapping[str, Path]) -> Iterator[Pair]:
 
 
 def count_objects(inside: NDArray[np.bool_]) -> int:
-    """Connected parts of a mask, at least one; those too small to be objects don't count."""
+    """Number of connected parts of a mask that are large enough to be objects; at least 1."""
     parts = np.asarray(connected_components(inside))
     _, areas = np.unique(parts[inside], return_counts=True)
     return max(1, int((areas >= _LEAST_SHARE * inside.size).sum()))
 
 
 def choose_examples(pairs: Sequence[Pair], each: int) -> list[Pair]:
-    """Of each case those with the most objects, then the most peaks; never by their outcome."""
+    """The ``each`` pairs of each case with the most objects, then the most peaks; their IoU plays no role."""
     chosen: list[Pair] = []
     for case in CASES:
         of_case = [pair for pair in pairs if pair.case == case]
@@ -90,7 +91,7 @@ def choose_examples(pairs: Sequence[Pair], each: int) -> list[Pair]:
 
 
 def summarise(pairs: Sequence[Pair], kinds: Sequence[str]) -> dict[str, Any]:
-    """Per case how many pairs there are and the mean IoU of each kind; None where there is no pair."""
+    """Number of pairs and mean IoU of each kind, by case and for all pairs; the IoU is None without pairs."""
     groups = {case: [pair for pair in pairs if pair.case == case] for case in CASES} | {"all": list(pairs)}
     return {
         name: {
@@ -102,7 +103,7 @@ def summarise(pairs: Sequence[Pair], kinds: Sequence[str]) -> dict[str, Any]:
 
 
 def _segments(labels: ShardReader, image_id: str) -> dict[int, dict[str, Any]]:
-    """An image's segments by class; none where it failed."""
+    """Segments of an image by class; empty if labelling failed on the image."""
     try:
         found = labels.read(labels.index_of(image_id), ["segments"])["segments"]
     except KeyError:
@@ -115,16 +116,17 @@ def _count_inside(points_xy: Sequence[Sequence[float]], inside: NDArray[np.bool_
 
 
 def _iou(segment: Mapping[str, Any], truth: NDArray[np.uint8], inside: NDArray[np.bool_]) -> float:
-    """Pixels to be ignored count nowhere."""
+    """IoU of a segment with the ground truth; ignored pixels (255) don't count."""
     mask = decode_rle(segment["rle"], (truth.shape[0], truth.shape[1])) & (truth != 255)
     return float((mask & inside).sum() / (mask | inside).sum())
 
 
 class ExampleMaker:
-    """Makes examples of pairs; computes their CAMs once more, on the CPU.
+    """Makes examples of pairs for the figure; computes their CAMs again, on the CPU.
 
     Args:
-        labels: by kind of prompt, outputs of ``label`` for ``dataset``.
+        classifier: output of train-classifier that made the labels.
+        labels: outputs of ``label`` for ``dataset``, by kind of prompt.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class ExampleMaker:
         self.labels = {kind: ShardReader(folder) for kind, folder in labels.items()}
 
     def __call__(self, pair: Pair) -> PromptExample:
-        """The example of a pair."""
+        """The example of a pair: image, CAM, points, regions, ground truth, and mask and IoU of each kind."""
         row = self.rows.read(self.rows.index_of(pair.image_id), ["image", "orientation", "mask"])
         image = decode_image(row["image"], row["orientation"])
         image_hw = (image.shape[0], image.shape[1])

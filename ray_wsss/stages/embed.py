@@ -1,4 +1,4 @@
-"""SAM's embedding of every image of a chunk, made or read back."""
+"""SAM's embedding of every image of a chunk, computed or restored from a cache."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ray_wsss.runs.tally import Tally
 
 
 def embeddings_of(encoder: SamEncoder, images: Sequence[PreparedImage]) -> Tensor:
-    """Embeddings (N, D, h, w) of images: those that they bring, else SAM's encoder makes them."""
+    """Embeddings (N, D, h, w) of images: restored if all images carry one; if none does, SAM encodes them."""
     pixels = [image.for_sam for image in images if image.embedding is None]
     if len(pixels) == len(images):
         return encoder(pixels)
@@ -29,17 +29,17 @@ def embeddings_of(encoder: SamEncoder, images: Sequence[PreparedImage]) -> Tenso
 
 
 def restore_embedding(values: Tensor, scale: Tensor | None) -> Tensor:
-    """Float32 of stored values (..., D, h, w), fp16, or int8 with a scale (..., D)."""
+    """Stored values (..., D, h, w) as float32; they are fp16, or int8 with a scale (..., D)."""
     return values.float() if scale is None else values.float() * scale[..., None, None]
 
 
 class SamEmbedder:
-    """Embeds the images of a chunk; hosts SAM's encoder on one device.
+    """Embeds the images of a chunk with SAM's encoder on one device.
 
-    A row that fails carries its reason in ``error``; the others go on.
+    An image that fails gets a row with the reason in ``error``; the other images are still embedded.
 
     Args:
-        images: how many there will be, about (`models.sam.encoder.load_encoder`).
+        images: approximate number of images to embed in total (`models.sam.encoder.load_encoder`).
     """
 
     def __init__(self, config: EmbedConfig, sam: SamConfig, device: str = "cpu", images: int = 0) -> None:
@@ -50,7 +50,7 @@ class SamEmbedder:
         self.rows_per_group = max(1, GROUP_BYTES // (2 * values))
 
     def __call__(self, images: Sequence[PreparedImage]) -> tuple[pa.Table, Tally]:
-        """Images to rows of `EMBEDDING_SCHEMA`, in order, and what it took."""
+        """Embed images: rows of `EMBEDDING_SCHEMA`, in order, and counts and times."""
         tally = Tally()
         rows = [{"image_id": image.image_id, "error": image.error} for image in images]
         good = [at for at, image in enumerate(images) if image.error is None]

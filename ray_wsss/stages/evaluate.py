@@ -1,4 +1,4 @@
-"""Confusion counts of CAMs, pseudo labels and segmenter against ground truth, table by table."""
+"""Confusion counts of CAMs, pseudo labels and segmenter against ground truth, one table at a time."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,33 +23,34 @@ from ray_wsss.stages.cams import cams_of
 from ray_wsss.stages.predict import Predictor
 
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
-"""Background thresholds of the sweep for the best CAM mIoU."""
+"""Background thresholds, 0.05 to 0.95, that the best CAM mIoU is chosen from."""
 
 COUNTS_SCHEMA = pa.schema(
     [
-        pa.field("name", pa.string()),  # what was measured, such as "cam@0.3" or "segmenter"
-        pa.field("counts", pa.list_(pa.int64())),  # confusion matrix, rows are truth, flattened
+        pa.field("name", pa.string()),  # "cam@THRESHOLD", "segmenter" or "pseudo_label"
+        pa.field("counts", pa.list_(pa.int64())),  # flattened confusion matrix; its rows are true labels
         pa.field("images", pa.int64()),
     ]
 )
 
 
 class Measure(TypedDict):
-    """Figures of one measure, as ``metrics.json`` has them."""
+    """Results of one measure, as in ``metrics.json``."""
 
     threshold: NotRequired[float]
     """Background threshold of CAMs, in [0, 1]."""
     miou: float
-    """Mean over the classes that occur, background included, in [0, 1]."""
+    """Mean IoU over the classes that occur, background included, in [0, 1]."""
     images: int
+    """Number of images with ground truth."""
     iou: dict[str, float | None]
-    """By class name; None for a class that never occurs."""
+    """IoU in [0, 1] by class name; None for a class that never occurs."""
     confusion: dict[str, dict[str, int]]
     """Pixels by true class name, then by predicted class name, without zeros."""
 
 
 class CamEvaluator:
-    """CAMs of the image labels, at the fixed background threshold and at those of the sweep."""
+    """Measures CAMs of the image labels, at a fixed background threshold and at all of `THRESHOLDS`."""
 
     def __init__(
         self, model: Classifier, num_classes: int, config: LabelConfig, threshold: float, device: torch.device
@@ -61,13 +62,16 @@ class CamEvaluator:
     def load(
         cls, classifier: Path, config: LabelConfig, threshold: float, device: str = "cpu"
     ) -> "CamEvaluator":
-        """With the network in a folder."""
+        """Evaluator of the network in the folder ``classifier``."""
         model, spec = load_classifier(classifier)
         on = torch.device(device)
         return cls(model.to(on), len(spec.class_names), config, threshold, on)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows of a data set to one row per threshold; images without ground truth are left out."""
+        """Count the rows of a data set: one row of `COUNTS_SCHEMA` per threshold.
+
+        Images without ground truth are left out.
+        """
         num_labels = 1 + self.num_classes
         totals = {t: ConfusionMatrix.zeros(num_labels) for t in self.thresholds}
         images = 0
@@ -90,18 +94,18 @@ class CamEvaluator:
 
 
 class SegmenterEvaluator:
-    """The segmenter's labels; it sees the image alone, not its image labels."""
+    """Measures the label maps of the segmenter, which sees only the image, not its image labels."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
 
     @classmethod
     def load(cls, segmenter: Path, config: PredictConfig, device: str = "cpu") -> "SegmenterEvaluator":
-        """With the network in a folder."""
+        """Evaluator of the network in the folder ``segmenter``."""
         return cls(Predictor.load(segmenter, config, device))
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows of a data set to one row of counts."""
+        """Count the rows of a data set that have ground truth: one row of `COUNTS_SCHEMA`."""
         num_labels = 1 + len(self.predictor.spec.class_names)
         total, images = ConfusionMatrix.zeros(num_labels), 0
         for _, pixels, truth in _with_truth(table):
@@ -112,13 +116,16 @@ class SegmenterEvaluator:
 
 
 class LabelEvaluator:
-    """Pseudo labels, joined with the data set by image_id."""
+    """Measures pseudo labels, joined with the data set by image_id."""
 
     def __init__(self, labels: Path, num_labels: int) -> None:
         self.labels, self.num_labels = ShardReader(labels), num_labels
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows of a data set to one row of counts; an image without a label counts as all background."""
+        """Count the rows of a data set that have ground truth: one row of `COUNTS_SCHEMA`.
+
+        An image without a pseudo label counts as all background.
+        """
         total, images = ConfusionMatrix.zeros(self.num_labels), 0
         for row in table.select(["image_id", "mask"]).to_pylist():
             if row["mask"] is None:
@@ -139,7 +146,7 @@ class LabelEvaluator:
 
 
 def measure_labels(dataset: Path, labels: Path, num_labels: int) -> ConfusionMatrix:
-    """Confusion counts of the output of ``label`` on all images that have ground truth, in this process."""
+    """Confusion counts of an output of ``label`` on all images with ground truth, in this process."""
     evaluator = LabelEvaluator(labels, num_labels)
     tables = (read_chunk(chunk, ["image_id", "mask"]) for chunk in plan_chunks(dataset))
     counted = add_up(row for table in tables for row in evaluator(table).to_pylist())
@@ -147,22 +154,22 @@ def measure_labels(dataset: Path, labels: Path, num_labels: int) -> ConfusionMat
 
 
 class Evaluator:
-    """Several measures in one pass over the data set.
+    """Runs several evaluators in one pass over the data set.
 
     Args:
-        measures: what makes the ones above, with its arguments.
+        measures: functions that make the evaluators above, each with its keyword arguments.
     """
 
     def __init__(self, measures: Sequence[tuple[Callable[..., Any], Mapping[str, Any]]]) -> None:
         self.measures = [measure(**arguments) for measure, arguments in measures]
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows of a data set to the rows of every measure."""
+        """Count the rows of a data set: the `COUNTS_SCHEMA` rows of all evaluators."""
         return pa.concat_tables([measure(table) for measure in self.measures])
 
 
 def add_up(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[ConfusionMatrix, int]]:
-    """Rows of `COUNTS_SCHEMA` to name -> (confusion matrix, images)."""
+    """Add up rows of `COUNTS_SCHEMA` by name: name -> (confusion matrix, number of images)."""
     totals: dict[str, tuple[ConfusionMatrix, int]] = {}
     for row in rows:
         size = round(len(row["counts"]) ** 0.5)
@@ -175,10 +182,10 @@ def add_up(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[ConfusionMatrix, i
 def describe_counts(
     rows: Iterable[dict[str, Any]], class_names: Sequence[str], threshold: float
 ) -> dict[str, Measure]:
-    """Rows of `COUNTS_SCHEMA` to figures by name.
+    """Results by name, from rows of `COUNTS_SCHEMA`.
 
-    CAMs come at two thresholds: ``cam_fixed`` at ``threshold``, ``cam_best`` at the best of the sweep,
-    which the ground truth picks.
+    CAMs have two results: ``cam_fixed`` at ``threshold``, and ``cam_best`` at the threshold with the highest
+    mIoU, which takes ground truth to find.
     """
     totals = add_up(rows)
     cams = [key for key in totals if key.startswith("cam@")]
@@ -192,7 +199,7 @@ def describe_counts(
 
 
 def describe_measure(matrix: ConfusionMatrix, images: int, class_names: Sequence[str]) -> Measure:
-    """What a confusion matrix over ``images`` images comes to; ``class_names`` without the background."""
+    """Results of a confusion matrix over ``images`` images; ``class_names`` don't include the background."""
     names = ("background", *class_names)
     iou = [None if math.isnan(value) else value for value in matrix.iou().tolist()]
     return {
@@ -204,10 +211,10 @@ def describe_measure(matrix: ConfusionMatrix, images: int, class_names: Sequence
 
 
 def describe_confusion(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Pixels by true class, then by predicted class, without zeros; for JSON.
+    """Pixels by true class name, then by predicted class name, without zeros; for JSON.
 
     Args:
-        names: of all classes, background first.
+        names: names of all classes, background first.
     """
     rows = {truth: dict(zip(names, counts)) for truth, counts in zip(names, matrix.to_list())}
     found = {truth: {name: n for name, n in row.items() if n} for truth, row in rows.items()}
@@ -215,14 +222,14 @@ def describe_confusion(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[st
 
 
 def _with_truth(table: pa.Table) -> Iterable[tuple[dict[str, Any], NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Row, pixels and ground truth of each image that has one."""
+    """Row, pixels and ground truth of each image that has ground truth."""
     for row in table.select(["image_id", "image", "orientation", "image_labels", "mask"]).to_pylist():
         if row["mask"] is not None:
             yield row, decode_image(row["image"], row["orientation"]), decode_mask(row["mask"])
 
 
 def _best_class(cam: Tensor, class_index: Tensor, image_hw: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Highest CAM value (H, W) and its stored label, of one image's classes; zeros without any."""
+    """Highest CAM value (H, W) of one image's classes, and its label (class c as c + 1); zeros if no CAM."""
     if not len(cam):
         zeros = torch.zeros(image_hw, device=cam.device)
         return zeros, zeros.to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Ingest: rows of a source become Parquet shards of verified images; what fails becomes an error row."""
+"""Ingest: write the images of a source to Parquet shards; images that fail a check become error rows."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -34,14 +34,16 @@ ROWS_PER_SHARD = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardSummary:
-    """Counts of one shard, or of several added up."""
+    """Counts of one shard, or of several shards added up."""
 
     images: int = 0
-    """Good images, unlabelled ones included."""
+    """Good images, including those without image labels."""
     unlabelled: int = 0
+    """Good images without image labels."""
     with_mask: int = 0
+    """Good images with a ground-truth mask."""
     errors: list[tuple[str, str, str]] = field(default_factory=list)
-    """(image_id, path, reason)."""
+    """(image_id, path, reason) of each image that failed."""
 
     def __add__(self, other: "ShardSummary") -> "ShardSummary":
         return ShardSummary(
@@ -56,8 +58,8 @@ class IngestShard:
     """Reads, verifies and writes the images of one shard.
 
     Args:
-        out: The data set's folder.
-        class_count: Masks may hold labels up to this one, and 255.
+        out: folder of the data set.
+        class_count: number of classes; masks may hold the labels 0 to ``class_count``, and 255.
     """
 
     def __init__(self, out: Path, class_count: int = 254) -> None:
@@ -65,7 +67,7 @@ class IngestShard:
         self.class_count = class_count
 
     def __call__(self, rows: Sequence[SourceRow], shard_index: int) -> ShardSummary:
-        """Write ``shards/part-XXXXX.parquet``; no file where no row is good."""
+        """Write ``shards/part-XXXXX.parquet``, or no file if no row is good."""
         good: list[dict[str, Any]] = []
         errors: list[tuple[str, str, str]] = []
         for row in rows:
@@ -86,13 +88,13 @@ class IngestShard:
         )
 
     def _read(self, row: SourceRow) -> dict[str, Any]:
-        """The row of ``IMAGE_SCHEMA``. Raises OSError or ValueError with the reason to report."""
+        """Make a row of ``IMAGE_SCHEMA``. Raises OSError or ValueError with the reason to report."""
         if row.error is not None:
             raise ValueError(row.error)
         data = parse_path(row.path).read_bytes()
         mask = parse_path(row.mask_path).read_bytes() if row.mask_path is not None else None
         label_map = self._label_map(mask) if mask is not None else None
-        # A mask without a stated size states one itself: it was drawn on the image turned one way.
+        # If the source states no size, the mask does: it was drawn on the image in one orientation.
         stated_hw = row.stated_hw or (label_map.shape if label_map is not None else None)
         orientation = choose_orientation(probe_image(data), stated_hw)
         height, width = decode_image(data, orientation).shape[:2]
@@ -123,13 +125,13 @@ class IngestShard:
 
 
 def begin_ingest(out: Path) -> None:
-    """Make ``out`` ready, dropping the shards of an interrupted run: a smaller rerun would inherit some.
+    """Prepare the folder ``out``. Shards of an interrupted run are deleted: a smaller rerun would keep some.
 
     Raises:
-        UserError: ``out`` is a finished data set, or holds something that no ingest has written.
+        UserError: ``out`` is a finished data set, a file, or holds files that ingest does not write.
     """
     if (out / "metadata.json").exists():
-        raise UserError(f"{out} already is a data set; expected a new folder, or delete that one first")
+        raise UserError(f"{out} is already a data set; expected a new folder (or delete this one first)")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; expected a folder for the data set")
     foreign = [p.name for p in out.iterdir() if p.name not in _OWN_NAMES] if out.exists() else []
@@ -147,11 +149,11 @@ def finish_ingest(
     summaries: Iterable[ShardSummary],
     max_errors: int | None = None,
 ) -> DatasetMetadata:
-    """Write ``errors.parquet`` and then, last, ``metadata.json``, which marks the data set as complete.
+    """Write ``errors.parquet``, then ``metadata.json``, which marks the data set as complete.
 
     Raises:
-        UserError: no image at all, all failed, or more than ``max_errors`` did; errors.parquet is written
-            all the same, metadata.json is not.
+        UserError: the source lists no images, all images failed, or more than ``max_errors`` images did.
+            Then errors.parquet is written, but metadata.json is not.
     """
     total = sum(summaries, ShardSummary())
     path = out / "errors.parquet"
@@ -165,7 +167,7 @@ def finish_ingest(
         raise UserError(f"all {count} images failed, the first is {first}; {path} lists the reasons")
     if max_errors is not None and count > max_errors:
         raise UserError(
-            f"{count} images failed and at most {max_errors} may, the first is {first}; "
+            f"{count} images failed; expected at most {max_errors}. The first is {first}; "
             f"{path} lists the reasons"
         )
     metadata = DatasetMetadata(
@@ -181,7 +183,7 @@ def finish_ingest(
 
 
 def summarise(metadata: DatasetMetadata) -> str:
-    """One line for the user, such as "645 images, 5 without labels, 0 errors"."""
+    """Counts of a data set in one line: "645 images, 5 without labels, 0 errors"."""
     return f"{metadata.images} images, {metadata.unlabelled} without labels, {metadata.errors} errors"
 
 

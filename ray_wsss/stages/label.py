@@ -1,8 +1,7 @@
-"""Pseudo labels: multi-scale CAM, peaks, prompts, SAM, aggregation, for the images of a chunk.
+"""Pseudo labels for the images of a chunk: multi-scale CAM, peaks, prompts, SAM, aggregation.
 
-Every phase has a batch size of its own: the classifier sees images of one size together, SAM's encoder
-images of any size, SAM's decoder prompt sets of equally many points, whichever images and classes they
-belong to.
+Every phase has its own batches. The classifier takes images of one size, SAM's encoder images of any size,
+and SAM's decoder prompt sets with equally many points, from any images and classes.
 """
 
 from collections import defaultdict
@@ -43,7 +42,7 @@ SEGMENT = pa.struct(
         pa.field("stability_score", pa.float32()),  # IoU of the masks at logits above 1 and above -1
         pa.field("cam_mean", pa.float32()),  # mean CAM over the mask, in [0, 1]
         pa.field("area", pa.int64()),  # pixels of the mask
-        pa.field("rle", pa.string()),  # the mask before classes compete, COCO's compressed RLE
+        pa.field("rle", pa.string()),  # mask before classes compete, in COCO's compressed RLE
     ]
 )
 LABEL_SCHEMA = pa.schema(
@@ -53,48 +52,48 @@ LABEL_SCHEMA = pa.schema(
         pa.field("width", pa.int32()),
         pa.field("pseudo_label", pa.binary()),  # PNG: 0 background, class c as c + 1
         pa.field("segments", pa.list_(SEGMENT)),
-        pa.field("error", pa.string()),  # why there is no label; null where there is one
+        pa.field("error", pa.string()),  # reason for a missing label, else null
     ]
 )
 _WRITE_THREADS = 4
-"""Threads that encode the labels of a GPU actor, so that the GPU need not wait for PNG."""
+"""Threads that encode the labels of a GPU actor, so that the GPU does not wait for PNG encoding."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Contest:
-    """What a group of B images of one working size came to, on the device."""
+    """Results of a group of B images of one working size, on the device."""
 
     labels: Tensor
-    """(B, h, w) uint8, pseudo labels."""
+    """(B, h, w) uint8, pseudo labels: 0 background, class c as c + 1."""
     masks: Tensor
-    """(N, h, w) bool, one per pair, before they competed."""
+    """(N, h, w) bool, SAM's mask of each (image, class) pair, before classes compete."""
     scores: Tensor
-    """(N, 3): SAM's predicted IoU, stability score, mean CAM over the mask."""
+    """(N, 3), per pair: SAM's predicted IoU, stability score, mean CAM over the mask."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Labelled:
-    """One image's results."""
+    """Results of one image."""
 
     label: NDArray[np.uint8]
-    """(H, W), at the image's size."""
+    """(H, W) pseudo label, at the image's size."""
     segments: list[dict[str, Any]]
-    """Per class that is present its columns of `SEGMENT`."""
+    """One entry with the fields of `SEGMENT` for each class of the image."""
 
 
 def score_of(segment: Mapping[str, Any]) -> float:
-    """How sure a `SEGMENT` is: SAM's predicted IoU times the mean CAM over the mask, in [0, 1]."""
+    """Confidence of a `SEGMENT`, in [0, 1]: SAM's predicted IoU times the mean CAM over the mask."""
     return min(1.0, max(0.0, segment["sam_score"] * segment["cam_mean"]))
 
 
 class SamLabeller:
-    """Labels the images of a chunk; hosts a classifier and SAM on one device.
+    """Labels the images of a chunk with a classifier and SAM on one device.
 
-    A row that fails carries its reason in ``error``; the others go on.
+    An image that fails gets a row with the reason in ``error``; the other images are still labelled.
 
     Args:
         classifier: output of train-classifier.
-        images: how many SAM will encode, about (`models.sam.encoder.load_encoder`).
+        images: approximate number of images to encode in total (`models.sam.encoder.load_encoder`).
     """
 
     rows_per_group = ROWS_PER_GROUP
@@ -113,18 +112,18 @@ class SamLabeller:
         self.model = model.to(self.device)
         self.encoder = load_encoder(sam, self.device, images)
         self.sam = self.encoder.sam
-        # On a CPU there is nothing to overlap: labels are encoded when they are asked for.
+        # On a CPU, threads gain nothing: labels are encoded one by one, when rows are written.
         self.map = ThreadPoolExecutor(_WRITE_THREADS).map if self.device.type == "cuda" else map
 
     def __call__(self, images: Sequence[PreparedImage]) -> tuple[pa.Table, Tally]:
-        """Images to rows of `LABEL_SCHEMA`, in order, and what it took."""
+        """Label images: rows of `LABEL_SCHEMA`, in order, and counts and times."""
         rows: list[dict[str, Any]] = []
         for image in images:
             error = image.error if image.error is not None else self._beyond(image.image_labels)
             rows.append({"image_id": image.image_id, "error": error})
         good = [at for at, row in enumerate(rows) if row["error"] is None]
         tally = Tally(images=len(good), errors=len(rows) - len(good))
-        # Images of one size side by side make full batches for the classifier.
+        # Sorting by size fills the classifier's batches, each of which holds images of one size.
         good.sort(key=lambda at: _pixels(images[at]).shape)
         described = []
         for start in range(0, len(good), self.config.batch_size):
@@ -138,7 +137,7 @@ class SamLabeller:
     def _beyond(self, image_labels: Sequence[int]) -> str | None:
         beyond = [c for c in image_labels if not 0 <= c < len(self.spec.class_names)]
         return (
-            f"image label {beyond[0]}; the classifier has {len(self.spec.class_names)} classes"
+            f"image label is {beyond[0]}; expected 0 to {len(self.spec.class_names) - 1} for this classifier"
             if beyond
             else None
         )
@@ -199,7 +198,7 @@ class SamLabeller:
 def _read_back(
     cams: PairCams, points_yx: Sequence[Tensor], contest: _Contest, images: Sequence[PreparedImage]
 ) -> list[_Labelled]:
-    """Results of a group at the images' own sizes; what a GPU made comes over for all masks together."""
+    """Results of a group of images, at their own sizes; each copy from a GPU serves many masks at once."""
     scores, points_xy = contest.scores.tolist(), _to_host(points_yx)
     image_of, class_of = cams.image_index.tolist(), cams.class_index.tolist()
     segments: list[list[dict[str, Any]]] = [[] for _ in images]
@@ -222,7 +221,7 @@ def _pick(maps: Tensor, rows: Sequence[int]) -> Tensor:
 
 
 def _to_host(points_yx: Sequence[Tensor]) -> list[NDArray[np.int64]]:
-    """Points (P, 2) of pairs, y before x, as (P, 2), x before y; all of them in one copy."""
+    """Points (P, 2) of each pair, (y, x) on the device, as (x, y) on the host; all in one copy."""
     if not points_yx:
         return []
     ends = np.cumsum([len(points) for points in points_yx])[:-1]
@@ -230,7 +229,7 @@ def _to_host(points_yx: Sequence[Tensor]) -> list[NDArray[np.int64]]:
 
 
 def _by_own_size(images: Sequence[PreparedImage]) -> dict[tuple[int, int], list[int]]:
-    """Indices of images that are equally large before they are shrunk."""
+    """Indices of the images of each own size (H, W), before shrinking."""
     members: dict[tuple[int, int], list[int]] = defaultdict(list)
     for at, image in enumerate(images):
         members[image.image_hw].append(at)

@@ -1,6 +1,6 @@
-"""A few images through the whole of labelling, in this process: for a quick look, and for notebooks.
+"""Label a few images in this process, without Ray: for a quick look, and for notebooks.
 
-The stages are those of `label`: CAM, peaks, SAM, pseudo label; Ray is not needed.
+The steps are those of the label stage: CAM, peaks, SAM, pseudo label.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,56 +30,57 @@ ImageLike = str | Path | NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FoundClass:
-    """One class of an image."""
+    """One class that was labelled in an image."""
 
     name: str
     class_index: int
-    """From 0; the label map has it as ``class_index + 1``."""
+    """Index of the class, from 0; the label map holds ``class_index + 1``."""
     probability: float
-    """The classifier's, in [0, 1]."""
+    """Probability that the classifier gives the class, in [0, 1]."""
     score: float
     """SAM's predicted IoU of the mask times the mean CAM over it, in [0, 1]."""
     mask: NDArray[np.bool_]
-    """(H, W), SAM's mask before classes compete for pixels."""
+    """(H, W), SAM's mask of the class, before classes compete for pixels."""
     points_xy: NDArray[np.float32]
-    """(P, 2), the points that prompted SAM, in pixels, x before y."""
+    """(P, 2), the points (x, y) that prompted SAM, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledPicture:
-    """One image and what labelling made of it; arrays are empty where there is an ``error``."""
+    """One image with its pseudo label; after an ``error``, the arrays are empty."""
 
     source: str
-    """Path of the image, or "array N"."""
+    """Path or URI of the image, or the name of an array, such as "array 0"."""
     image: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 3), np.uint8))
     """(H, W, 3) RGB, upright."""
     label_map: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
-    """(H, W): 0 background, class c as c + 1."""
+    """(H, W), pseudo label: 0 background, class c as c + 1."""
     cam: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """(H, W): highest CAM over the found classes, in [0, 1]."""
+    """(H, W), highest CAM over the labelled classes, in [0, 1]."""
     found: tuple[FoundClass, ...] = ()
     """The classes that were labelled, in the classifier's order."""
     probabilities: Mapping[str, float] = field(default_factory=dict)
-    """The classifier's, of every class, in [0, 1]."""
+    """Probability that the classifier gives each class it knows, in [0, 1], by class name."""
     error: str | None = None
+    """Reason why labelling failed; None if it did not."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the found classes."""
+        """Names of the labelled classes."""
         return tuple(entry.name for entry in self.found)
 
 
 class ImageLabeller:
-    """Labels images one by one; hosts a classifier and SAM.
+    """Labels images one by one, with a classifier and SAM.
 
     Args:
         classifier: output of train-classifier.
         preset: settings to start from: "voc", "coco" or "demo".
-        settings: others by dotted key, such as ``{"sam.name": "vit_b", "label.tau": 0.4}``.
-        device: such as "cuda"; by default a GPU where there is one.
+        settings: changes to the preset by dotted key, such as ``{"sam.name": "vit_b", "label.tau": 0.4}``.
+        device: torch device, such as "cuda"; by default a GPU if there is one, else the CPU.
 
     Raises:
-        UserError: no classifier, no weights of SAM, or an unknown preset or setting.
+        UserError: the classifier or SAM's weights are missing, or a preset or setting is unknown.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class ImageLabeller:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """All classes that the classifier knows."""
+        """Names of all classes that the classifier knows."""
         return self.labeller.spec.class_names
 
     def __call__(
@@ -113,16 +114,16 @@ class ImageLabeller:
         threshold: float = 0.5,
         source: str = "array",
     ) -> LabelledPicture:
-        """Label one image; one that can't be read comes back with its ``error``.
+        """Label one image. If it can't be read, the result holds the reason in ``error``.
 
         Args:
-            image: a file, its path or URI, or (H, W, 3) uint8 RGB.
-            classes: what is in it; by default what the classifier finds.
-            threshold: least probability for that, in [0, 1].
-            source: what to call an array.
+            image: path or URI of an image file, or an array (H, W, 3) uint8 RGB.
+            classes: names of the classes in the image; by default those that the classifier finds.
+            threshold: lowest probability of a class that the classifier finds, in [0, 1].
+            source: name of an array in the result.
 
         Raises:
-            UserError: a class that the classifier doesn't know.
+            UserError: the classifier doesn't know a class in ``classes``.
         """
         chosen = self._indices(classes) if classes is not None else None
         source = source if isinstance(image, np.ndarray) else str(image)
@@ -178,7 +179,7 @@ class ImageLabeller:
         )
 
     def _cam(self, prepared: PreparedImage) -> NDArray[np.float32]:
-        """Highest CAM over the image's classes, at the image's size."""
+        """Highest CAM (H, W) over the image's classes, at the image's size; zeros without classes."""
         if not prepared.image_labels or prepared.pixels is None:
             return np.zeros(prepared.image_hw, np.float32)
         cams = cams_of(
@@ -201,10 +202,14 @@ def label_images(
     settings: Mapping[str, Any] | None = None,
     device: str | None = None,
 ) -> list[LabelledPicture]:
-    """Label images, in order; arguments as for `ImageLabeller`, which is for more calls than one.
+    """Label images, in order. For several calls, use `ImageLabeller`, which loads the networks only once.
+
+    Args:
+        classifier, preset, settings, device: as for `ImageLabeller`.
+        images, classes, threshold: as for a call of `ImageLabeller`.
 
     Raises:
-        UserError: as `ImageLabeller`, or a class that the classifier doesn't know.
+        UserError: as `ImageLabeller`, or the classifier doesn't know a class in ``classes``.
     """
     labeller = ImageLabeller(classifier, preset=preset, settings=settings, device=device)
     return [
@@ -214,7 +219,7 @@ def label_images(
 
 
 def _read(image: ImageLike) -> NDArray[np.uint8]:
-    """Pixels (H, W, 3), files upright by their EXIF orientation, as ingest has them."""
+    """Pixels (H, W, 3) of an image; files are turned upright by their EXIF orientation, as in ingest."""
     if not isinstance(image, np.ndarray):
         return decode_upright(parse_path(str(image)).read_bytes())
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:

@@ -1,12 +1,12 @@
-"""The segmenter on a folder of images: one label map per image, as a palette PNG that viewers show in colour.
+"""Predict a folder of images: one label map per image, as a palette PNG that viewers show in colour.
 
-OUT/masks/a/b.png      label map of the image a/b.jpg, of its size
-OUT/overlays/a/b.jpg   the image with its classes painted in the masks' colours, on request
-OUT/masks.json         image -> mask
+OUT/masks/a/b.png      label map of the image a/b.jpg, at its size
+OUT/overlays/a/b.jpg   on request: the image with its classes painted in the masks' colours
+OUT/masks.json         name of each image -> name of its mask
 OUT/classes.json       the labels, their names and colours
-OUT/errors.parquet     images that failed, and why; absent where none did
+OUT/errors.parquet     images that failed, with reasons; absent if none failed
 
-Every file is there in full or not at all, so a run goes on with the masks that are missing.
+Every file is either complete or absent, so running the stage again makes only missing masks.
 """
 
 import json
@@ -36,15 +36,15 @@ from ray_wsss.storage import find_files, printable, replace_atomically, why_unre
 
 
 def name_masks(images: Sequence[str]) -> dict[str, str]:
-    """The mask's name of every image: the image's own with the suffix .png.
+    """Name of every image's mask: the name of the image with the suffix .png.
 
-    Where that would be one name for several images, such as a.jpg and a.png, their masks keep the whole
-    name: a.jpg.png and a.png.png.
+    If several images would share a mask name, such as a.jpg and a.png, .png is appended instead: a.jpg.png
+    and a.png.png.
     """
     masks = {image: str(PurePosixPath(image).with_suffix(".png")) for image in images}
     while True:
         uses = Counter(masks.values())
-        # A whole name may be taken as well: a.jpg.bmp's mask would be a.jpg.png.
+        # An appended name may clash as well: a.jpg.png is also the mask of a.jpg.bmp.
         clashing = [i for i, mask in masks.items() if uses[mask] > 1 and mask != f"{i}.png"]
         if not clashing:
             return masks
@@ -53,25 +53,25 @@ def name_masks(images: Sequence[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class MaskFolder:
-    """The files of one output folder."""
+    """Reads and writes the files of one output folder."""
 
     out: Path
     overlays: bool = False
-    """Also write what the masks look like on the images."""
+    """Also write an overlay of each mask on its image."""
 
     def mask(self, name: str) -> Path:
-        """File of a mask, by its name in `name_masks`."""
+        """Path of a mask, by its name from `name_masks`."""
         return self.out / "masks" / name
 
     def overlay(self, name: str) -> Path:
-        """File of the same image's overlay."""
+        """Path of the overlay that belongs to the mask ``name``."""
         return (self.out / "overlays" / name).with_suffix(".jpg")
 
     def claim(self, masks: Mapping[str, str]) -> None:
-        """Note in masks.json which mask is whose.
+        """Write to masks.json which mask belongs to which image.
 
-        An image that was added since the last run may give others' masks another name: what then lies under
-        the wrong name is removed, and made again. Masks of images that are gone stay.
+        An image that was added since the last run may change the mask names of other images. Masks and
+        overlays under an outdated name are removed, to be made again. Masks of images that were deleted stay.
         """
         path = self.out / "masks.json"
         before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -82,11 +82,11 @@ class MaskFolder:
             self.overlay(name).unlink(missing_ok=True)
         after = {image: mask for image, mask in before.items() if image not in stale} | dict(masks)
         if after != before:
-            # In ASCII: file names may hold bytes that are not UTF-8.
+            # ASCII escapes everything: file names may hold bytes that are not UTF-8.
             write_json(after, path, ascii_only=True)
 
     def missing(self, root: Path, masks: Mapping[str, str]) -> list[tuple[str, str]]:
-        """(image, mask) of the images below ``root`` without a mask, or changed since it was made."""
+        """Names (image, mask) of images below ``root`` without a mask, or changed since it was made."""
         changed = find_files(root)
         made = [find_files(self.out / kind) for kind in ("masks", *(["overlays"] if self.overlays else []))]
 
@@ -99,7 +99,7 @@ class MaskFolder:
         return [(image, mask) for image, mask in masks.items() if not is_done(image, mask)]
 
     def write(self, name: str, label_map: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
-        """Write a mask (H, W), and the overlay on its image ``pixels`` (h, w, 3), at that size."""
+        """Write a mask (H, W), and if wanted its overlay (h, w) on the image ``pixels`` (h, w, 3)."""
         if self.overlays:
             small = resize_map(label_map, (pixels.shape[0], pixels.shape[1]))
             with replace_atomically(self.overlay(name)) as temporary:
@@ -109,27 +109,27 @@ class MaskFolder:
             temporary.write_bytes(encode_mask(label_map))
 
     def write_classes(self, class_names: Sequence[str]) -> None:
-        """Write classes.json: index in the masks, name, colour as red, green, blue."""
+        """Write classes.json: label in the masks, name, and colour (red, green, blue) of each class."""
         write_json(describe_labels(class_names), self.out / "classes.json", ascii_only=True)
 
     def write_errors(self, failed: Sequence[tuple[str, str]]) -> None:
-        """Write errors.parquet; none where no image failed."""
+        """Write errors.parquet, or no file if no image failed."""
         write_errors(sorted(failed), self.out, "image")
 
 
 class PrepareFiles:
-    """Reads and decodes image files, upright by their EXIF orientation, as ingest does.
+    """Reads and decodes image files and turns them upright by their EXIF orientation, as ingest does.
 
     Args:
-        root: folder that the names are relative to.
-        max_side_px: of the working copy.
+        root: folder that image names are relative to.
+        max_side_px: longest side of the images for the segmenter, in pixels; larger ones are scaled down.
     """
 
     def __init__(self, root: Path, max_side_px: int) -> None:
-        self.root, self.max_side_px = root.absolute(), max_side_px  # for other processes
+        self.root, self.max_side_px = root.absolute(), max_side_px  # absolute: other processes use it too
 
     def __call__(self, names: Sequence[str]) -> list[PreparedImage]:
-        """One entry per name, in order; what can't be read has its reason in ``error``."""
+        """One entry per name, in order; an image that can't be read has the reason in ``error``."""
         return [self._prepare(name) for name in names]
 
     def _prepare(self, name: str) -> PreparedImage:
@@ -145,7 +145,7 @@ class PrepareFiles:
 
 
 class FolderPredictor:
-    """Writes the masks of prepared images; hosts the segmenter on one device."""
+    """Predicts and writes the masks of prepared images, with the segmenter on one device."""
 
     def __init__(
         self, segmenter: Path, config: PredictConfig, folder: MaskFolder, device: str = "cpu"
@@ -156,7 +156,11 @@ class FolderPredictor:
     def __call__(
         self, masks: Sequence[str], images: Sequence[PreparedImage]
     ) -> tuple[Tally, list[tuple[str, str]]]:
-        """Write a mask per image under the names ``masks``; what it took, and which failed and why."""
+        """Write one mask per image, named by ``masks``.
+
+        Returns:
+            Counts and times, and (image_id, reason) of each image that failed.
+        """
         failed = [(image.image_id, image.error) for image in images if image.error is not None]
         good = [(n, image, image.pixels) for n, image in zip(masks, images) if image.pixels is not None]
         tally, device = Tally(images=len(good), errors=len(failed)), self.predictor.device

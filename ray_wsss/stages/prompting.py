@@ -1,7 +1,7 @@
-"""CAM -> peaks -> point prompts -> SAM masks -> pseudo label: shared by CPM and labelling.
+"""CAM -> peaks -> point prompts -> SAM masks -> pseudo labels: shared by CPM and labelling.
 
-Works on (image, class) pairs, never on a dense tensor over all classes, and decodes the prompt sets of
-all images and classes together, bucketed by their number of points.
+The functions work on (image, class) pairs, never on a dense tensor over all classes. Prompt sets with equally
+many points are decoded together, whichever images and classes they belong to.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,33 +23,35 @@ from ray_wsss.ops.resize import resize_maps
 from ray_wsss.stages.cams import PairCams
 
 WHOLE = 3
-"""Decoder output of the whole object: multimask output 2, after the single-mask output."""
+"""Index of the decoder output for the whole object: multimask output 2 comes after the single-mask output."""
 
 NO_MASK = -1e4
-"""Logit where there is certainly no mask: finite, for what is multiplied with it."""
+"""Logit of pixels that certainly are outside a mask; finite, so that products with it are finite."""
 
 
 @dataclass(frozen=True, eq=False)
 class PairMasks:
-    """SAM's mask of each pair, as low-resolution logits, in the order of `PairCams`."""
+    """SAM's mask of each (image, class) pair, in the order of `PairCams`."""
 
     logits: Float[Tensor, "N a b"]
+    """Low-resolution logits of each mask."""
     predicted_iou: Float[Tensor, " N"]
+    """IoU of each mask as SAM predicts it."""
     points_yx: list[Tensor]
-    """Per pair (P, 2), pixels of the CAM."""
+    """Per pair, point prompts (P, 2): (y, x) in pixels of the CAM."""
 
 
 def find_peak_mask(
     cams: PairCams, config: PromptingConfig, *, guess: bool, max_peaks: int | None = None
 ) -> Bool[Tensor, "N H W"]:
-    """Pixels that prompt SAM for each pair, False everywhere where a pair has no prompt.
+    """Mask of the pixels that prompt SAM for each pair; all False for a pair without prompts.
 
     Args:
-        guess: prompt a class that activates nowhere at the maximum of its class map; else it has no prompt.
-            For labels a guess is better than nothing. As supervision it is worse: the CAM that it should
-            teach is zero and passes no gradient, while the classes around it are pushed away.
-        max_peaks: only the highest peaks; a global maximum that ``keep_global_max="always"`` adds comes on
-            top. With it, and without ``guess``, the host does not wait for a GPU (`find_peaks`).
+        guess: prompt a class whose CAM is zero everywhere at the maximum of its class map; without it, such a
+            class has no prompt. For labels, a guess is better than nothing. As supervision, a guess is worse:
+            a zero CAM gets no gradient and learns nothing, while the other classes are pushed away there.
+        max_peaks: keep only the highest peaks, and the global maximum that ``keep_global_max="always"`` adds.
+            With it, and without ``guess``, the host does not wait for a GPU (`find_peaks`).
     """
     maps = cams.cam[:, None]
     peaks = find_peaks(maps, tau=config.tau, min_distance_px=config.min_distance_px, max_peaks=max_peaks)
@@ -59,10 +61,10 @@ def find_peak_mask(
 
 
 def _rank_by_class_map(cams: PairCams) -> Float[Tensor, "N H W"]:
-    """The CAMs; where one is zero, its class map before ReLU.
+    """The CAMs, with each CAM that is zero everywhere replaced by its class map before ReLU.
 
-    A classifier that has not learned a class yet activates nowhere: the maximum of zeros is a corner of the
-    image, that of the class map is at least its best guess.
+    A classifier that has not learned a class yet gives a zero CAM, whose maximum is a corner of the image.
+    The maximum of the class map is at least the classifier's best guess.
     """
     dead = cams.cam.flatten(1).amax(1) == 0 if len(cams.cam) else cams.cam.new_zeros(0, dtype=torch.bool)
     if not dead.any():
@@ -74,9 +76,9 @@ def _rank_by_class_map(cams: PairCams) -> Float[Tensor, "N H W"]:
 
 
 def find_prompts(cams: PairCams, config: PromptingConfig, *, guess: bool) -> list[Tensor]:
-    """Point prompts of each pair, (P, 2) pixels of the CAM, y before x; empty where a pair has none.
+    """Point prompts (P, 2) of each pair: (y, x) in pixels of the CAM; empty for a pair without prompts.
 
-    ``guess`` as for `find_peak_mask`.
+    ``guess`` is that of `find_peak_mask`.
     """
     peaks = find_peak_mask(cams, config, guess=guess)
     points = [cams.cam.new_zeros(0, 2, dtype=torch.long)] * len(peaks)
@@ -94,11 +96,13 @@ def decode_pairs(
     mask_output: str,
     batch_size: int,
 ) -> list[PairMasks]:
-    """SAM's mask of every pair of several groups of images, those with equally many points together.
+    """SAM's mask of every pair of several groups of images; pairs with equally many points go together.
 
     Args:
-        cams: groups of pairs; the images of a group have one size, ``image_index`` counts over all groups.
-        points_yx: per group and pair (P, 2). A pair without points gets logits of -inf and IoU 0.
+        cams: groups of pairs. The images of a group have one size; ``image_index`` counts over all groups.
+        points_yx: per group and pair, points (P, 2): (y, x) in pixels of the CAM. A pair without points gets
+            logits of -inf and IoU 0.
+        mask_output: which of SAM's mask outputs to take (`config.PromptingConfig`).
         batch_size: pairs per decoder call.
     """
     in_frame: list[Tensor] = []
@@ -128,11 +132,11 @@ def decode_sets(
     """SAM's mask of each prompt set, as low-resolution logits, and its predicted IoU.
 
     Args:
-        image_index: (N,) the set's image.
-        points_xy: per set (P, 2) pixels of SAM's input, x before y. A set without points gets logits of -inf
-            and IoU 0.
-        mask_output: which of the multimask outputs (`config.PromptingConfig`).
-        batch_size: sets per decoder call.
+        image_index: (N,) index of each set's image.
+        points_xy: per set, points (P, 2): (x, y) in pixels of SAM's input. A set without points gets logits
+            of -inf and IoU 0.
+        mask_output: which of SAM's mask outputs to take (`config.PromptingConfig`).
+        batch_size: prompt sets per decoder call.
     """
     low = 4 * embeddings.shape[-1]
     logits = embeddings.new_full((len(points_xy), low, low), -torch.inf)
@@ -150,7 +154,7 @@ def decode_sets(
 def choose_masks(
     masks: Float[Tensor, "N 4 a b"], iou: Float[Tensor, "N 4"], mask_output: str
 ) -> tuple[Float[Tensor, "N a b"], Float[Tensor, " N"]]:
-    """Of the decoder's outputs the one that ``mask_output`` names (`config.PromptingConfig`), and its IoU."""
+    """The decoder output that ``mask_output`` names (`config.PromptingConfig`), and its predicted IoU."""
     if mask_output == "whole":
         return masks[:, WHOLE], iou[:, WHOLE]
     rows = torch.arange(len(iou), device=iou.device)
@@ -159,7 +163,7 @@ def choose_masks(
 
 
 def _buckets(counts: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices of equal counts above 0, at most ``batch_size`` at a time."""
+    """Batches of indices with equal counts above 0, at most ``batch_size`` in each."""
     for count in sorted(set(counts) - {0}):
         chosen = [k for k, c in enumerate(counts) if c == count]
         for start in range(0, len(chosen), batch_size):
@@ -169,15 +173,15 @@ def _buckets(counts: Sequence[int], batch_size: int) -> Iterator[list[int]]:
 def aggregate(
     sam: Sam, cams: PairCams, masks: PairMasks, num_images: int, config: PromptingConfig
 ) -> tuple[UInt8[Tensor, "B H W"], Tensor]:
-    """Pseudo labels of a group of images of one size, and the masks (N, H, W) bool of its pairs.
+    """Pseudo labels of a group of images of one size, and masks (N, H, W) bool of its pairs.
 
-    ``cams.image_index`` counts within the group here.
+    ``cams.image_index`` must count within the group.
     """
     return compete(upscale_masks(sam, cams, masks), masks.predicted_iou, cams, num_images, config)
 
 
 def upscale_masks(sam: Sam, cams: PairCams, masks: PairMasks) -> Float[Tensor, "N H W"]:
-    """The masks of a group of images of one size at that size, as logits; NaN or -inf without prompts."""
+    """Logits of the masks of a group of images, at the size of the images; NaN or -inf without prompts."""
     image_hw = (cams.cam.shape[-2], cams.cam.shape[-1])
     return upscale_logits(sam, masks.logits[:, None], sam_input_hw(sam, image_hw), image_hw)[:, 0]
 
@@ -189,8 +193,8 @@ def compete(
     num_images: int,
     config: PromptingConfig,
 ) -> tuple[UInt8[Tensor, "B H W"], Tensor]:
-    """As `aggregate`, from logits that have the CAMs' size already."""
-    # Interpolating between -inf gives NaN: a pair without prompts has no mask.
+    """Pseudo labels and masks like `aggregate`, from logits that already have the size of the CAMs."""
+    # A pair without prompts has no mask: its logits are -inf, or NaN after interpolation.
     logits = logits.nan_to_num(nan=NO_MASK, neginf=NO_MASK)
     binary = logits > 0
     scores = mask_scores(binary, confidence_map(config.confidence, logits, predicted_iou), cams.cam)

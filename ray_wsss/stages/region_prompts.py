@@ -1,4 +1,4 @@
-"""Boxes and masks made of CAMs as prompts, which the paper argues against."""
+"""Prompt SAM with boxes or masks made of CAMs, which the paper argues against."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from ray_wsss.stages.cams import PairCams
 from ray_wsss.stages.prompting import PairMasks, choose_masks
 
 _SURE = 10.0
-"""Logit of a mask prompt inside, its negative outside: SAM takes a mask as the logits it once gave."""
+"""Logit of a mask prompt inside the mask, and minus the logit outside: SAM's mask prompts are logits."""
 
 
 def decode_regions(
@@ -29,10 +29,10 @@ def decode_regions(
     config: LabelConfig,
     batch_size: int,
 ) -> list[PairMasks]:
-    """As `prompting.decode_pairs`, with what `LabelConfig.prompts` names in place of the points.
+    """SAM's mask of every pair, like `prompting.decode_pairs`, but prompted with boxes or masks.
 
-    Of several boxes of a pair the mask is what any of them covers: the highest logit of each pixel, and the
-    mean of the predicted IoUs.
+    `LabelConfig.prompts` names the kind of prompt. If a pair has several boxes, its mask has the highest
+    logit of their masks at each pixel, and the mean of their predicted IoUs.
     """
     prompts: list[NDArray[np.float32]] = []
     pair_of: list[int] = []
@@ -72,7 +72,7 @@ def decode_regions(
 def _make_prompts(
     sam: Sam, regions: NDArray[np.int32], kind: str, frame_hw: tuple[int, int]
 ) -> list[NDArray[np.float32]]:
-    """A pair's prompts: boxes (4,) in SAM's frame, left, top, right, bottom, or a mask (1, 4h, 4w)."""
+    """Prompts of a pair: boxes (4,) in SAM's frame (left, top, right, bottom), or a mask (1, 4h, 4w)."""
     if kind == "mask":
         return [_mask_logits(sam, regions > 0, frame_hw)]
     covered = [regions > 0] if kind == "box" else [regions == k for k in range(1, regions.max() + 1)]
@@ -81,7 +81,7 @@ def _make_prompts(
 
 
 def _mask_logits(sam: Sam, inside: NDArray[np.bool_], frame_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """A mask of the image as SAM's decoder would have given it: low resolution, the padding outside."""
+    """Logits (1, 4h, 4w) of a mask of the image, as SAM's decoder outputs them; padding is outside."""
     side = sam.image_encoder.img_size
     low = sam.prompt_encoder.mask_input_size
     signs = torch.from_numpy(np.where(inside, 1.0, -1.0).astype(np.float32))[None, None]

@@ -1,4 +1,4 @@
-"""Segment everything: SAM's grid of points on the images of a chunk, one segment map per image."""
+"""Segment everything: prompt SAM with a grid of points, and paint one segment map per image of a chunk."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,8 +23,8 @@ SEGMENT = pa.struct(
     [
         pa.field("predicted_iou", pa.float32()),
         pa.field("stability_score", pa.float32()),
-        pa.field("point_xy", pa.list_(pa.float32(), 2)),  # the prompt, in pixels of the image
-        pa.field("area", pa.int64()),  # pixels of the map that the segment holds
+        pa.field("point_xy", pa.list_(pa.float32(), 2)),  # the point prompt, in pixels of the image
+        pa.field("area", pa.int64()),  # pixels of the segment in the map
     ]
 )
 SEGMENTS_SCHEMA = pa.schema(
@@ -32,20 +32,20 @@ SEGMENTS_SCHEMA = pa.schema(
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
-        pa.field("segment_map", pa.binary()),  # PNG of 16 bits: 0 uncovered, segment n of the list as n
+        pa.field("segment_map", pa.binary()),  # 16-bit PNG: 0 uncovered, n: the n-th segment, from 1
         pa.field("segments", pa.list_(SEGMENT)),
-        pa.field("error", pa.string()),  # why there is no map; null where there is one
+        pa.field("error", pa.string()),  # reason for a missing map, else null
     ]
 )
 
 
 class SegmentEverything:
-    """Segments the images of a chunk; hosts SAM on one device.
+    """Segments the images of a chunk with SAM on one device.
 
-    A row that fails carries its reason in ``error``; the others go on.
+    An image that fails gets a row with the reason in ``error``; the other images are still segmented.
 
     Args:
-        images: how many SAM will encode, about (`models.sam.encoder.load_encoder`).
+        images: approximate number of images to encode in total (`models.sam.encoder.load_encoder`).
     """
 
     rows_per_group = ROWS_PER_GROUP
@@ -57,7 +57,7 @@ class SegmentEverything:
         self.sam = self.encoder.sam
 
     def __call__(self, images: Sequence[PreparedImage]) -> tuple[pa.Table, Tally]:
-        """Images to rows of `SEGMENTS_SCHEMA`, in order, and what it took."""
+        """Segment images: rows of `SEGMENTS_SCHEMA`, in order, and counts and times."""
         rows: list[dict[str, Any]] = [{"image_id": image.image_id, "error": image.error} for image in images]
         good = [at for at, image in enumerate(images) if image.error is None]
         tally = Tally(images=len(good), errors=len(rows) - len(good))
@@ -87,7 +87,7 @@ class SegmentEverything:
     def _paint(
         self, masks: FoundMasks, size_hw: tuple[int, int]
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Segment map at working size, and which mask each of its ids is."""
+        """Segment map at working size, and the index of the mask behind each of its ids, from id 1."""
         ranks = rank_masks(self.config.overlap, masks.areas, masks.predicted_iou)
         segments, mask_index = paint_segments(masks_at_image_size(self.sam, masks, size_hw), ranks, size_hw)
         return segments.cpu().numpy(), mask_index.cpu().numpy()

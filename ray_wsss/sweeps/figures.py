@@ -1,4 +1,4 @@
-"""The figures of a sweep, and whether the paper's plateau over tau shows."""
+"""Figures of a sweep, and the check of the paper's plateau over tau."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,15 @@ from ray_wsss.figures.save import save_figure
 from ray_wsss.sweeps.trials import Configuration, Mode, Trial, is_seed, varied
 
 PLATEAU_TAU = (0.4, 0.7)
-"""The paper: tau between these changes the mIoU of the CAMs by less than a point."""
+"""Range of tau over which the paper's CAMs change by less than `PLATEAU_POINTS` in mIoU."""
 PLATEAU_POINTS = 1.0
+"""Limit of the change, exclusive, in points (% of mIoU)."""
 TAU = "cpm.tau"
 _COLOURS = {"finished": "tab:blue", "stopped": "tab:orange", "failed": "tab:red"}
 
 
 def save_trials_figure(trials: Sequence[Trial], metric: str, mode: Mode, path: Path) -> None:
-    """Draw the score over trials, with the best so far, and every trial's way to it over iterations."""
+    """Draw the last score of each trial with the best so far, and the scores over iterations."""
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     over_trials, over_iterations = figure.subplots(1, 2)
     _scatter(over_trials, trials, metric, {trial.number: trial.number for trial in trials})
@@ -34,14 +35,14 @@ def save_trials_figure(trials: Sequence[Trial], metric: str, mode: Mode, path: P
     best += [(trials[-1].number, best[-1][1])] if best else []
     if best:
         over_trials.step(*zip(*best), where="post", color="grey", lw=1, label="best so far", zorder=0)
-    over_trials.set(xlabel="trial", ylabel=f"{metric} in %", title="Last value of each trial")
+    over_trials.set(xlabel="trial", ylabel=f"{metric} in %", title="Last score of each trial")
     over_trials.xaxis.get_major_locator().set_params(integer=True)
     for trial in trials:
         points = [(entry["iteration"], 100 * entry[metric]) for entry in trial.curve if metric in entry]
         if points:
             colour = _COLOURS.get(trial.status, "grey")
             over_iterations.plot(*zip(*points), "-o", ms=3, lw=1, color=colour, alpha=0.7)
-    over_iterations.set(xlabel="iteration", title="While it trained")
+    over_iterations.set(xlabel="iteration", title="Scores during training")
     figure.legend(*over_trials.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     save_figure(figure, path)
 
@@ -49,7 +50,7 @@ def save_trials_figure(trials: Sequence[Trial], metric: str, mode: Mode, path: P
 def save_parameters_figure(
     trials: Sequence[Trial], metric: str, log_keys: Collection[str], path: Path
 ) -> None:
-    """Draw the score against each parameter, one panel each; ``log_keys`` on a logarithmic axis."""
+    """Draw the last scores against each varied parameter; those in ``log_keys`` get a logarithmic axis."""
     keys = varied(trials)
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
@@ -86,32 +87,33 @@ def _number_or_word(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau:
-    """How flat the score is where the paper says so. All in points, that is % of mIoU."""
+    """Scores over the range of tau on which the paper has a plateau, in points (% of mIoU)."""
 
     taus: list[float]
-    """Values of tau in the paper's range that were measured to the end."""
+    """Values of tau in the range whose trials all finished, ascending."""
     low: float
-    """Least of the scores there, each a mean over seeds."""
+    """Lowest score in the range, as a mean over seeds."""
     high: float
+    """Highest score in the range, as a mean over seeds."""
     seeds: int
-    """Trials at each tau, at least."""
+    """Lowest number of trials at one tau."""
     noise: float | None
-    """Mean over tau of the standard deviation over seeds."""
+    """Standard deviation over seeds, averaged over tau; None with a single seed."""
 
     @property
     def points(self) -> float:
-        """How much the score changes over the range."""
+        """Change of the score over the range."""
         return self.high - self.low
 
     @property
     def shows(self) -> bool:
-        """Whether that is less than the paper says."""
+        """Whether the change is smaller than `PLATEAU_POINTS`."""
         return self.points < PLATEAU_POINTS
 
     def describe(self) -> str:
-        """One sentence with the verdict."""
+        """One sentence with the figures and the verdict."""
         verdict = "shows" if self.shows else "does not show"
-        noise = f"; seeds differ by ±{self.noise:.1f} at one tau" if self.noise is not None else ""
+        noise = f"; seeds differ by ±{self.noise:.1f} at the same tau" if self.noise is not None else ""
         return (
             f"tau from {self.taus[0]:g} to {self.taus[-1]:g}: {self.low:.1f} to {self.high:.1f} %, a change "
             f"of {self.points:.1f} points (means of {self.seeds} seeds{noise}); the paper's plateau within "
@@ -120,12 +122,12 @@ class Plateau:
 
 
 def sweeps_tau_alone(trials: Sequence[Trial]) -> bool:
-    """Whether trials differ in tau, and in seeds at most."""
+    """Whether the trials differ in tau and in nothing else except seeds."""
     return [key for key in varied(trials) if not is_seed(key)] == [TAU]
 
 
 def find_plateau(ranking: Sequence[Configuration]) -> Plateau | None:
-    """What the trials say of the paper's plateau; None with fewer than two values of tau in its range."""
+    """The plateau as the trials measured it; None with fewer than two values of tau in its range."""
     least, most = PLATEAU_TAU
     inside = [c for c in ranking if c.complete and least - 1e-9 <= c.params[TAU] <= most + 1e-9]
     scores = [100 * c.score for c in inside if c.score is not None]
@@ -142,7 +144,7 @@ def find_plateau(ranking: Sequence[Configuration]) -> Plateau | None:
 
 
 def save_tau_figure(ranking: Sequence[Configuration], metric: str, path: Path) -> None:
-    """Draw the score against tau: every seed, their mean, and the paper's claim around ours."""
+    """Draw the score against tau: each seed, the mean over seeds, and the paper's band around the means."""
     figure = Figure(figsize=(6.5, 4.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     measured = sorted((c for c in ranking if c.score is not None), key=lambda c: c.params[TAU])
@@ -161,7 +163,7 @@ def save_tau_figure(ranking: Sequence[Configuration], metric: str, path: Path) -
             PLATEAU_TAU, middle - half, middle + half, color="tab:green", alpha=0.25, lw=0,
             label="paper: within 1 point over 0.4 to 0.7",
         )  # fmt: skip
-        axes.set_title(f"{plateau.points:.1f} points over {plateau.taus[0]:g} to {plateau.taus[-1]:g}")
+        axes.set_title(f"{plateau.points:.1f} points of change, {plateau.taus[0]:g} to {plateau.taus[-1]:g}")
     axes.set(xlabel="tau", ylabel=f"{metric} in %")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""What a sweep ends in: results.parquet, best.toml, figures."""
+"""Results of a sweep: results.parquet, best.toml and figures."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -36,16 +36,16 @@ def conclude_sweep(
     """Write results, figures and the best configuration into ``out``.
 
     Args:
-        recipe: what the trials had in common.
-        preset: that it comes from; ``best.toml`` says what differs.
-        sections: of the recipe, that trials depend on.
+        recipe: settings that all trials share.
+        preset: name of the preset that ``recipe`` started from; ``best.toml`` holds the differences from it.
+        sections: sections of the recipe that trials depend on.
         log_keys: parameters to draw on a logarithmic axis.
 
     Returns:
-        Configurations, the best first, and lines to print.
+        Configurations, best first, and lines to print.
 
     Raises:
-        UserError: no trial ran to its end; results are written nevertheless.
+        UserError: no trial ran to its end; results and figures are written nevertheless.
     """
     ranking = rank(trials, metric, mode)
     save_results(trials, metric, out / RESULTS)
@@ -58,20 +58,21 @@ def conclude_sweep(
         lines += [plateau.describe()] if plateau is not None else []
     best = next((c for c in ranking if any(trial.status == "finished" for trial in c.trials)), None)
     if best is None or best.score is None:
-        error = next((trial.error for trial in trials if trial.error), "all were stopped")
-        raise UserError(f"none of the {len(trials)} trials ran to its end, the first failed with: {error}")
+        failures = (f"the first failure was {trial.error}" for trial in trials if trial.error)
+        reason = next(failures, "all were stopped")
+        raise UserError(f"none of the {len(trials)} trials ran to its end: {reason}")
     what = f"{metric} {100 * best.score:.1f} % at the end of training"
     comment = [f"The best of {len(ranking)} configurations, {what}.", _trials_of(best)]
     save_settings(out / BEST, preset, best_settings(best, recipe, preset, sections), comment)
-    return ranking, [*lines, f"the best has {what}; {out / BEST} is it, for --config of any command"]
+    return ranking, [*lines, f"the best has {what}; --config {out / BEST} gives its settings to any command"]
 
 
 def best_settings(
     best: Configuration, recipe: Recipe, preset: str, sections: Collection[str]
 ) -> dict[str, Any]:
-    """The settings of a configuration: what was swept, and what else differs from the preset."""
+    """Settings of a configuration by dotted key: the swept ones, and others that differ from the preset."""
     settings, defaults = flatten(override(recipe, best.params)), flatten(PRESETS[preset])
-    # The seed, where only one was tried: training again then gives the same network.
+    # With a single seed, keep it: training again then gives the same network.
     seeds = best.trials[0].params if len(best.trials) == 1 else {}
     kept = {
         key: value

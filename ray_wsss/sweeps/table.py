@@ -1,4 +1,4 @@
-"""The ranked table of a sweep in the terminal."""
+"""Ranked table of a sweep for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,15 +9,15 @@ from ray_wsss.sweeps.trials import Configuration, Trial, varied
 
 
 def ranking_table(ranking: Sequence[Configuration], metric: str) -> Table:
-    """Configurations, the best first: their values, score in %, and what became of their trials."""
+    """Table of configurations, best first: values, score in %, and outcome of their trials."""
     trials = [trial for configuration in ranking for trial in configuration.trials]
     keys = [key for key in varied(trials) if key in ranking[0].params]
     repeated = any(len(configuration.trials) > 1 for configuration in ranking)
-    table = Table(title=f"{metric} in %, the best first")
+    table = Table(title=f"{metric} in %, best first")
     columns = ["", "trials" if repeated else "trial", *_headings(keys), "score", *(["±"] if repeated else [])]
     for title in columns:
         table.add_column(title, justify="right")
-    table.add_column("what became of it")
+    table.add_column("outcome")
     for place, configuration in enumerate(ranking, start=1):
         spread = [percent(configuration.spread)] if repeated else []
         table.add_row(
@@ -32,7 +32,7 @@ def ranking_table(ranking: Sequence[Configuration], metric: str) -> Table:
 
 
 def _headings(keys: Sequence[str]) -> list[str]:
-    """Keys without their section, where that is enough to tell them apart."""
+    """Keys without their section if they still differ, else the full keys."""
     short = [key.split(".")[-1] for key in keys]
     return short if len(set(short)) == len(short) else list(keys)
 
@@ -44,15 +44,15 @@ def _outcome(trial: Trial) -> str:
 
 
 def describe_params(params: Mapping[str, Any]) -> str:
-    """Values in one line."""
+    """Keys and values in one line."""
     return ", ".join(f"{key} {format_value(value)}" for key, value in params.items())
 
 
 def format_value(value: Any) -> str:
-    """A value with three significant digits, if it is a fraction."""
+    """A value as text; floats get three significant digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def percent(value: float | None) -> str:
-    """A share in [0, 1] in %, with one digit."""
+    """A share in [0, 1] as %, with one decimal; "-" for None."""
     return "-" if value is None else f"{100 * value:.1f}"

@@ -1,7 +1,7 @@
-"""The trials of a sweep on disk, and what they add up to.
+"""Trials of a sweep on disk, and their ranking.
 
-SWEEP/trials/trial_0003/trial.json  what trial 3 tries and how far it has come, written while it runs
-SWEEP/results.parquet               a row for each trial
+SWEEP/trials/trial_0003/trial.json  values and progress of trial 3, written while it runs
+SWEEP/results.parquet               one row per trial
 """
 
 import json
@@ -24,100 +24,101 @@ Mode = Literal["max", "min"]
 
 @dataclass(kw_only=True)
 class Trial:
-    """One set of values, and how well it did."""
+    """One set of values, with the scores of the training run that tries them."""
 
     number: int
-    """From 0, in the order in which they were drawn."""
+    """Counts from 0, in the order in which trials are drawn."""
     params: dict[str, Any]
-    """Dotted keys of the recipe to values."""
+    """Values by dotted key of the recipe."""
     max_iters: int
-    """Iterations of a whole training run."""
+    """Iterations of a full training run."""
     status: Status = "waiting"
-    """stopped: by the scheduler, for being weak."""
+    """stopped: the scheduler ended the trial early, since others scored better."""
     error: str | None = None
-    """Why it failed."""
+    """Reason of a failure."""
     seconds: float = 0.0
-    """Spent on it, over all attempts."""
+    """Duration in seconds, over all attempts."""
     curve: list[dict[str, float]] = field(default_factory=list)
-    """Reports with ``iteration`` and metrics, by iteration."""
+    """Reports with ``iteration`` and metrics, ordered by iteration."""
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the trial's folder."""
         return f"trial_{self.number:04d}"
 
     @property
     def iteration(self) -> int:
-        """How far it has come."""
+        """Iteration of the last report, 0 before the first."""
         return int(self.curve[-1]["iteration"]) if self.curve else 0
 
     def score(self, metric: str) -> float | None:
-        """The last value of a metric."""
+        """Last value of a metric; None if it is missing or not finite."""
         value = self.curve[-1].get(metric) if self.curve else None
         return value if value is not None and math.isfinite(value) else None
 
     def add(self, reports: Iterable[dict[str, float]]) -> None:
-        """Add reports; those of an iteration that is known replace it, since a resumed run repeats some."""
+        """Add reports. They replace earlier reports of the same iterations, which a resumed run repeats."""
         known = {entry["iteration"]: entry for entry in self.curve}
         known |= {entry["iteration"]: entry for entry in reports}
         self.curve = [known[iteration] for iteration in sorted(known)]
 
     def save(self, out: Path) -> None:
-        """Write ``trial.json`` into its folder of the sweep ``out``."""
+        """Write ``trial.json`` into the trial's folder in the sweep ``out``."""
         write_json(asdict(self), trial_folder(out, self.number) / "trial.json")
 
 
 def trial_folder(out: Path, number: int) -> Path:
-    """Where a trial of the sweep ``out`` trains."""
+    """Folder in which a trial of the sweep ``out`` trains."""
     return out / "trials" / f"trial_{number:04d}"
 
 
 def load_trial(out: Path, number: int) -> Trial:
-    """A trial as it was last saved."""
+    """Load a trial as it was last saved."""
     return Trial(**json.loads((trial_folder(out, number) / "trial.json").read_text(encoding="utf-8")))
 
 
 def load_trials(out: Path) -> list[Trial]:
-    """All trials of the sweep ``out``, by number."""
+    """Load all trials of the sweep ``out``, ordered by number."""
     paths = (out / "trials").glob("trial_*/trial.json")
     trials = [Trial(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
     return sorted(trials, key=lambda trial: trial.number)
 
 
 def is_seed(key: str) -> bool:
-    """Whether a key is a seed: trials that differ in it alone repeat one configuration."""
+    """Whether a key is a seed. Trials that differ only in seeds repeat one configuration."""
     return key.split(".")[-1] == "seed"
 
 
 def varied(trials: Sequence[Trial]) -> list[str]:
-    """Keys that differ between trials; all where there is a single one."""
+    """Keys whose values differ between trials; all keys if there is only one trial."""
     keys = list(trials[0].params) if trials else []
     return [k for k in keys if len(trials) == 1 or len({str(trial.params[k]) for trial in trials}) > 1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """One set of values, whatever the seeds."""
+    """One set of values, tried with one or more seeds."""
 
     params: dict[str, Any]
-    """Without seeds."""
+    """Values by dotted key, without seeds."""
     trials: list[Trial]
-    """One for each seed."""
+    """One trial per seed."""
     score: float | None
-    """Mean of the trials' last values."""
+    """Mean of the trials' last values; None if there are none."""
     spread: float | None
-    """Standard deviation over seeds."""
+    """Standard deviation over seeds; None with fewer than two."""
 
     @property
     def complete(self) -> bool:
-        """All of its trials ran to their end."""
+        """Whether all trials ran to their end."""
         return all(trial.status == "finished" for trial in self.trials)
 
 
 def rank(trials: Sequence[Trial], metric: str, mode: Mode) -> list[Configuration]:
-    """Configurations, the best first: those that ran to their end by score, then others by how far they came.
+    """Rank configurations, best first.
 
-    A trial that was stopped has not had the iterations of the others, so scores don't compare.
+    Complete ones come first, by score. Others follow, those with a failed trial last, by the share of
+    iterations that they reached: they trained for fewer iterations, so their scores don't compare.
     """
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -151,7 +152,7 @@ def _without_seeds(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_results(trials: Sequence[Trial], metric: str, path: Path) -> None:
-    """Write one row per trial: its values, last metrics, status, error, seconds and its curve."""
+    """Write one row per trial: values, last metrics, status, error, seconds and curve."""
     last = [trial.curve[-1] if trial.curve else {} for trial in trials]
     metrics = list(dict.fromkeys(name for entry in last for name in entry if name != "iteration"))
     columns: dict[str, Any] = {
@@ -175,5 +176,5 @@ def save_results(trials: Sequence[Trial], metric: str, path: Path) -> None:
 def _column(values: list[Any]) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # values of several kinds
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # mixed types, which Arrow can't hold in one column
         return pa.array([json.dumps(value) for value in values])

@@ -1,4 +1,4 @@
-"""What a training run leaves behind to go on from."""
+"""Checkpoints of a training run: files to resume from, and the trained network."""
 
 import json
 import shutil
@@ -14,26 +14,26 @@ from ray_wsss.models.store import save_model
 from ray_wsss.storage import copy_file, is_remote, remove_tree
 
 PROGRESS = "progress.json"
-"""A checkpoint's report of the run; a checkpoint without it is incomplete."""
+"""File with the progress of the run; a checkpoint without it is incomplete."""
 MODEL_FILES = ("model.json", "model.safetensors", PROGRESS)
-"""What a finished run keeps of its last checkpoint."""
+"""Files of the last checkpoint that a finished run keeps."""
 BEST = "best"
-"""Folder, in the run's, of the network with the highest validation mIoU so far."""
+"""Subfolder of the run's folder, for the network with the highest validation mIoU so far."""
 
 
 @dataclass
 class Progress:
-    """What a checkpoint says of the run, beside weights and optimiser.
+    """State of a run that a checkpoint stores besides weights and optimiser.
 
-    Schedule, place in the data and random states follow from the iteration.
+    Learning rate, position in the data and random states follow from the iteration.
     """
 
     iteration: int = 0
-    """Iterations done."""
+    """Number of iterations done."""
     best: float | None = None
     """Highest validation mIoU, in [0, 1]."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """Every report so far."""
+    """Metrics by name, one entry per report so far."""
 
 
 def save_checkpoint(
@@ -43,7 +43,7 @@ def save_checkpoint(
     optimiser: torch.optim.Optimizer,
     progress: Progress,
 ) -> None:
-    """Write a checkpoint into ``folder``, an empty one."""
+    """Write a checkpoint into the empty folder ``folder``."""
     save_model(model, spec, folder)
     torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict()}, folder / "training.pt")
     (folder / PROGRESS).write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
@@ -52,7 +52,7 @@ def save_checkpoint(
 def restore_checkpoint(
     folder: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
 ) -> Progress:
-    """Load model and optimiser from a checkpoint; without one they stay, and the run begins."""
+    """Load model and optimiser from a checkpoint. Without one they stay as they are, at iteration 0."""
     if folder is None:
         return Progress()
     state = torch.load(folder / "training.pt", map_location=device, weights_only=True)
@@ -63,21 +63,21 @@ def restore_checkpoint(
 
 
 def export_model(checkpoint: Path, out: Path) -> None:
-    """Copy a checkpoint's network and history to ``out``."""
+    """Copy the network and the progress of a checkpoint to ``out``."""
     for name in MODEL_FILES:
         copy_file(checkpoint / name, out / name)
 
 
 def keep_best(checkpoint: Path, out: Path) -> None:
-    """Copy a checkpoint's network and history to ``out/best``."""
+    """Copy the network and the progress of a checkpoint to ``out/best``."""
     replace_folder(checkpoint, out / BEST, MODEL_FILES)
 
 
 def replace_folder(source: Path, target: Path, names: tuple[str, ...] | None = None) -> None:
-    """Copy files of a folder (all, or those named); ``target`` is never there in part.
+    """Replace the folder ``target`` by the files of ``source``: all of them, or those in ``names``.
 
-    In a store, where folders can't be renamed, each file is replaced in full, and the one that makes a
-    checkpoint complete comes last.
+    On disk, ``target`` never exists incomplete. Object storage can't rename folders: each file is replaced
+    as a whole there, and the file that makes a checkpoint complete (`PROGRESS`) comes last.
     """
     chosen = [path for path in source.iterdir() if names is None or path.name in names]
     if is_remote(target):

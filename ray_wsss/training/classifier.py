@@ -1,4 +1,4 @@
-"""Train the classifier: classification loss, and SAM's masks as supervision of the CAM (CPM)."""
+"""Train the classifier: classification loss, SAM's segments (SSC) and SAM's masks of CAM peaks (CPM)."""
 
 from collections.abc import Collection
 from dataclasses import asdict
@@ -25,7 +25,7 @@ from ray_wsss.training.validation import CamValidation
 
 
 class ClassifierStep:
-    """Losses of one pass: cls, SSC where there are segment maps, CPM after its warm-up."""
+    """Losses of one pass: classification; SSC, if the batch has segment maps; CPM, after its warm-up."""
 
     def __init__(self, recipe: Recipe, cpm: Cpm | None) -> None:
         self.warmup_iters = recipe.cpm.warmup_iters
@@ -36,7 +36,7 @@ class ClassifierStep:
         self.cpm = cpm
 
     def counts(self, batch: Batch) -> Counts:
-        """Pixels inside the images, for CPM, and covered by segments, for SSC."""
+        """Number of pixels inside the images, for CPM, and of pixels covered by segments, for SSC."""
         counts = {"inside": batch["inside"].sum()} if self.cpm is not None else {}
         return counts | ({"segments": (batch["segments"] > 0).sum()} if "segments" in batch else {})
 
@@ -64,7 +64,7 @@ class ClassifierStep:
     def _cpm_loss(self, model: nn.Module, batch: Batch, class_maps: Tensor, counts: Counts) -> Tensor:
         assert self.cpm is not None
         images, image_labels = batch["image"], batch["image_labels"]
-        bare = cast(Classifier, getattr(model, "module", model))  # outside DDP: this pass has no gradient
+        bare = cast(Classifier, getattr(model, "module", model))  # without DDP: CPM needs no gradient
         pseudo_label = self.cpm(bare, batch)
         pseudo_label = pseudo_label.masked_fill(~batch["inside"], IGNORE_LABEL)
         cam = make_cam(class_maps, image_labels, (images.shape[-2], images.shape[-1]))
@@ -81,17 +81,17 @@ def train_classifier(
     embeddings: Path | None = None,
     validation: Path | None = None,
 ) -> None:
-    """Train on the image labels of ``dataset``, one worker's part.
+    """Train the classifier on the image labels of ``dataset``, as one of the session's workers.
 
-    Images without labels are left out: whether their classes are absent or unknown is unknown.
+    Images without labels are left out: their classes may be absent, or present but not annotated.
 
     Args:
-        segments: output of segment-everything; SSC is on where it is given.
-        embeddings: output of embed, for ``cpm.view=image``; images that it failed on are left out.
-        validation: a data set whose ground truth says how good the CAMs are meanwhile.
+        segments: output of segment-everything; turns SSC on.
+        embeddings: output of embed, for ``cpm.view=image``; images that embed failed on are left out.
+        validation: data set with ground truth, to measure the CAMs during training.
 
     Raises:
-        UserError: too few images, or settings that don't fit together.
+        UserError: too few images, or settings that contradict each other.
     """
     metadata = DatasetMetadata.load(dataset)
     config = recipe.classifier
@@ -129,7 +129,7 @@ def _load_cpm(recipe: Recipe, session: Session) -> Cpm:
 
 
 def check_trainable(dataset: Path, batch_size: int, without: Collection[str] = ()) -> list[int]:
-    """Rows with image labels. Raises UserError where they are fewer than a batch, or of no class.
+    """Rows of ``dataset`` with image labels. Raises UserError if they are fewer than one batch.
 
     Args:
         without: ids of images to leave out.

@@ -1,7 +1,8 @@
 """CAM-based Prompting Module (CPM): SAM's masks of a training batch, as pseudo labels of its crops.
 
-On a GPU the host never waits in here: what decides a shape is in the batch's plan, or is a bound. So prompt
-sets are filled up to `MAX_PEAKS` points, where labelling batches those of equal length (`stages.prompting`).
+The host never waits for a GPU in this module: tensor shapes follow from the batch's plan, or are upper
+bounds. Prompt sets are therefore padded to `MAX_PEAKS` points; labelling, instead, batches prompt sets of
+equal length (`stages.prompting`).
 """
 
 from dataclasses import dataclass
@@ -26,31 +27,33 @@ from ray_wsss.stages.prompting import NO_MASK, choose_masks, compete, find_peak_
 from ray_wsss.training.host_plan import HostPlan, make_plan
 
 MAX_PEAKS = 64
-"""Of a CAM with more peaks only the highest prompt SAM: on a GPU each costs a pass over the CAMs, and a token
-in every prompt set, whether it is there or not."""
+"""Most peaks of a CAM that prompt SAM; the highest ones are taken. On a GPU each costs a pass over the CAMs
+and a token in every prompt set, even if the CAM has fewer peaks."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What SAM sees of some neighbouring pairs, and how their crop lies in it."""
+    """The picture that SAM sees for some consecutive (image, class) pairs: a whole image, or the crops."""
 
     pairs: slice
+    """Position of the pairs in `PairCams`."""
     geometry: Geometry
+    """From the picture to the crop that the CAMs were made of."""
     frame_hw: tuple[int, int]
-    """Size of the view inside SAM's square input."""
+    """Height and width of the picture inside SAM's square input, in pixels."""
 
 
 class Cpm:
-    """Prompts SAM with the peaks of a batch's CAMs.
+    """Makes pseudo labels by prompting SAM with the peaks of a batch's CAMs.
 
-    With ``view=crop`` SAM encodes every crop, as published. With ``view=image`` it has seen the whole image
-    once, for the cache: peaks are taken to the image, and masks back, by the crop's own geometry.
+    With ``view=crop`` SAM encodes every crop, as published. With ``view=image`` the embeddings of the whole
+    images come from a cache: the geometry of each crop maps peaks to the image, and masks back to the crop.
 
     Args:
-        encoder: SAM, behind its image encoder.
+        encoder: SAM with its image encoder.
         decode_batch_size: prompt sets per pass of SAM's decoder.
-        bf16: the classifier computes in mixed precision. SAM's encoder has a precision of its own, and its
-            decoder float32: a point's place in SAM's input has more digits than bfloat16.
+        bf16: run the classifier in mixed precision. SAM's encoder has its own precision. SAM's decoder runs
+            in float32, because a point's position in SAM's input needs more digits than bfloat16 has.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Cpm:
     def __call__(self, model: Classifier, batch: dict[str, Any]) -> UInt8[Tensor, "B P P"]:
         """Pseudo labels of a batch of `training.crops.TrainingCrops`.
 
-        Its ``plan`` (`training.host_plan`) is made here where it has none: for that the host waits for a GPU.
+        A batch without a ``plan`` (`training.host_plan`) gets one here; for that, the host waits for the GPU.
         """
         plan = batch["plan"] if "plan" in batch else make_plan(batch)
         images = batch["image"]
@@ -74,7 +77,7 @@ class Cpm:
             embeddings = restore_embedding(batch["embedding"], batch.get("embedding_scale"))
             views = self._images_of(plan, cams)
         else:
-            # A few at a time: more would take more memory.
+            # Encode in parts, to bound the memory.
             parts = images.split(self.encoder.batch_size)
             embeddings = torch.cat([self.encoder.encode(self._prepare(part)) for part in parts])
             views = [self._crops_of(cams)]
@@ -97,19 +100,19 @@ class Cpm:
         return compete(on_crops, iou, cams, len(images), self.config)[0]
 
     def _prepare(self, images: Float[Tensor, "B 3 P P"]) -> Tensor:
-        """Square crops to SAM's input: resized on the device (antialiased), normalised as SAM's."""
+        """Square crops as SAM's input: resized on the device (antialiased), with SAM's normalisation."""
         size = self.sam.image_encoder.img_size
         resized = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
         return self.sam.preprocess(resized * 255)
 
     def _crops_of(self, cams: PairCams) -> View:
-        """The crops themselves, of all pairs at once."""
+        """View of the crops themselves, for all pairs at once."""
         side, size = cams.cam.shape[-1], self.sam.image_encoder.img_size
         whole = Geometry(scaled_hw=(side, side), top=0, left=0, crop_px=side, flip=False)
         return View(slice(None), whole, (size, size))
 
     def _images_of(self, plan: HostPlan, cams: PairCams) -> list[View]:
-        """The whole images, for the pairs of each."""
+        """Views of the whole images, one for each image that has pairs."""
         views, start = [], 0
         counts = cams.image_index.bincount(minlength=len(plan.geometries)).tolist()
         for geometry, image_hw, count in zip(plan.geometries, plan.image_hw, counts, strict=True):
@@ -121,9 +124,10 @@ class Cpm:
 
 
 def find_points(cams: PairCams, config: CpmConfig) -> tuple[Int[Tensor, "N K 2"], Bool[Tensor, "N K"]]:
-    """Point prompts of each pair, pixels of the CAM, y before x, and which of the K there are.
+    """Point prompts of each pair, (y, x) in pixels of the CAM, and which of the K points are real.
 
-    On a GPU K is the most that there can be; on a CPU, which nobody waits for, the most that there are.
+    On a GPU, K is the largest possible number of points, so that the host does not wait to count them. On a
+    CPU, K is the largest number that a pair has.
     """
     peaks = find_peak_mask(cams, config, guess=False, max_peaks=MAX_PEAKS)
     if peaks.is_cuda:
@@ -144,11 +148,11 @@ def decode_padded(
     """SAM's mask of each prompt set, as low-resolution logits, and its predicted IoU.
 
     Args:
-        image_index: (N,) the set's image, on the CPU.
-        points_xy: pixels of SAM's input, x before y.
-        valid: which points there are. A set without any gets logits of NO_MASK and IoU 0.
-        mask_output: which of the multimask outputs (`config.PromptingConfig`).
-        batch_size: sets per decoder call.
+        image_index: (N,) index of each set's image, on the CPU.
+        points_xy: points (x, y) in pixels of SAM's input.
+        valid: which points are real. A set without real points gets logits of NO_MASK and IoU 0.
+        mask_output: which of SAM's mask outputs to take (`config.PromptingConfig`).
+        batch_size: prompt sets per decoder call.
     """
     low = 4 * embeddings.shape[-1]
     logits = embeddings.new_empty(len(points_xy), low, low)
@@ -169,7 +173,7 @@ def crop_to_frame(
     geometry: Geometry,
     frame_hw: tuple[int, int],
 ) -> tuple[Float[Tensor, "N K 2"], Bool[Tensor, "N K"]]:
-    """Pixels of a crop (y, x) in SAM's input of what it is a crop of (x, y); none in padding is valid."""
+    """Map points (y, x) of a crop to (x, y) in SAM's input of its image; points in padding become invalid."""
     scaled = geometry.to_scaled(points_yx)
     height, width = geometry.scaled_hw
     y, x = scaled.unbind(-1)
@@ -180,6 +184,6 @@ def crop_to_frame(
 def masks_to_crop(
     sam: Sam, logits: Float[Tensor, "N a b"], geometry: Geometry, frame_hw: tuple[int, int]
 ) -> Float[Tensor, "N P P"]:
-    """Low-resolution logits of masks of the whole image, on the crop; padding belongs to no mask."""
+    """Map low-resolution mask logits of the whole image to its crop; padding belongs to no mask."""
     scaled = upscale_logits(sam, logits[:, None], frame_hw, geometry.scaled_hw)[:, 0]
     return geometry.place(scaled, fill=NO_MASK)

@@ -1,4 +1,4 @@
-"""Training crops from Parquet shards, in an order and with an augmentation that the seed alone decides."""
+"""Training crops from Parquet shards; the seed alone decides their order and augmentation."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -19,26 +19,26 @@ from ray_wsss.ops.losses import IGNORE_LABEL
 from ray_wsss.training.host_plan import collate, pack_geometry
 
 PADDING = 0.45
-"""Grey level of the padding: about ImageNet's mean, so that it is 0 after normalisation."""
+"""Grey level of the padding, in [0, 1]: about ImageNet's mean, so that normalised padding is about 0."""
 
 Key = tuple[int, int]
-"""(iteration x batch + position, row of the data set): which draw of which image."""
+"""(draw, index): iteration x batch size + position in the batch, and the image's index in the crops."""
 
 
 WINDOW = 16
-"""At most so many row groups are shuffled together: 1,024 images of a data set that ingest wrote."""
+"""Most row groups shuffled together: 1,024 images of a data set that the ingest stage wrote."""
 
 
 def global_order(groups: Sequence[int], seed: int, epoch: int, window: int = WINDOW) -> list[int]:
-    """The order of one epoch: a permutation that every worker computes alike.
+    """Order of the images in one epoch: a permutation, the same on every worker.
 
-    A row group is read as a whole, so one image after the other from all over a large data set would read
-    each group as often as it has images. Instead the groups are shuffled, and the images of ``window`` groups
-    at a time; a data set of no more groups is shuffled as a whole.
+    A reader reads whole row groups, so a full shuffle of a large data set would read each group as often as
+    it has images. Instead, the groups are shuffled, and then the images within each ``window`` groups. A data
+    set of at most ``window`` groups is shuffled as a whole.
 
     Args:
         groups: row group of each image, in the order of the data set.
-        window: as many groups as stay in a reader's cache while their images are drawn.
+        window: number of row groups that a reader's cache holds while their images are drawn.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     starts = [at for at, group in enumerate(groups) if at == 0 or group != groups[at - 1]]
@@ -54,11 +54,11 @@ def global_order(groups: Sequence[int], seed: int, epoch: int, window: int = WIN
 
 
 class IterationBatches(Sampler[list[Key]]):
-    """A rank's share of each iteration's global batch, from iteration ``start`` on.
+    """A rank's share of the global batch of each iteration from ``start`` to ``stop`` - 1.
 
-    Position p of the endless sequence epoch 0, epoch 1, ... is the same for any number of workers, and
-    starting at iteration k equals having run the k iterations before. ``groups`` and ``window`` as for
-    `global_order`.
+    The global batches cut up one endless sequence of images: epoch 0, epoch 1, ... The sequence is the same
+    for any number of workers, and starting at iteration k gives the batches after the first k iterations.
+    ``groups`` and ``window`` are those of `global_order`.
     """
 
     def __init__(
@@ -95,13 +95,16 @@ class IterationBatches(Sampler[list[Key]]):
 
 
 class TrainingCrops(Dataset):
-    """Augmented crops of a data set, with image labels, and optionally pseudo labels joined by image_id.
+    """Augmented crops of a data set; pseudo labels, segment maps and embeddings are joined by image_id.
 
-    Items: ``image`` (3, P, P) float RGB in [0, 1], ``inside`` (P, P) bool (False: padding),
-    ``image_labels`` (C,) float 0/1, ``image_id``; with pseudo labels ``pseudo_label`` (P, P) uint8 (255:
-    ignore, padding included); with segment maps ``segments`` (P, P) int32 (0: uncovered, padding included);
-    with embeddings of the whole image ``embedding`` (D, h, w) as stored, its ``embedding_scale`` (D,) if it
-    has one, ``image_hw`` (2,) and the crop's ``geometry`` (`pack_geometry`).
+    Every item has ``image`` (3, P, P) float RGB in [0, 1], ``inside`` (P, P) bool (False: padding),
+    ``image_labels`` (C,) float 0/1, and ``image_id``. It also has
+
+    - with ``labels``: ``pseudo_label`` (P, P) uint8 (255: ignored pixels and padding);
+    - with ``segments``: ``segments`` (P, P) int32 (0: uncovered pixels and padding);
+    - with ``embeddings``: ``embedding`` (D, h, w) of the whole image, as stored; ``embedding_scale`` (D,), if
+      one is stored; ``image_hw`` (2,), the size of the image in pixels; the crop's ``geometry``
+      (`pack_geometry`).
     """
 
     def __init__(
@@ -121,7 +124,7 @@ class TrainingCrops(Dataset):
         self.segments = ShardReader(segments) if segments is not None else None
         self.embeddings = EmbeddingCache(embeddings) if embeddings is not None else None
         self.rows, self.num_classes, self.augment, self.seed = rows, num_classes, augment, seed
-        # Tiny images otherwise pay more for the colour transform's set-up than for its arithmetic.
+        # Made once: with tiny images, making the colour transforms takes longer than applying them.
         brightness, contrast, saturation, hue = augment.jitter
         self.jitter = v2.RandomApply(
             [v2.ColorJitter(brightness, contrast, saturation, hue)], augment.jitter_probability
@@ -138,11 +141,11 @@ class TrainingCrops(Dataset):
 
     @property
     def window(self) -> int:
-        """Row groups to shuffle together: as many as the reader keeps."""
+        """Number of row groups to shuffle together: as many as the reader caches, from 1 to `WINDOW`."""
         return max(1, min(WINDOW, self.reader.cache_bytes // self.reader.largest_group_bytes))
 
     def image_ids(self, indices: Iterable[int]) -> list[str]:
-        """Ids of some of the images."""
+        """Image ids of the crops at these indices."""
         return [self.reader.image_ids[self.rows[index]] for index in indices]
 
     def __getitem__(self, key: Key) -> dict[str, Tensor | str]:
@@ -188,7 +191,7 @@ class TrainingCrops(Dataset):
         return item
 
     def _recolour(self, crop: Tensor, generator: torch.Generator) -> Tensor:
-        """Colour jitter and grey; torchvision draws from the global generator, so that is lent ours."""
+        """Apply colour jitter and random grey, seeding the global generator from ``generator`` meanwhile."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             return self.grey(self.jitter(crop))
@@ -201,9 +204,9 @@ def _read(reader: ShardReader, image_id: str, column: str) -> bytes:
 def make_loader(
     crops: TrainingCrops, batches: IterationBatches, workers: int, pin_memory: bool
 ) -> DataLoader:
-    """A loader over ``batches`` with ``workers`` decoding processes (0: in this process).
+    """A loader over ``batches`` with ``workers`` decoding processes (0: decode in this process).
 
-    Its batches are items side by side, and ``plan``: what the host is to know of them (`training.host_plan.HostPlan`).
+    Its batches are collated items, plus ``plan``, which stays on the host (`training.host_plan.HostPlan`).
     """
     return DataLoader(
         crops,

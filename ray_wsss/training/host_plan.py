@@ -1,4 +1,4 @@
-"""What the host knows of a batch, kept when the batch goes to a GPU: asking the GPU for it stops both."""
+"""Facts that the host keeps about a batch on a GPU, because reading them back would make the GPU idle."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,19 +14,19 @@ from ray_wsss.ops.ssc import segment_bounds
 
 @dataclass(frozen=True, eq=False)
 class HostPlan:
-    """A batch's facts that decide shapes; no tensor of it is to be moved to a device."""
+    """Facts about a batch that decide tensor shapes. Its own tensors stay on the CPU."""
 
     image_labels: Tensor
-    """(B, C), 0/1, on the CPU: the (image, class) pairs of the batch."""
+    """(B, C), 0 or 1: the (image, class) pairs of the batch."""
     geometries: Sequence[Geometry] = ()
-    """From each image to its crop; none where the batch has no embeddings."""
+    """Geometry from each image to its crop; empty if the batch has no embeddings."""
     image_hw: Sequence[tuple[int, int]] = ()
-    """Size of each image, in pixels; likewise."""
+    """Height and width of each image, in pixels; empty if the batch has no embeddings."""
     segment_bounds: tuple[int, int] | None = None
-    """`ops.ssc.segment_bounds` of its segment maps; None without them."""
+    """Result of `ops.ssc.segment_bounds` for the batch's segment maps; None if it has none."""
 
     def __getitem__(self, images: slice) -> "HostPlan":
-        """The plan of some images of the batch; the bounds of all hold for them too."""
+        """The plan of some images of the batch. The segment bounds of the batch hold for them too."""
         return replace(
             self,
             image_labels=self.image_labels[images],
@@ -36,7 +36,7 @@ class HostPlan:
 
 
 def make_plan(batch: Mapping[str, Any]) -> HostPlan:
-    """The plan of a collated batch. Tensors that are on a GPU already are waited for."""
+    """Make the plan of a collated batch. The host waits for the GPU if the batch is already on one."""
     return HostPlan(
         image_labels=batch["image_labels"].cpu(),
         geometries=[unpack_geometry(packed) for packed in batch.get("geometry", ())],
@@ -46,19 +46,19 @@ def make_plan(batch: Mapping[str, Any]) -> HostPlan:
 
 
 def collate(items: list[dict[str, Tensor | str]]) -> dict[str, Any]:
-    """A batch of crops, with its ``plan`` in place of what only the host needs."""
+    """Collate crops into a batch; its ``plan`` replaces the entries that only the host needs."""
     batch = default_collate(items)
     batch["plan"] = make_plan(batch)
     return {name: value for name, value in batch.items() if name not in ("geometry", "image_hw")}
 
 
 def pack_geometry(geometry: Geometry) -> Tensor:
-    """A geometry as a tensor of integers, for batches."""
+    """Pack a geometry into a tensor of integers, which can be collated."""
     fields = (*geometry.scaled_hw, geometry.top, geometry.left, geometry.crop_px, geometry.flip)
     return torch.tensor([int(value) for value in fields])
 
 
 def unpack_geometry(packed: Tensor) -> Geometry:
-    """What `pack_geometry` packed."""
+    """The geometry that `pack_geometry` packed."""
     height, width, top, left, crop_px, flip = packed.tolist()
     return Geometry(scaled_hw=(height, width), top=top, left=left, crop_px=crop_px, flip=bool(flip))

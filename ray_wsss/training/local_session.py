@@ -1,4 +1,4 @@
-"""Training in this process: the `Session` without Ray."""
+"""Training in this process, without Ray: a session with one worker (`training.loop.Session`)."""
 
 import shutil
 import weakref
@@ -13,7 +13,11 @@ from ray_wsss.training.checkpoints import PROGRESS, keep_best, replace_folder
 
 
 class LocalSession:
-    """One worker, this process; the last checkpoints lie under ``out/checkpoints``."""
+    """The session of a single worker, this process; keeps the last checkpoints under ``out/checkpoints``.
+
+    Args:
+        keep: number of checkpoints to keep.
+    """
 
     rank = 0
     world_size = 1
@@ -28,7 +32,7 @@ class LocalSession:
         return model.to(self.device)
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; in a store, a copy of it that goes with this object."""
+        """Folder of the newest complete checkpoint, or None; from object storage, a temporary copy."""
         checkpoints = self._checkpoints()
         if not checkpoints:
             return None
@@ -45,7 +49,7 @@ class LocalSession:
         return value
 
     def report(self, metrics: dict[str, float], checkpoint: Path | None, *, best: bool = False) -> None:
-        """Keep a copy of ``checkpoint``; it appears under its name only when it is complete."""
+        """Keep a copy of ``checkpoint``, never visible incomplete, and delete all but the newest copies."""
         if checkpoint is None:
             return
         replace_folder(checkpoint, self.folder / f"checkpoint_{int(metrics['iteration']):08d}")

@@ -1,6 +1,6 @@
-"""The training loop that classifier and segmenter share; knows nothing of Ray.
+"""The training loop of the classifier and the segmenter; it does not use Ray.
 
-Where it runs, how a model becomes data-parallel and where a checkpoint goes is the `Session`'s affair.
+A `Session` decides where the loop runs, how the model becomes data-parallel and where checkpoints go.
 """
 
 import logging
@@ -28,16 +28,16 @@ from ray_wsss.training.tensorboard import Board
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-"""What the loader gives: tensors with the batch first, and lists, by name."""
+"""Entries of a batch by name, each sliceable by image: tensors, lists, `training.host_plan.HostPlan`."""
 Counts = dict[str, Tensor]
-"""How many pixels a pass has of what its losses are means over, as a mean over all passes and workers."""
+"""Number of pixels each loss averages over (a scalar), by name."""
 
 
 class Step(Protocol):
-    """Losses of one pass."""
+    """Computes the losses of one pass; a pass trains on one part of a worker's batch."""
 
     def counts(self, batch: Batch) -> Counts:
-        """How many pixels a batch has of what its losses are means over, by name."""
+        """Number of pixels in a batch that each loss averages over, by name."""
         ...
 
     def __call__(
@@ -45,26 +45,29 @@ class Step(Protocol):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss, and its parts by name.
 
-        A mean over pixels is weighed by its share of ``counts``: the mean over all passes and workers is
-        then the mean over the pixels of the whole batch.
+        A loss that averages over pixels is multiplied by its pixels in this pass / ``counts`` (`share_of`).
+        Its mean over all passes and workers then equals the mean over all pixels of the global batch.
+
+        Args:
+            counts: pixels each loss averages over, as a mean over all passes and workers.
         """
         ...
 
 
 class Validation(Protocol):
-    """How good the network is, while it trains."""
+    """Measures the network while it trains."""
 
     def measure(self, model: Any, session: "Session") -> dict[str, float]:
-        """Figures by name, ``val_miou`` among them where there is ground truth; every rank calls it."""
+        """Metrics by name, with ``val_miou`` if there is ground truth. Every rank calls it."""
         ...
 
     def picture(self, model: Any) -> NDArray[np.uint8] | None:
-        """What it does on a few images, (H, W, 3) RGB; the first rank calls it."""
+        """The network's outputs on a few images, (H, W, 3) RGB, or None. Only the first rank calls it."""
         ...
 
 
 class Session(Protocol):
-    """The place a training loop runs in: one of ``world_size`` workers, or the only one."""
+    """Connects a training loop to the place it runs in: one of ``world_size`` workers, or the only one."""
 
     rank: int
     world_size: int
@@ -77,26 +80,29 @@ class Session(Protocol):
         ...
 
     def latest_checkpoint(self) -> Path | None:
-        """Folder of the checkpoint to go on from."""
+        """Folder of the checkpoint to resume from; None: start from the beginning."""
         ...
 
     def mean_over_workers(self, value: Tensor) -> Tensor:
-        """Mean of a tensor over the workers, the same for each of them. Every rank calls it equally often."""
+        """Mean of a tensor over all workers. Every rank must call it equally often and gets the same mean."""
         ...
 
     def report(self, metrics: dict[str, float], checkpoint: Path | None, *, best: bool = False) -> None:
-        """Publish metrics; keep a copy of the checkpoint folder, and if it is the best one also as that.
+        """Publish metrics and keep a copy of the checkpoint folder, if one is given.
 
-        Every rank calls it equally often.
+        Every rank must call it equally often.
+
+        Args:
+            best: keep the checkpoint's network also as the best one of the run.
         """
         ...
 
 
 class TrainingRun:
-    """One worker's part of a training run, from the session's latest checkpoint, or from the start.
+    """One worker's part of a training run; it resumes from the session's latest checkpoint, if there is one.
 
     Raises:
-        UserError: a batch that can't be divided among workers and passes.
+        UserError: the batch size can't be divided evenly among workers and passes.
     """
 
     def __init__(
@@ -120,12 +126,12 @@ class TrainingRun:
         self.meter = Meter()
 
     def train(self, step: Step, validation: Validation) -> None:
-        """Train to ``max_iters``; the last report carries a checkpoint.
+        """Train up to iteration ``max_iters``; the last report carries a checkpoint.
 
-        Resuming gives the weights of an undisturbed run.
+        A resumed run ends with the same weights as an uninterrupted one.
 
         Raises:
-            FloatingPointError: a loss is not finite; the last good checkpoint stays.
+            FloatingPointError: a loss is not finite; earlier checkpoints are kept.
         """
         config, session = self.config, self.session
         board = Board(session.out, self.progress.iteration, active=session.rank == 0)
@@ -155,8 +161,8 @@ class TrainingRun:
     def _iterate(self, step: Step, batch: Batch, iteration: int) -> None:
         config = self.config
         _set_train_mode(self.model, config)
-        # Dropout draws the same whatever came before, on every worker: a resumed run repeats an undisturbed
-        # one, and workers draw what one of them would (`models.data_parallel`).
+        # The iteration alone seeds dropout, equally on all workers: a resumed run repeats an uninterrupted
+        # one, and several workers draw the same as a single one (`models.data_parallel`).
         torch.manual_seed((config.seed * 1_000_003 + iteration) * 1_009)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(config, iteration)
@@ -166,7 +172,7 @@ class TrainingRun:
         passes = []
         for part in split_batch(batch, self.images_per_pass):
             is_last = len(passes) + 1 == config.accumulate
-            # Gradients travel once, with the last pass.
+            # Workers exchange gradients once per iteration, in the last pass.
             with nullcontext() if is_last else getattr(self.wrapped, "no_sync", nullcontext)():
                 total, parts = step(self.wrapped, part, counts, iteration)
                 (total / config.accumulate).backward()
@@ -224,42 +230,42 @@ class TrainingRun:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device, copied while the device works on."""
+    """The batch with its tensors on the device; the device keeps computing while they are copied."""
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def split_batch(batch: Batch, images: int) -> Iterator[Batch]:
-    """Parts of a batch, of so many images each."""
+    """Split a batch into parts of ``images`` images each."""
     size = len(batch["image"])
     for at in range(0, size, images):
         yield {name: value[at : at + images] for name, value in batch.items()}
 
 
 def share_of(counted: Tensor, mean_count: Tensor) -> Tensor:
-    """How many pixels count in a pass (True in ``counted``), relative to the mean over all passes."""
+    """Number of True pixels in ``counted`` / ``mean_count``, the mean number over all passes and workers."""
     return counted.sum().float() / mean_count.clamp(min=1)
 
 
 def learning_rate(config: OptimConfig, iteration: int) -> float:
-    """Poly schedule with an optional linear ramp."""
+    """Learning rate of an iteration: poly schedule with an optional linear ramp-up."""
     ramp = min(1.0, (iteration + 1) / config.lr_warmup_iters) if config.lr_warmup_iters else 1.0
     return ramp * poly_lr(config.lr, iteration, config.max_iters, config.poly_power)
 
 
 def share_of_batch(config: OptimConfig, world_size: int, field_name: str) -> int:
-    """Images per worker and pass. Raises UserError where the global batch can't be divided."""
+    """Images per worker and pass. Raises UserError if the global batch can't be divided evenly."""
     passes = world_size * config.accumulate
     if config.batch_size % passes:
-        times = f", of {config.accumulate} passes each" if config.accumulate > 1 else ""
+        times = f" x {config.accumulate} passes" if config.accumulate > 1 else ""
         raise UserError(
-            f"{field_name}.batch_size is {config.batch_size}, over all workers; expected a multiple of the "
-            f"{world_size} workers{times}"
+            f"{field_name}.batch_size is {config.batch_size} images over all workers; expected a multiple of "
+            f"{passes} ({world_size} workers{times})"
         )
     return config.batch_size // passes
 
 
 def build_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser of the parameters that aren't frozen."""
+    """Optimiser of all parameters that are not frozen."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.optimiser == "adamw":
         return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)

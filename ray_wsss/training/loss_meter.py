@@ -1,4 +1,4 @@
-"""What a training run reports: means of its losses, where its time goes, and that it is still sound."""
+"""Mean losses and step times of a training run, and the check that its losses are finite."""
 
 import math
 import time
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Workers(Protocol):
-    """What the meter needs to know of the place a loop runs in (`training.loop.Session`)."""
+    """The part of `training.loop.Session` that the meter needs."""
 
     rank: int
     world_size: int
@@ -19,7 +19,7 @@ class Workers(Protocol):
 
 
 class Meter:
-    """Losses since the last report, kept on the device so that no step waits for the host."""
+    """Collects losses between two reports, on the device: reading them in each step would make it idle."""
 
     def __init__(self) -> None:
         self._begin()
@@ -32,7 +32,7 @@ class Meter:
         self.started = time.perf_counter()
 
     def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The same batches; what one has to be waited for is counted."""
+        """Yield the batches unchanged, and add up the time spent waiting for them."""
         iterator = iter(batches)
         while True:
             started = time.perf_counter()
@@ -43,26 +43,27 @@ class Meter:
             yield batch
 
     def restart_clock(self) -> None:
-        """Leave out the time since the last report, which no step took."""
+        """Start timing the steps now; validation and checkpoints since the last report don't count."""
         self.started = time.perf_counter()
 
     def add(self, iteration: int, parts: dict[str, Tensor]) -> None:
-        """Note the losses (scalars) of an iteration."""
+        """Add the losses (scalars) of an iteration, by name."""
         self.steps += 1
         for name, value in parts.items():
             self.losses.setdefault(name, []).append(value.detach())
             self.iterations.setdefault(name, []).append(iteration)
 
     def take(self, workers: Workers, images_of: Callable[[int, int], list[str]]) -> dict[str, float]:
-        """Means by name over iterations and workers, and seconds per step, waiting for data included.
+        """Mean losses over iterations and workers, and this worker's seconds per step; then start anew.
 
-        Starts anew. The host waits here, and only here, for the device.
+        ``seconds_per_step`` includes ``data_wait_s``, the time spent waiting for data. The host waits for
+        the device here, and only here.
 
         Args:
-            images_of: (iteration, rank) -> image ids of that worker's share, for the message.
+            images_of: (iteration, rank) -> image ids of that worker's share, for the error message.
 
         Raises:
-            FloatingPointError: on all workers alike, where a loss was not finite on any.
+            FloatingPointError: a loss was not finite on some worker; all workers raise it.
         """
         now = time.perf_counter()
         steps = max(1, self.steps)
@@ -76,8 +77,8 @@ class Meter:
         return result
 
     def _what_failed(self, workers: Workers, images_of: Callable[[int, int], list[str]]) -> str:
-        """The first of them, such as "cpm is not finite at iteration 7 for 2007_000032"."""
-        # Per worker and part, 1 + the position of its first bad value; 0 where all are good.
+        """Message about the losses that failed first: "cpm is not finite at iteration 7 for 2007_000032"."""
+        # (worker, loss): 1 + the position of the first value that is not finite; 0 if all are finite.
         found = torch.zeros(workers.world_size, len(self.losses))
         for part, values in enumerate(self.losses.values()):
             bad = ~torch.stack(values).isfinite()

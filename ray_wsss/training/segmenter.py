@@ -19,13 +19,13 @@ from ray_wsss.training.validation import SegmenterValidation
 
 
 class SegmenterStep:
-    """Per-pixel cross-entropy against the pseudo label; 255 is ignored."""
+    """Loss of one pass: cross-entropy of each pixel against the pseudo label; label 255 is ignored."""
 
     def __init__(self, bf16: bool = False) -> None:
         self.bf16 = bf16
 
     def counts(self, batch: Batch) -> Counts:
-        """Pixels that have a label."""
+        """Number of pixels with a label other than 255."""
         return {"labelled": (batch["pseudo_label"] != IGNORE_LABEL).sum()}
 
     def __call__(
@@ -43,21 +43,22 @@ class SegmenterStep:
 def train_segmenter(
     recipe: Recipe, dataset: Path, labels: Path, session: Session, *, validation: Path | None = None
 ) -> None:
-    """Train on the pseudo labels ``labels`` of the images of ``dataset``, one worker's part.
+    """Train the segmenter on images of ``dataset`` and pseudo labels of ``labels``, as one worker.
 
     Args:
-        validation: a data set whose ground truth says how good the segmenter is meanwhile.
+        labels: output of label, joined with ``dataset`` by image_id.
+        validation: data set with ground truth, to measure the segmenter during training.
 
     Raises:
-        UserError: the two have too few images in common, or settings don't fit together.
+        UserError: too few images have a pseudo label, or settings contradict each other.
     """
     metadata = DatasetMetadata.load(dataset)
     config = recipe.segmenter
     rows = labelled_rows(dataset, labels, config.batch_size)
     if config.batch_size // config.accumulate < 2:
         raise UserError(
-            f"segmenter.batch_size {config.batch_size} in {config.accumulate} passes leaves one image; "
-            "expected at least 2, since the head has batch norm"
+            f"segmenter.batch_size is {config.batch_size} with segmenter.accumulate {config.accumulate}; "
+            "expected at least 2 images per pass, because the head has batch norm"
         )
     crops = TrainingCrops(
         dataset,
@@ -77,7 +78,7 @@ def train_segmenter(
 
 
 def labelled_rows(dataset: Path, labels: Path, batch_size: int) -> list[int]:
-    """Rows of ``dataset`` that have a pseudo label. Raises UserError where they are fewer than a batch."""
+    """Rows of ``dataset`` with a pseudo label. Raises UserError if they are fewer than one batch."""
     reader, label_reader = ShardReader(dataset), ShardReader(labels)
     good = {
         label_reader.image_ids[i]

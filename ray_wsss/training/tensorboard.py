@@ -1,4 +1,4 @@
-"""TensorBoard: a run's scalars and pictures, written by its first worker."""
+"""TensorBoard files of a run: scalars and pictures, written by the first worker."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,16 +13,17 @@ from tensorboardX.summary import hparams
 from ray_wsss.storage import growing_folder
 
 FOLDER = "tensorboard"
-"""Under the run's folder."""
+"""Subfolder of the run's folder, for TensorBoard's files."""
 
 _GROUPS = {"loss_": "loss/", "val_": "validation/", "seconds_per_step": "speed/", "data_wait_s": "speed/"}
 
 
 class Board:
-    """Writes under ``out/tensorboard``; does nothing on workers other than the first.
+    """Writes TensorBoard files to ``out/tensorboard``.
 
     Args:
-        iteration: where this run begins; what an interrupted one wrote after it is hidden.
+        iteration: iteration that this run starts from; later points of an interrupted run are hidden.
+        active: whether this worker is the first; others write nothing.
     """
 
     def __init__(self, out: Path, iteration: int, *, active: bool) -> None:
@@ -33,7 +34,7 @@ class Board:
             self.writer = SummaryWriter(str(folder), purge_step=iteration)
 
     def add_scalars(self, metrics: Mapping[str, float], iteration: int) -> None:
-        """Add figures by name; those of a kind go under one heading."""
+        """Write metrics by name; metrics of one kind share a heading."""
         if self.writer is None:
             return
         for name, value in metrics.items():
@@ -42,20 +43,20 @@ class Board:
         self.writer.flush()
 
     def add_picture(self, picture: NDArray[np.uint8] | None, iteration: int) -> None:
-        """Add a picture (H, W, 3) uint8 RGB, if there is one."""
+        """Write a picture (H, W, 3) uint8 RGB; None writes nothing."""
         if self.writer is not None and picture is not None:
             self.writer.add_image("pictures", picture, iteration, dataformats="HWC")
             self.writer.flush()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; on object storage, upload it."""
         if self.writer is not None:
             self.writer.close()
             self.stack.close()
 
 
 def add_hparams(out: Path, params: Mapping[str, Any], metrics: Mapping[str, float], iteration: int) -> None:
-    """Note under ``out/tensorboard`` which values led to which figures, for TensorBoard's HParams page."""
+    """Write settings and their metrics to ``out/tensorboard``, for TensorBoard's HParams page."""
     values = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in params.items()}
     figures = {f"sweep/{name}": float(value) for name, value in metrics.items()}
     with growing_folder(out / FOLDER) as folder, SummaryWriter(str(folder)) as writer:

@@ -1,4 +1,4 @@
-"""How good a network is while it trains: figures on a subset of a data set, and pictures of a few images."""
+"""Validation during training: metrics on a subset of a data set, and pictures of a few images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,14 +30,14 @@ from ray_wsss.stages.prompting import aggregate, decode_pairs, find_prompts
 from ray_wsss.training.loop import Session
 
 PICTURES = 4
-"""Images of a picture."""
+"""Number of images in a picture."""
 
 
 class Sample:
-    """Images of a data set with ground truth, evenly spread over it.
+    """A subset of the images of a data set, evenly spread over it.
 
     Args:
-        images: how many; all where there are fewer.
+        images: number of images; a smaller data set is taken as a whole.
     """
 
     def __init__(self, dataset: Path, images: int) -> None:
@@ -48,25 +48,27 @@ class Sample:
         self.columns = [*IMAGE_COLUMNS, "mask"]
 
     def tables(self, rank: int, world_size: int) -> Iterator[pa.Table]:
-        """One worker's share, an image at a time, after an empty table: there may be fewer than workers."""
+        """One worker's share: an empty table, since the share may have no image, then one table per image."""
         yield pa.schema([IMAGE_SCHEMA.field(name) for name in self.columns]).empty_table()
         for row in self.rows[rank::world_size]:
             record = self.reader.read(row, self.columns)
             yield pa.table({name: [value] for name, value in record.items()})
 
     def first(self, count: int) -> list[dict[str, Any]]:
-        """Records of the first images that have a class."""
+        """Records of the first ``count`` images that have image labels."""
         records = (self.reader.read(row, self.columns) for row in self.rows)
         return list(islice((record for record in records if record["image_labels"]), count))
 
 
 class CamValidation:
-    """CAM mIoU of a classifier, at one scale for speed, and pictures of CAM, points and pseudo label.
+    """Measures the CAM mIoU of a classifier, and draws its CAMs, points and pseudo labels.
+
+    The CAMs are computed at a single scale, for speed.
 
     Args:
-        validation: data set with ground truth to measure on; None: nothing is measured.
-        dataset: the training images, which are pictured where there is no ``validation``.
-        encoder: SAM, which makes the pictures' pseudo labels; None: they show the CAM alone.
+        validation: data set with ground truth to measure on; None: measure nothing.
+        dataset: training data set, drawn if ``validation`` is None.
+        encoder: SAM, for the pseudo labels in the pictures; None: pictures without points and pseudo labels.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class CamValidation:
         self.pictured = _Pictured(pictured, self.config, recipe.cpm, encoder, device)
 
     def measure(self, model: Classifier, session: Session) -> dict[str, float]:
-        """mIoU in [0, 1] at the fixed background threshold, and at the best, which the truth picks."""
+        """CAM mIoU in [0, 1], at the fixed background threshold and at the one with the highest mIoU."""
         if self.sample is None:
             return {}
         classes = len(self.sample.class_names)
@@ -97,16 +99,16 @@ class CamValidation:
         return {"val_miou": fixed, "val_miou_best_threshold": max(mious.values())}
 
     def picture(self, model: Classifier) -> NDArray[np.uint8] | None:
-        """Image, CAM, points, pseudo label and ground truth of a few images."""
+        """Draw image, CAM, points, pseudo label and ground truth of a few images; None if none has labels."""
         return self.pictured.draw(model)
 
 
 class SegmenterValidation:
-    """mIoU of a segmenter, and pictures of what it predicts.
+    """Measures the mIoU of a segmenter, and draws its predictions.
 
     Args:
-        validation: data set with ground truth to measure on; None: nothing is measured.
-        dataset: the training images, which are pictured where there is no ``validation``.
+        validation: data set with ground truth to measure on; None: measure nothing.
+        dataset: training data set, drawn if ``validation`` is None.
     """
 
     def __init__(
@@ -122,14 +124,14 @@ class SegmenterValidation:
         self.pictured = self.sample or Sample(dataset, PICTURES)
 
     def measure(self, model: Segmenter, session: Session) -> dict[str, float]:
-        """mIoU in [0, 1]."""
+        """mIoU of the segmenter, in [0, 1]."""
         if self.sample is None:
             return {}
         mious = _mious(SegmenterEvaluator(self._predictor(model)), self.sample, session)
         return {"val_miou": mious["segmenter"]} if mious else {}
 
     def picture(self, model: Segmenter) -> NDArray[np.uint8] | None:
-        """Image, prediction and ground truth of a few images."""
+        """Draw image, prediction and ground truth of a few images; None if none has image labels."""
         predictor, rows = self._predictor(model), []
         for record in self.pictured.first(PICTURES):
             pixels = shrink(decode_image(record["image"], record["orientation"]), self.config.max_side_px)
@@ -142,7 +144,7 @@ class SegmenterValidation:
 
 
 class _Pictured:
-    """The images of a picture, and SAM's embeddings of them, which are made once."""
+    """Draws a few images; keeps SAM's embeddings of them, so that SAM encodes each once."""
 
     def __init__(
         self,
@@ -182,14 +184,14 @@ class _Pictured:
 
 
 def _truth(record: dict[str, Any], pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
-    """The ground truth of an image, if it has one, at the size it is pictured in."""
+    """Ground truth of an image, at the size of ``pixels``; empty if it has none."""
     if record["mask"] is None:
         return {}
     return {"ground truth": resize_map(decode_mask(record["mask"]), (pixels.shape[0], pixels.shape[1]))}
 
 
 def _mious(evaluator: Callable[[pa.Table], pa.Table], sample: Sample, session: Session) -> dict[str, float]:
-    """mIoU by name over the images of all workers; nothing where no image has ground truth."""
+    """mIoU by name over the images of all workers; empty if no image has ground truth."""
     tables = [evaluator(table) for table in sample.tables(session.rank, session.world_size)]
     own = add_up(row for table in tables for row in table.to_pylist())
     counts = torch.stack([matrix.counts for matrix, _ in own.values()]).double().to(session.device)

@@ -28,4 +28,4 @@ def test_compare_prompts(
     assert (out / "figure.png").read_bytes() != first
     assert {path: path.stat().st_mtime_ns for path in made} == made
     assert main([*command, "--images", "nobody"]) == 1
-    assert "--images nobody is no image with ground truth" in capsys.readouterr().err
+    assert "--images nobody is not an image with ground truth" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import re
 import time
+from typing import Any, cast
 from urllib.request import urlopen
 
 import pytest
@@ -39,7 +40,7 @@ def _scrape(port: int) -> dict[tuple[str, str | None], float]:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_figures_reach_prometheus():
-    worker = _Worker.remote()
+    worker = cast(Any, _Worker).remote()
     ray.get(worker.work.remote())
     expected = {
         ("ray_wsss_images_total", None): 6,

@@ -141,7 +141,7 @@ def test_what_is_refused(content: str, message: str, tmp_path: Path) -> None:
 
 
 def test_no_space(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere.py is no file"):
+    with pytest.raises(UserError, match=r"nowhere.py is not a file"):
         load_space(tmp_path / "nowhere.py")
     with pytest.raises(UserError, match=r"has no METRIC"):
         load_space(write_space(tmp_path, TAU, head="from ray import tune\n"))

@@ -118,7 +118,7 @@ def test_the_same_command_again_is_the_table_at_once(
         (["--scheduler", "none"], ["holds a run with another scheduler (asha, now none)"]),
         (["--classifier.validate-every", "6"], ["classifier.validate_every is 6", "at most half"]),
         (["--workers-per-trial", "0"], ["workers_per_trial is 0; expected at least 1"]),
-        (["--workers-per-trial", "3"], ["classifier.batch_size is 8", "multiple of the 3 workers"]),
+        (["--workers-per-trial", "3"], ["classifier.batch_size is 8", "multiple of 3 (3 workers)"]),
         (["--num-samples", "0"], ["num_samples is 0; expected at least 1"]),
         (["--search", "optuna"], ["classifier.lr is a grid"]),
         (["--cpm.view", "image"], ["cpm.view is image, which needs --embeddings"]),

@@ -168,7 +168,7 @@ def test_predictions_of_a_folder(labelled, predictions, names_of, tmp_path: Path
     told = capsys.readouterr().out
     assert "12 images" in told
     assert "2 errors" in told
-    assert "a/Bild 3.png: its mask no such file" in told
+    assert "a/Bild 3.png: its mask: no such file" in told
     assert "path leaves the folder" in told
     content = json.loads((out / "annotations" / "instances_train.json").read_text())
     maps = list(labelled.label_maps.values())

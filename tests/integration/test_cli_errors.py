@@ -85,7 +85,7 @@ def test_out_is_a_data_set(refuse: Refuse, source: tuple[Path, Path], dataset: P
     images, annotations = source
     refuse(
         ["ingest", "coco", "--images", images, "--annotations", annotations, "--out", dataset],
-        "already is a data set",
+        "is already a data set",
     )
     refuse(["train-classifier", "--dataset", dataset, "--out", dataset, *TRAIN], "no output of ray-wsss")
 

@@ -37,4 +37,4 @@ def test_a_job_that_fails_says_so(
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(JOBS / "label.py"), run_name="__main__")
     assert ended.value.code == 1
-    assert "no is no output of train-classifier" in capsys.readouterr().err.splitlines()[-1]
+    assert "no is not an output of train-classifier" in capsys.readouterr().err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Points, boxes or masks: pseudo labels from one classifier with each kind of prompt, side by side."""
+"""Pseudo labels from one classifier with points, boxes and masks as prompts, side by side."""
 
 import logging
 from collections.abc import Sequence
@@ -36,20 +36,24 @@ def compare_prompts(
     images: Sequence[str] = (),
     examples: int = 2,
 ) -> dict[str, Any]:
-    """Label ``dataset`` with each kind of prompt, measure the labels and draw examples; again resumes.
+    """Label ``dataset`` with each kind of prompt, measure the labels and draw examples.
+
+    Running it again resumes it.
 
     Args:
-        dataset: with ground truth.
-        embeddings: output of `run_embed`; else it is made in ``out``, so that SAM's encoder runs once.
-        images: ids of the images to draw, with all of their classes.
-        examples: how many to draw of each of the paper's two cases, without ``images``.
+        dataset: data set with ground truth.
+        embeddings: output of `run_embed`. None: embeddings are made in ``out``, so that SAM's encoder runs
+            only once.
+        images: ids of the images to draw, each with all of its classes.
+        examples: number of examples to draw of each case in `stages.compare_prompts.CASES`, if ``images`` is
+            empty.
 
     Returns:
-        Per kind of prompt the ``miou`` of its pseudo labels, and per case of `prompt_cases` how many pairs of
-        image and class it has, with the mean IoU of SAM's masks; also in ``out/metrics.json``.
+        ``miou``: mIoU of the pseudo labels by kind of prompt. ``cases``: for each case its number of pairs of
+        image and class, and the mean IoU of SAM's masks. Both are also written to ``out/metrics.json``.
 
     Raises:
-        UserError: as the stages; no ground truth, or none of its images is called so.
+        UserError: as the stages; ``dataset`` has no ground truth, or has no labelled image with such an id.
     """
     metadata = DatasetMetadata.load(dataset)
     if not metadata.has_masks:
@@ -82,5 +86,7 @@ def _named(pairs: Sequence[Pair], images: Sequence[str]) -> list[Pair]:
     known = {pair.image_id for pair in pairs}
     for image_id in images:
         if image_id not in known:
-            raise UserError(f"--images {image_id} is no image with ground truth and labels in the data set")
+            raise UserError(
+                f"--images {image_id} is not an image with ground truth and pseudo labels in the data set"
+            )
     return [pair for image_id in images for pair in pairs if pair.image_id == image_id]

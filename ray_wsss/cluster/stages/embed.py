@@ -19,7 +19,7 @@ def run_embed(
     out: Path,
     **run: Unpack[RunOptions],
 ) -> RunReport:
-    """Run SAM's image encoder once over ``dataset`` and keep what it gives.
+    """Run SAM's image encoder over ``dataset`` and store the embeddings in ``out``.
 
     Raises:
         UserError: as `run_chunks`.

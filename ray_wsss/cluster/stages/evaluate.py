@@ -1,4 +1,4 @@
-"""Evaluation on Ray: confusion counts from an actor pool, added up in the driver."""
+"""Evaluation on Ray: an actor pool counts confusions, and the driver adds them up."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,16 +33,20 @@ def run_evaluate(
     resources: Resources,
     cluster: Cluster,
 ) -> dict[str, Any]:
-    """Measure CAMs, pseudo labels and segmenter against the ground truth of ``dataset``.
+    """Measure CAMs, pseudo labels and a segmenter against the ground truth of ``dataset``.
+
+    Args:
+        classifier, labels, segmenter: outputs to measure; None leaves one out.
 
     Returns:
-        Per measure its ``miou``, ``iou`` per class name (None for a class that never occurs), ``confusion``
-        (pixels by true and then by predicted class name, without zeros), and for CAMs ``threshold``:
-        ``cam_fixed`` at the configured threshold, ``cam_best`` at the best of the sweep (picked on this
-        ground truth, so an upper bound). ``data`` says what it was measured on.
+        For each measure its ``miou``, ``iou`` by class name (None for a class that never occurs),
+        ``confusion`` (pixels by true and then by predicted class name, without zeros), and for CAMs
+        ``threshold``. CAMs have two measures: ``cam_fixed`` at the configured threshold, and ``cam_best`` at
+        the best of many thresholds (chosen on this ground truth, so an upper bound). ``data`` identifies the
+        data set.
 
     Raises:
-        UserError: nothing to measure, or classes that differ.
+        UserError: there is nothing to measure, ``dataset`` has no ground truth, or the classes differ.
     """
     metadata = DatasetMetadata.load(dataset)
     if not metadata.has_masks:
@@ -78,7 +82,7 @@ def run_evaluate(
 
 
 def _check_labels(dataset: Path, labels: Path) -> None:
-    """Raise UserError where none of the images has a label: missing ones count as background."""
+    """Raise UserError if no image of the data set has a label; a missing label counts as background."""
     require_finished(labels, "label")
     if set(ShardReader(dataset).image_ids).isdisjoint(ShardReader(labels).image_ids):
-        raise UserError(f"{labels} has labels for none of the images of {dataset}; expected its own labels")
+        raise UserError(f"{labels} has labels for none of the images of {dataset}; expected labels of it")

@@ -1,4 +1,4 @@
-"""Ingest on Ray: a task for each shard."""
+"""Ingest on Ray: one task for each shard."""
 
 import json
 from dataclasses import asdict
@@ -27,7 +27,7 @@ def run_ingest(
 ) -> DatasetMetadata:
     """Read, verify and write the images of ``rows`` as a data set at ``out``, shard by shard.
 
-    Image bytes go from disk to shard inside one task and never through the object store.
+    Image bytes go from disk to shard inside one task, and never through Ray's object store.
 
     Raises:
         UserError: as `stages.ingest.begin_ingest` and `finish_ingest`.
@@ -57,6 +57,7 @@ def run_ingest(
 
 
 def ingest_shard(plan: pa.Table, ingest: IngestShard) -> pa.Table:
+    """Write the shard of a plan of one row; returns its number and summary."""
     (planned,) = plan.to_pylist()
     rows = [SourceRow(**_tuples(row)) for row in json.loads(planned["rows"])]
     summary = ingest(rows, planned["shard"])

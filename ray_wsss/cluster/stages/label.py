@@ -28,13 +28,13 @@ def run_label(
     embeddings: Path | None = None,
     **run: Unpack[RunOptions],
 ) -> RunReport:
-    """Make pseudo labels for all of ``dataset`` with a trained classifier and SAM.
+    """Make pseudo labels for every image of ``dataset`` with a trained classifier and SAM.
 
     Args:
         embeddings: output of `run_embed`, read instead of running SAM's encoder.
 
     Raises:
-        UserError: the classifier has other classes than the data set, the embeddings are of another SAM or
+        UserError: the classifier has other classes than the data set, the embeddings come from another SAM or
             lack images, or as `run_chunks`.
     """
     check_classes(dataset, classifier, "classifier")

@@ -1,4 +1,4 @@
-"""The segmenter on a folder of images, on Ray; what the command line and the jobs call."""
+"""Prediction with the segmenter on a folder of images, on Ray."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ from ray_wsss.storage import drop_leftovers, lies_in
 log = logging.getLogger(__name__)
 
 _IMAGES_PER_BLOCK = 32
-"""At most: large photographs of one block, decoded, take some 100 MB."""
+"""Largest number of images in a block. Decoded, a block of large photographs takes some 100 MB."""
 
 
 def run_predict(
@@ -44,16 +44,17 @@ def run_predict(
     overlays: bool = False,
     **run: Unpack[RunOptions],
 ) -> RunReport:
-    """Write a label map for every image in the folder ``images`` and those below (`stages.predict_folder`).
+    """Write a label map for every image in ``images`` and its subfolders (`stages.predict_folder`).
 
-    A run of the same settings goes on with images that have none, that failed, or that changed since.
+    Another run with the same settings does only images that have no label map, that failed, or that have
+    changed since.
 
     Args:
-        overlays: also write what the masks look like on the images.
+        overlays: also write pictures of the masks drawn over the images.
 
     Raises:
-        UserError: no segmenter, no images, folders inside each other, another run's output, too small a
-            cluster, or every image failed.
+        UserError: ``segmenter`` is not a finished segmenter, there are no images, the folders lie inside each
+            other, ``out`` belongs to another run, the cluster is too small, or every image failed.
     """
     require_finished(segmenter, "train-segmenter")
     _check_apart(out, images, segmenter)
@@ -68,11 +69,11 @@ def run_predict(
     missing = folder.missing(images, masks)
     report = RunReport(total=Tally(images=len(masks) - len(missing)), done_before=len(masks) - len(missing))
     if state == "finished" and not missing:
-        folder.write_errors([])  # images that failed may be gone since
+        folder.write_errors([])  # failed images may have been deleted since
         output.log_finished(overwrite)
         return report
     arguments = {"segmenter": segmenter.absolute(), "config": recipe.predict, "folder": folder}
-    output.reopen()  # finished or not, from here on it is incomplete
+    output.reopen()  # a finished output is incomplete from here on
     if state == "unfinished":
         drop_leftovers(out)
     folder.write_classes(read_class_names(segmenter, "segmenter"))
@@ -91,7 +92,7 @@ def _predict(
     report: RunReport,
     run: RunOptions,
 ) -> Failures:
-    """Make the masks of some (image, mask) names; returns the images that failed."""
+    """Make the masks for (image, mask) names; returns the images that failed."""
     cluster, resources, out = run["cluster"], run["resources"], arguments["folder"].out
     done = report.done_before
     if done:
@@ -103,7 +104,7 @@ def _predict(
     ):
         DataContext.get_current().enable_progress_bars = cluster.verbose
         prepare = PrepareFiles(images, arguments["config"].max_side_px)
-        # Small enough that every actor gets several.
+        # Blocks are small enough that every actor gets several.
         size = min(_IMAGES_PER_BLOCK, max(1, len(missing) // (4 * resources.actors)))
         blocks = [missing[at : at + size] for at in range(0, len(missing), size)]
         decoded = decode_ahead(
@@ -126,7 +127,7 @@ class _FolderActor(ImagesActor):
 
 
 def _plan(blocks: Sequence[Sequence[tuple[str, str]]]) -> Dataset:
-    """A block of one row for each; JSON keeps file names that are no UTF-8, Arrow's strings don't."""
+    """The blocks as a Ray data set, one row each. JSON keeps file names that are not UTF-8, unlike Arrow."""
     return ray.data.from_items([{"files": json.dumps(b)} for b in blocks], override_num_blocks=len(blocks))
 
 
@@ -136,7 +137,7 @@ def _files_of(rows: pa.Table) -> list[tuple[str, str]]:
 
 
 def _check_apart(out: Path, images: Path, segmenter: Path) -> None:
-    """Raise UserError where masks would be taken for images, or --overwrite would delete an input."""
+    """Raise UserError if masks would be taken for images, or if --overwrite would delete an input."""
     if lies_in(out, images):
         raise UserError(
             f"--out {out} lies in --images {images}, where masks would be taken for images; "

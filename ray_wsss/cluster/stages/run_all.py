@@ -1,4 +1,4 @@
-"""Every stage in turn, from a data set to a segmenter and what it scores; running it again resumes it."""
+"""Every stage in turn, from a data set to a segmenter and its score; running it again resumes it."""
 
 import logging
 from collections.abc import Callable
@@ -34,21 +34,21 @@ def run_all(
     validation: Path | None = None,
     ssc: bool = False,
 ) -> dict[str, Any] | None:
-    """Embed, segment, train, label, train again and evaluate, each into a folder of ``out``.
+    """Embed, segment, train, label, train again and evaluate, each stage into its own folder of ``out``.
 
-    Embeddings are made where ``cpm.view`` is ``image``, and then serve labelling as well.
+    Embeddings are made only if ``cpm.view`` is ``image``; labelling then uses them too.
 
     Args:
-        resources: of the stages that run SAM, and of evaluation.
-        workers: of both trainings.
-        validation: data set with ground truth, to measure on meanwhile and at the end.
+        resources: resources of the stages that run SAM, and of evaluation.
+        workers: workers of both trainings.
+        validation: data set with ground truth, measured on during both trainings and at the end.
         ssc: also segment everything, which adds SSC to the classifier's loss.
 
     Returns:
-        What `run_evaluate` measured; None without ``validation``.
+        The result of `run_evaluate`; None without ``validation``.
 
     Raises:
-        UserError: as the stages. What is done by then stays.
+        UserError: as the stages. The outputs of finished stages stay.
     """
     check_validation(validation, dataset)
     cached = recipe.cpm.enabled and recipe.cpm.view == "image"
@@ -96,7 +96,7 @@ def run_all(
 
 
 class _Steps:
-    """Announces stages by their place among those that run."""
+    """Logs the start of each stage, with its place among the stages that run."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names

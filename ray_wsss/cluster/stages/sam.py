@@ -1,4 +1,4 @@
-"""What the stages that host SAM have in common: label, embed and segment-everything."""
+"""Set-up that the stages with SAM share: label, embed and segment-everything."""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ def sam_stage(
     max_side_px: int | None = None,
     **arguments: Any,
 ) -> Stage:
-    """A stage that hosts SAM, and how its images are prepared.
+    """A stage with SAM, and the preparation of its images.
 
     Args:
-        stage_class: takes ``sam``, ``device``, ``images`` (how many an actor gets, about) and ``arguments``.
-        embeddings: output of embed, read instead of making SAM's input.
-        max_side_px: longest side of what the classifier sees; None where only SAM sees the images.
+        stage_class: class that takes ``sam``, ``device``, ``images`` (about how many an actor gets) and
+            ``arguments``.
+        embeddings: output of `run_embed`, read instead of preparing SAM's input.
+        max_side_px: longest side of the classifier's input; None if only SAM sees the images.
     """
     images = DatasetMetadata.load(dataset).images // resources.actors
     return Stage(
@@ -36,6 +37,6 @@ def sam_stage(
             max_side_px=max_side_px,
             sam_side_px=sam_side_px(recipe.sam),
             embeddings=embeddings,
-            resize=resources.device == "cpu",  # a GPU resizes for itself
+            resize=resources.device == "cpu",  # with a GPU, the actor resizes
         ),
     )

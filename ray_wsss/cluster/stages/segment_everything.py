@@ -26,7 +26,7 @@ def run_segment_everything(
         embeddings: output of `run_embed`, read instead of running SAM's encoder.
 
     Raises:
-        UserError: the embeddings are of another SAM or lack images, or as `run_chunks`.
+        UserError: the embeddings come from another SAM or lack images, or as `run_chunks`.
     """
     resources = run["resources"]
     recipe = settled(recipe, resources.device)

@@ -30,13 +30,13 @@ def run_train_classifier(
     """Train a classifier on ``dataset``; ``out`` becomes a folder with the network and its checkpoints.
 
     Args:
-        segments: output of `run_segment_everything`; SSC is on where it is given.
+        segments: output of `run_segment_everything`; turns SSC on.
         embeddings: output of `run_embed`; ``cpm.view=image`` needs it.
-        validation: data set with ground truth to measure the CAMs on meanwhile; the result does not depend
-            on it, but for the best network, which is kept beside the last.
+        validation: data set with ground truth, on which the CAMs are measured during training. It does not
+            change the training; it only decides which network is kept as the best, beside the last one.
 
     Raises:
-        UserError: inputs that don't fit together, or too few images.
+        UserError: the inputs don't fit together, or there are too few images.
     """
     recipe = settled(recipe, workers.device)
     settings = classifier_settings(recipe, dataset, segments, embeddings, workers.device)

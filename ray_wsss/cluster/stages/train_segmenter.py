@@ -27,7 +27,14 @@ def run_train_segmenter(
     validation: Path | None = None,
     overwrite: bool | None = None,
 ) -> None:
-    """Train a segmenter on the pseudo labels ``labels`` of ``dataset``; ``validation`` as for classifiers."""
+    """Train a segmenter on the pseudo labels ``labels`` of ``dataset``.
+
+    Args:
+        validation: as for `run_train_classifier`, with the segmenter measured.
+
+    Raises:
+        UserError: as `run_train_classifier`.
+    """
     require_finished(labels, "label")
     recipe = with_absolute_paths(recipe)
     settings = settings_of(recipe, "segmenter") | dataset_settings(dataset)

@@ -1,4 +1,4 @@
-"""How many trials a cluster has room for, so that none ever waits for what another one holds."""
+"""The number of trials that a cluster has room for, so that no trial waits for resources of another."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from ray_wsss.errors import UserError
 
 
 def trials_at_once(workers: Workers, most: int | None = None) -> tuple[int, str]:
-    """How many trials the cluster that is connected runs at a time, and how that comes about.
+    """The number of trials that the connected cluster runs at a time, and the arithmetic in words.
 
     Raises:
         UserError: as `plan_trials`.
@@ -19,14 +19,17 @@ def trials_at_once(workers: Workers, most: int | None = None) -> tuple[int, str]
 def plan_trials(
     nodes: Sequence[Mapping[str, float]], workers: Workers, most: int | None = None
 ) -> tuple[int, str]:
-    """How many trials ``nodes`` (resources by name) run at a time, and a sentence with the arithmetic.
+    """The number of trials that ``nodes`` (resources by name) run at a time, and the arithmetic in words.
 
-    A trial's workers may lie on several nodes, a worker may not. All of them start together or not at all,
-    all are equally large, and the trial's own process takes no CPU and no GPU: so many trials never wait for
-    each other.
+    A trial's workers may lie on several nodes, but one worker may not. The workers of a trial start together
+    or not at all, all are equally large, and the trial's own process takes no CPU and no GPU. This number of
+    trials therefore never wait for each other.
+
+    Args:
+        most: upper limit of the number.
 
     Raises:
-        UserError: not even one fits; Ray would wait for ever.
+        UserError: not even one trial fits; Ray would wait for ever.
     """
     count = workers.workers
     room = sum(room_on(node, workers.share) for node in nodes)

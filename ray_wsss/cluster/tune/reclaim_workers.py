@@ -1,8 +1,9 @@
 """Takes back the CPUs and GPUs of trials whose driver has gone.
 
-Ray Train's workers have a placement group of their own, which outlives the driver of a trial that Tune stops.
-Ray's own cleaner asks the dashboard for it, and fails without one or where several Rays run on a host
-(Ray 2.60, `PlacementGroupCleaner`): the CPUs would never come back, and the sweep would wait for ever.
+Ray Train's workers have a placement group of their own, which outlives the driver of a trial that Tune stops
+(ray-project/ray#54305). In Ray 2.60 `PlacementGroupCleaner` (ray-project/ray#58515) asks the dashboard
+whether the run's controller lives, and fails if there is no dashboard or if several Rays run on the host: the
+CPUs would never come back, and the sweep would wait for ever.
 """
 
 import json
@@ -20,7 +21,7 @@ _NOTE = "workers.json"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkersNote:
-    """What a trial's first worker leaves in its folder."""
+    """A note that a trial's first worker leaves in the trial's folder."""
 
     driver: str
     """Name of an actor that ends with the trial's driver."""
@@ -28,7 +29,7 @@ class WorkersNote:
     """Id of the workers' placement group."""
 
     def driver_is_gone(self) -> bool:
-        """Whether nothing is left that could start workers."""
+        """Whether the trial's driver has ended, so that nothing can start new workers."""
         try:
             ray.get_actor(self.driver)
         except ValueError:
@@ -36,14 +37,14 @@ class WorkersNote:
         return False
 
     def free(self) -> None:
-        """End the workers and free what they hold; nothing where that has happened already."""
+        """End the workers and free their resources; does nothing if that has happened already."""
         remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(self.placement_group)))
 
 
 def note_workers(folder: Path, driver: str) -> None:
-    """Leave a note of the placement group that this process, a worker of Ray Train, belongs to."""
+    """Write down the placement group of this process, a worker of Ray Train."""
     group = get_current_placement_group()
-    assert group is not None, "Ray Train's workers have one"
+    assert group is not None, "Ray Train's workers have a placement group"
     note = WorkersNote(driver=driver, placement_group=group.id.hex())
     write_json(asdict(note), folder / _NOTE)
 
@@ -51,28 +52,28 @@ def note_workers(folder: Path, driver: str) -> None:
 class Reclaimer:
     """Frees the workers of trials that were stopped or lost, once their drivers are gone.
 
-    Not before: a driver that still lives would take lost workers for a failure, and start others.
+    A driver that still lives would take the loss of its workers for a failure, and start new ones.
     """
 
     def __init__(self) -> None:
         self.waiting: list[WorkersNote] = []
 
     def add(self, folder: Path) -> None:
-        """A trial was stopped, or its driver lost."""
+        """Remember the workers of a trial that was stopped, or whose driver was lost."""
         try:
             note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
-        except FileNotFoundError:  # its workers had not begun
+        except FileNotFoundError:  # the trial's workers had not started
             return
         self.waiting.append(WorkersNote(**note))
 
     def free(self) -> None:
-        """Free what can be freed now."""
+        """Free the workers whose drivers are gone."""
         for note in [note for note in self.waiting if note.driver_is_gone()]:
             note.free()
             self.waiting.remove(note)
 
     def free_all(self, patience_s: float = 30) -> None:
-        """Free everything, waiting for drivers to end."""
+        """Free all workers, and wait at most ``patience_s`` seconds for drivers to end."""
         deadline = time.monotonic() + patience_s
         while self.waiting and time.monotonic() < deadline:
             self.free()

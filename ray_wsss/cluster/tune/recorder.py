@@ -1,4 +1,4 @@
-"""Writes down what becomes of trials, and prints it."""
+"""Records the progress of every trial on disk and in the log."""
 
 import logging
 import time
@@ -26,17 +26,17 @@ class Recorder(tune.Callback):
         self.reclaimer = Reclaimer()
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
-        """Tune has looked at everything once."""
+        """Called by Tune after each round of its loop."""
         self.reclaimer.free()
 
     def on_experiment_end(self, trials: list, **info: Any) -> None:
-        """All trials ended."""
+        """Called by Tune when all trials have ended."""
         self.reclaimer.free_all()
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial begins, or goes on after an interruption."""
+        """Called by Tune when a trial starts, or resumes after an interruption."""
         record = self._load(trial)
-        word = "goes on" if record.curve else "begins"
+        word = "resumes" if record.curve else "starts"
         record.status = "running"
         record.save(self.out)
         _say(record, f"{word}: {describe_params(record.params)}")
@@ -44,7 +44,7 @@ class Recorder(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial reports, or says why it failed."""
+        """Called by Tune when a trial reports figures or its error."""
         record = self._load(trial)
         record.error = result.get(ERROR)
         if record.error is None:
@@ -54,7 +54,7 @@ class Recorder(tune.Callback):
         record.save(self.out)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial ended, by itself or by the scheduler's will."""
+        """Called by Tune when a trial has ended, or when the scheduler has stopped it."""
         record = self._load(trial)
         if record.error is not None:
             record.status = "failed"
@@ -67,13 +67,13 @@ class Recorder(tune.Callback):
         self._end(record)
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial's driver was lost."""
+        """Called by Tune when a trial's driver was lost and is started again."""
         record = self._load(trial)
         self.reclaimer.add(self._folder(record))
-        _say(record, "lost its process or node; it goes on from its last checkpoint")
+        _say(record, "lost its process or node; it resumes from its last checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial's driver was lost too often."""
+        """Called by Tune when a trial's driver was lost too often."""
         record = self._load(trial)
         error = unwrap(trial.get_error() or RuntimeError("the trial's process was lost"))
         told = next((line for line in str(error).splitlines() if line), "")

@@ -1,7 +1,8 @@
 """A sweep: many trainings of the classifier, several at a time, on Ray Tune over Ray Train.
 
-What Tune keeps of an experiment is thrown away. Restoring it forgets what ASHA has seen and all that came
-after its last snapshot (Ray 2.60), and needs pickles; the trials' own files have everything.
+Tune's own record of an experiment is deleted, not restored. `Tuner.restore` of Ray 2.60 loses the results
+that ASHA has seen (ray-project/ray#30838) and everything after the last snapshot, and it needs pickles. The
+trials' own files have everything.
 """
 
 import logging
@@ -35,7 +36,7 @@ from ray_wsss.training.loop import share_of_batch
 log = logging.getLogger(__name__)
 
 REDUCTION = 2
-"""ASHA lets this share of the trials go on (1 / 2), at its grace period, twice, four times it..."""
+"""ASHA keeps 1 / 2 of the trials at its grace period, and again at 2, 4, ... times the grace period."""
 
 
 def run_sweep(
@@ -52,21 +53,23 @@ def run_sweep(
     embeddings: Path | None = None,
     overwrite: bool | None = None,
 ) -> list[Trial]:
-    """Train a classifier with each of many sets of values; again resumes.
+    """Train a classifier with each of many sets of values; running it again resumes it.
 
-    Trials that ended are kept, others go on from their checkpoints. All read the same data set and views.
+    Trials that have ended are kept; the others resume from their checkpoints. All trials read the same data
+    set and views.
 
     Args:
-        recipe: what the space does not vary; its fixed settings are in it, unless the caller has others.
+        recipe: settings that the space does not vary, with the space's fixed settings applied unless the
+            caller chose others.
         validation: data set with ground truth, on which trials are compared.
-        workers: of each trial.
+        workers: workers of each trial.
         segments, embeddings: as for `run_train_classifier`.
 
     Returns:
-        All trials, each of which ended.
+        All trials, each of which has ended.
 
     Raises:
-        UserError: a space or inputs that don't fit, or a trial that the cluster has no room for.
+        UserError: the space or the inputs don't fit, or the cluster has no room for a trial.
     """
     if workers.workers < 1:
         raise UserError(f"workers_per_trial is {workers.workers}; expected at least 1")
@@ -106,7 +109,9 @@ def run_sweep(
     trials = load_trials(out)
     left = [trial.name for trial in trials if trial.status not in ENDED]
     if left:
-        raise UserError(f"{len(left)} trials have not ended, {left[0]} among them; the same command goes on")
+        raise UserError(
+            f"{len(left)} trials have not ended, such as {left[0]}; the same command resumes them"
+        )
     output.finish()
     return trials
 
@@ -145,7 +150,7 @@ def _settings(
 def _plan(
     out: Path, space: Space, recipe: Recipe, options: SweepOptions, count: int
 ) -> tuple[int, list[Trial]]:
-    """How many trials the sweep is to have, and those that are to run, written down."""
+    """The number of trials in the whole sweep, and the trials still to run. New trials are written to disk."""
     known = {trial.number: trial for trial in load_trials(out)}
     if options.search == "random":
         for number, params in enumerate(space.sample(count, options.sample_seed)):
@@ -193,7 +198,7 @@ def _tune(
             name="session",
             **storage_of(folder),
             verbose=2 if verbose else 0,
-            # A driver that died with its node; what fails in training is not raised (`TrialTask.run`).
+            # Restarts drivers that died with their node; errors in training are not raised (`TrialTask.run`).
             failure_config=tune.FailureConfig(max_failures=task.workers.max_failures),
             callbacks=[Recorder(task.out, space.metric)],
         ),
@@ -202,7 +207,7 @@ def _tune(
 
 
 def make_scheduler(name: Scheduler, space: Space, earlier: Sequence[Trial] = ()) -> TrialScheduler:
-    """What stops trials; it is told of what trials reported before the sweep was interrupted."""
+    """The scheduler that stops weak trials. It learns the reports of trials that ended before an interruption."""
     if name == "none":
         return FIFOScheduler()
     scheduler = ASHAScheduler(
@@ -215,7 +220,7 @@ def make_scheduler(name: Scheduler, space: Space, earlier: Sequence[Trial] = ())
     )
     for trial in earlier:
         stand_in: Any = SimpleNamespace(trial_id=f"earlier {trial.number}")
-        controller: Any = None  # not looked at
+        controller: Any = None  # ASHA of Ray 2.60 does not use it
         if trial.status in ENDED:
             scheduler.on_trial_add(controller, stand_in)
             for entry in trial.curve:
@@ -226,9 +231,11 @@ def make_scheduler(name: Scheduler, space: Space, earlier: Sequence[Trial] = ())
 
 
 def _set_up_tune() -> None:
-    """Tune as this process uses it, and a Ray that it starts."""
-    # A trial is half a dozen processes; with more than 4 times this number Ray warns of every other one.
+    """Set the environment variables of Tune, and of a Ray that this process starts."""
+    # A trial takes about six processes. With more than 4 times this number of processes, Ray 2.60 keeps
+    # warning.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "64")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # `Recorder` writes
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the command; the next goes on
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other kind prints tables even when it is silenced
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # `Recorder` writes instead
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the command at once
+    # The newer output of Ray 2.60 prints tables even with verbose=0.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")

@@ -1,9 +1,9 @@
-"""Which values Tune tries next: those that were drawn beforehand, or what Optuna makes of the results."""
+"""The values that Tune tries next: drawn beforehand, or chosen by Optuna from the results so far."""
 
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ray.tune.search import Searcher
 
@@ -16,15 +16,15 @@ Search = Literal["random", "optuna"]
 
 
 class TrialSearch(Searcher):
-    """Hands out trials that wait, then new ones.
+    """Hands out the waiting trials, then new ones.
 
-    The trials' own files are its state: nothing of Tune's or Optuna's has to survive for a sweep to go on.
+    Its whole state is in the trials' own files, so a sweep resumes without any state of Tune or Optuna.
 
     Args:
         out: folder of the sweep.
-        waiting: trials that are to run, drawn already.
-        ask: draws further ones.
-        total: trials of the sweep, at which asking ends.
+        waiting: trials to run whose values are drawn already.
+        ask: draws the values of further trials; None if there are none.
+        total: number of trials in the sweep, at which drawing ends.
     """
 
     def __init__(self, out: Path, waiting: Sequence[Trial], ask: "AskOptuna | None", total: int) -> None:
@@ -32,42 +32,42 @@ class TrialSearch(Searcher):
         self.out, self.waiting, self.ask, self.total = out, list(waiting), ask, total
         self.numbers: dict[str, int] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next trial's values and number; Tune's id for it is noted."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The values and number of the next trial, which Tune calls ``trial_id``."""
         if self.waiting:
             trial = self.waiting.pop(0)
         elif self.ask is not None and (count := len(load_trials(self.out))) < self.total:
             trial = self.ask.draw(count, trial_id)
             trial.save(self.out)
         else:
-            return Searcher.FINISHED
+            return cast(Any, Searcher.FINISHED)  # a string, which Ray 2.60 leaves out of the return type
         self.numbers[trial_id] = trial.number
         return {**trial.params, NUMBER: trial.number}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing is learned from a trial before it ends."""
+        """Does nothing: only trials that have ended are learned from."""
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell what draws the next ones."""
+        """Pass the result of a trial on to ``ask``."""
         if self.ask is not None:
             self.ask.tell(trial_id, load_trial(self.out, self.numbers[trial_id]))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save."""
+        """Does nothing: the state is in the trials' files."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
+        """Does nothing, as `save`."""
 
 
 class AskOptuna:
-    """Draws values with Optuna's default sampler (TPE), which learns from the trials that ended.
+    """Draws values with Optuna's default sampler (TPE), which learns from the trials that have ended.
 
     Args:
-        max_iters: of the recipe, for spaces that don't vary it.
+        max_iters: iterations of a trial, for spaces that don't vary them.
         earlier: trials of the sweep so far.
-        seed: of the sampler, together with the number of earlier trials.
+        seed: seed of the sampler, to which 1,000 times the number of earlier trials is added.
 
     Raises:
         UserError: optuna is not installed, or the space is a grid.
@@ -90,7 +90,7 @@ class AskOptuna:
                 self._add(trial)
 
     def draw(self, number: int, trial_id: str) -> Trial:
-        """A new trial."""
+        """A new trial with values from Optuna."""
         drawn = self.optuna.suggest(trial_id)
         assert isinstance(drawn, dict)
         self.drawn.add(trial_id)
@@ -99,8 +99,8 @@ class AskOptuna:
         return Trial(number=number, params=params, max_iters=max_iters)
 
     def tell(self, trial_id: str, trial: Trial) -> None:
-        """Learn from a trial that ended, or was stopped."""
-        if trial_id not in self.drawn:  # but by an earlier run
+        """Learn from a trial that has ended or was stopped."""
+        if trial_id not in self.drawn:  # an earlier run drew its values
             self._add(trial)
             return
         score = None if trial.error else trial.score(self.space.metric)
@@ -114,11 +114,11 @@ class AskOptuna:
 
 
 def check_optuna(space: Space) -> None:
-    """Raise UserError where ``--search optuna`` can't be had."""
+    """Raise UserError if optuna is not installed, or if the space is a grid."""
     if importlib.util.find_spec("optuna") is None:
         raise UserError("--search optuna needs the package optuna: pip install 'ray-wsss[sweep]'")
     if space.grid:
         raise UserError(
-            f"{space.origin}: {next(iter(space.grid))} is a grid, of which every value is tried; "
+            f"{space.origin}: {next(iter(space.grid))} is a grid, whose values are all tried; "
             "expected ranges or choices with --search optuna"
         )

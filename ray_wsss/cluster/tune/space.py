@@ -1,4 +1,4 @@
-"""Search spaces: small modules that say what a sweep varies, such as ``tune_spaces/demo.py``."""
+"""Search spaces: small Python modules that define what a sweep varies, such as ``tune_spaces/demo.py``."""
 
 import importlib.util
 import itertools
@@ -22,32 +22,32 @@ from ray_wsss.sweeps.trials import Mode
 Scheduler = Literal["asha", "none"]
 METRICS = ("val_miou", "val_miou_best_threshold")
 SECTIONS = ("classifier", "cpm", "sam")
-"""Parts of the recipe that a trial, the training of a classifier, depends on."""
+"""Sections of the recipe that a trial (the training of a classifier) depends on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """What a sweep varies and what it is after."""
+    """The settings that a sweep varies, and the metric that it optimises."""
 
     origin: str
-    """File it was read from."""
+    """File that the space was read from."""
     domains: dict[str, Domain]
-    """Keys that are drawn."""
+    """Keys whose values are drawn, each with its range or choice of ``ray.tune``."""
     grid: dict[str, list[Any]]
-    """Keys of which every value is tried, in all combinations."""
+    """Keys whose values are all tried, in all combinations."""
     settings: dict[str, Any]
-    """Keys that are the same for all trials."""
+    """Keys that have one value for all trials."""
     metric: str
     mode: Mode
     preset: str
     num_samples: int
-    """Trials, or with a grid how often it is gone through, unless the command says otherwise."""
+    """Number of trials, or of passes over a grid, unless the command sets another one."""
     scheduler: Scheduler
     grace: float
-    """Share of its iterations that ASHA lets every trial have."""
+    """Share of its iterations, in (0, 1), that every trial runs before ASHA may stop it."""
 
     def sample(self, count: int, seed: int) -> list[dict[str, Any]]:
-        """Values of the trials: ``count`` times the combinations of the grid; more begin with the same."""
+        """Values of the trials: ``count`` passes over the grid. A larger ``count`` starts with the same trials."""
         random_state = np.random.RandomState(seed)
         combinations = list(itertools.product(*self.grid.values()))
         return [
@@ -60,31 +60,31 @@ class Space:
         return {key: plain(domain.sample(random_state=random_state)) for key, domain in self.domains.items()}
 
     def bounds(self) -> Iterator[tuple[str, Any]]:
-        """Each key with its listed values, or the ends of its range."""
+        """Pairs of a key and a value: each listed value of a key, or both ends of its range."""
         for key, values in self.grid.items():
             yield from ((key, value) for value in values)
         for key, domain in self.domains.items():
             yield from ((key, value) for value in _bounds(domain))
 
     def describe(self) -> dict[str, Any]:
-        """What each key may become, in words that JSON can hold."""
+        """Possible values of each key, as data for JSON."""
         drawn = {key: _describe(domain) for key, domain in self.domains.items()}
         return {f"space.{key}": what for key, what in (drawn | self.grid).items()}
 
     def log_keys(self) -> set[str]:
-        """Keys that are drawn evenly on a logarithmic scale."""
+        """Keys that are drawn uniformly on a logarithmic scale."""
         return {key for key, d in self.domains.items() if isinstance(_plain_sampler(d), LogUniform)}
 
 
 def load_space(path: Path) -> Space:
-    """Read a search space and check every key of it against the recipe.
+    """Read a search space and check each of its keys against the recipe.
 
-    The module has ``SPACE`` (dotted keys of the recipe to what ``ray.tune`` offers, such as ``tune.uniform``
-    or ``tune.grid_search``, or to a value for all trials), ``METRIC`` and ``MODE``. It may have ``PRESET``,
-    ``NUM_SAMPLES``, ``SCHEDULER`` and ``GRACE``.
+    The module must have ``SPACE``, ``METRIC`` and ``MODE``. ``SPACE`` maps dotted keys of the recipe to a
+    range or grid of ``ray.tune``, such as ``tune.uniform`` or ``tune.grid_search``, or to one value for all
+    trials. The module may have ``PRESET``, ``NUM_SAMPLES``, ``SCHEDULER`` and ``GRACE``.
 
     Raises:
-        UserError: no such file, an error in it, an unknown key, or a value out of range.
+        UserError: the file is missing or fails to run, a key is unknown, or a value is out of range.
     """
     module = _run_module(path)
     entries = _attribute(
@@ -111,7 +111,7 @@ def load_space(path: Path) -> Space:
 
 
 def check_space(space: Space, recipe: Recipe) -> None:
-    """Raise UserError for a key that the recipe doesn't have, or for values that it doesn't take."""
+    """Raise UserError for a key that the recipe lacks, or for a value that it does not take."""
     if not space.domains and not space.grid:
         raise UserError(f"{space.origin}: SPACE varies nothing; expected a key with several values")
     empty = [key for key, values in space.grid.items() if not values]
@@ -133,7 +133,7 @@ def check_space(space: Space, recipe: Recipe) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A drawn value as Python's own number."""
+    """A drawn value as a Python number instead of a NumPy one."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -158,7 +158,7 @@ def _bounds(domain: Domain) -> list[Any]:
 
 def _plain_sampler(domain: Domain) -> Any:
     sampler = domain.get_sampler()
-    return getattr(sampler, "sampler", sampler)  # of a quantized one
+    return getattr(sampler, "sampler", sampler)  # a quantized sampler wraps another one
 
 
 def _describe(domain: Domain) -> Any:
@@ -171,7 +171,7 @@ def _describe(domain: Domain) -> Any:
 
 def _run_module(path: Path) -> ModuleType:
     if not path.is_file():
-        raise UserError(f"--space {path} is no file; expected a module such as tune_spaces/demo.py")
+        raise UserError(f"--space {path} is not a file; expected a module such as tune_spaces/demo.py")
     with local_file(path) as file:
         return _run_file(file, path)
 
@@ -179,11 +179,11 @@ def _run_module(path: Path) -> ModuleType:
 def _run_file(file: Path, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, file)
     if spec is None or spec.loader is None:
-        raise UserError(f"--space {path} is no Python module; expected one such as tune_spaces/demo.py")
+        raise UserError(f"--space {path} is not a Python module; expected one such as tune_spaces/demo.py")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's module may raise
+    except Exception as error:  # a user's module may raise anything
         raise UserError(f"--space {path} fails with {type(error).__name__}: {error}") from error
     return module
 

@@ -1,4 +1,4 @@
-"""One trial of a sweep: a driver that starts the training of its own and tells Tune how it goes."""
+"""One trial of a sweep: a process that runs a training with Ray Train and reports to Tune."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -24,23 +24,23 @@ from ray_wsss.training.classifier import train_classifier
 from ray_wsss.training.loop import Session
 
 PERCENT = "percent"
-"""Share of a trial's iterations that are done, in %; 100 is reported once, when its workers are gone."""
+"""Key of the progress of a trial in % of its iterations. 100 is reported once, after its workers have ended."""
 ERROR = "error"
-"""Key of a last report that says why the trial failed."""
+"""Key of the reason why a trial failed, in its last report."""
 FIGURES = "figures"
-"""Key of all that the workers reported, ``iteration`` among it."""
+"""Key of all figures that the workers reported, including ``iteration``."""
 NUMBER = "trial"
-"""Key of a trial's number in its values."""
+"""Key of a trial's number among its values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialTask:
-    """What the trials of a sweep have in common. All paths are absolute."""
+    """The inputs that all trials of a sweep share. All paths are absolute."""
 
     recipe: Recipe
     dataset: Path
     views: dict[str, Path]
-    """``segments``, ``embeddings``, ``validation``, as `train_classifier` takes them."""
+    """Folders ``segments``, ``embeddings`` and ``validation``, as for `train_classifier`."""
     out: Path
     """Folder of the sweep."""
     workers: Workers
@@ -52,14 +52,15 @@ class TrialTask:
         def sweep_trial(config: dict[str, Any]) -> None:
             self.run(config)
 
-        # All that Tune wants to be told of; it refuses nothing at all. The workers' CPUs are reserved by Ray
-        # Train itself, and a driver that took some of them could keep another trial's workers waiting.
+        # 1 byte of memory, since Tune (Ray 2.60) refuses a trial without any resources. Ray Train itself
+        # reserves the workers' CPUs, and a driver that took some of them could keep another trial's workers
+        # waiting.
         return tune.with_resources(sweep_trial, {"memory": 1})
 
     def run(self, config: dict[str, Any]) -> None:
-        """Train to the end, or on from the last checkpoint, and report what validation says.
+        """Train to the end, from the last checkpoint if there is one, and report the validation's figures.
 
-        An error is the last report, not raised: Tune would try again what fails again.
+        An error becomes the last report and is not raised, since Tune would retry a trial that fails again.
         """
         training = _Training(self, config)
         training.start()
@@ -70,10 +71,10 @@ class TrialTask:
 
 @dataclass
 class _Training:
-    """Ray Train in a thread of its own, so that the trial's thread alone talks to Tune.
+    """Ray Train in a thread of its own, so that only the trial's thread talks to Tune.
 
-    `TuneReportCallback` would hand reports to a second thread, which waits for ever where the last of them
-    meets the function's end.
+    Ray's `TuneReportCallback` is not used. In Ray 2.60 it hands reports to a second thread, which waits for
+    ever if the last report arrives while the trial's function ends.
     """
 
     task: TrialTask
@@ -82,7 +83,7 @@ class _Training:
     driver: str = field(default_factory=lambda: f"trial {uuid4().hex}")
 
     def __post_init__(self) -> None:
-        # Named, so that others can tell whether this driver lives: the queue goes when it goes.
+        # The queue is an actor that ends with this driver. Its name lets others see whether the driver lives.
         self.queue = Queue(actor_options={"num_cpus": 0, "name": self.driver})
 
     def start(self) -> None:
@@ -109,7 +110,7 @@ class _Training:
             self.error = error
 
     def reports(self) -> Iterator[dict[str, Any]]:
-        """What the workers report, until training has ended."""
+        """Yield the workers' reports until training has ended."""
         alive = True
         while alive:
             alive = self.thread.is_alive()
@@ -121,7 +122,7 @@ class _Training:
         self.queue.shutdown()
 
     def last_report(self) -> dict[str, Any]:
-        """The figures of the end, or the error."""
+        """The final figures, or the error."""
         if self.error is not None:
             told = next(iter(str(self.error).splitlines()), "") or "no message"
             error = f"{type(self.error).__name__}: {told}"
@@ -130,9 +131,9 @@ class _Training:
 
 
 class TellTrial(UserCallback):
-    """Sends reports that have the metric to the trial, but not that of the last iteration.
+    """Sends the reports that have the metric to the trial, except the report of the last iteration.
 
-    At the end the workers go by themselves; the trial reports it afterwards.
+    The trial itself sends the last one, after the workers have ended.
     """
 
     def __init__(self, queue: Queue, metric: str, max_iters: int) -> None:
@@ -147,10 +148,10 @@ class TellTrial(UserCallback):
 
 
 def make_report(figures: dict[str, float], metric: str, percent: float) -> dict[str, Any]:
-    """What Tune is told: what it compares trials by, and everything for the record."""
+    """A report for Tune: the metric that compares trials, the progress in %, and all figures for the record."""
     return {metric: figures[metric], PERCENT: percent, FIGURES: figures}
 
 
 def load_history(folder: Path) -> list[dict[str, float]]:
-    """Every report of a training run that has ended."""
+    """All reports of a training run that has ended, by iteration."""
     return json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["history"]

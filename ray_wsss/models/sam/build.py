@@ -1,4 +1,4 @@
-"""SAM by name: the tiny one from the package, Meta's from a path or a verified download."""
+"""Building SAM by name: the tiny SAM from the package, Meta's SAMs from a file or a verified download."""
 
 import hashlib
 import http.client
@@ -20,7 +20,7 @@ from ray_wsss.storage import cached_file, parse_path
 
 @dataclass(frozen=True)
 class PublishedCheckpoint:
-    """A checkpoint that Meta serves."""
+    """A SAM checkpoint on Meta's server."""
 
     file_name: str
     sha256: str
@@ -44,7 +44,7 @@ PUBLISHED = {
 
 
 def sam_side_px(config: SamConfig) -> int:
-    """Long side of an image in SAM's input, known without building SAM."""
+    """Long side of an image in SAM's input, in pixels, known without building SAM."""
     return IMAGE_SIZE_PX if config.name == "tiny" else 1024
 
 
@@ -52,7 +52,7 @@ def build_sam(config: SamConfig) -> Sam:
     """Build SAM with its weights, on the CPU, in eval mode, without gradients.
 
     Raises:
-        UserError: no checkpoint to be had, or one of another size.
+        UserError: the checkpoint can't be found, downloaded or read, or does not fit this SAM.
     """
     path = resolve_checkpoint(config)
     sam = build_tiny_sam() if config.name == "tiny" else sam_model_registry[config.name]()
@@ -65,13 +65,16 @@ def build_sam(config: SamConfig) -> Sam:
 
 
 def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
-    """The file of this machine with SAM's weights: the one given, the package's, or a download.
+    """Find or download SAM's weights, and return their local file.
+
+    ``config.checkpoint`` comes first (copied to the cache if it is remote). Without it, the tiny SAM's
+    weights come from the package, and Meta's are downloaded.
 
     Args:
         cache: folder of downloads; by default ``$RAY_WSSS_CACHE`` or ``~/.cache/ray_wsss``.
 
     Raises:
-        UserError: the file is missing, can't be downloaded, or has another hash.
+        UserError: the file does not exist, can't be downloaded, or has the wrong hash.
     """
     folder = cache or Path(os.environ.get("RAY_WSSS_CACHE", Path.home() / ".cache" / "ray_wsss"))
     if config.checkpoint is not None:
@@ -91,7 +94,7 @@ def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
 
 
 def _download(published: PublishedCheckpoint, path: Path) -> None:
-    """Fetch a checkpoint; it takes its name only once its hash is verified."""
+    """Download a checkpoint; the file gets its final name only after its hash is verified."""
     digest = hashlib.sha256()
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
@@ -101,14 +104,12 @@ def _download(published: PublishedCheckpoint, path: Path) -> None:
                 digest.update(chunk)
                 file.write(chunk)
         if digest.hexdigest() != published.sha256:
-            raise UserError(
-                f"{published.url} came with SHA-256 {digest.hexdigest()}; expected {published.sha256}"
-            )
+            raise UserError(f"{published.url} has SHA-256 {digest.hexdigest()}; expected {published.sha256}")
         part.replace(path)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"SAM's weights can't be downloaded ({error}); put {published.file_name} at {path}, "
-            f"or name a file with sam.checkpoint, or use sam.name=tiny for a try offline"
+            f"or set sam.checkpoint to a file, or set sam.name=tiny to run offline"
         ) from error
     finally:
         part.unlink(missing_ok=True)

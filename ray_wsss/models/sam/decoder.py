@@ -24,7 +24,8 @@ def encode_prompts(
 ) -> tuple[Tensor, Tensor]:
     """Sparse (N, T, D) and dense (N or 1, D, h, w) prompt embeddings of N prompt sets.
 
-    Arguments as for `decode_prompts`. The points come first, and equal those of SAM's ``prompt_encoder``.
+    The arguments are those of `decode_prompts`. Sparse embeddings of points come first; all embeddings equal
+    those of SAM's ``prompt_encoder``.
     """
     encoder = sam.prompt_encoder
     sparse, dense = encoder(points=None, boxes=boxes_xyxy, masks=mask_logits)
@@ -32,13 +33,13 @@ def encode_prompts(
         return sparse, dense
     if boxes_xyxy is not None:
         return torch.cat([_embed_points(encoder, points_xy, point_labels), sparse], dim=1), dense
-    # Without a box SAM adds a point that is none.
+    # Without a box, SAM appends a padding point (label -1).
     padded = F.pad(points_xy, (0, 0, 0, 1)), F.pad(point_labels, (0, 1), value=-1)
     return _embed_points(encoder, *padded), dense
 
 
 def _embed_points(encoder: PromptEncoder, points_xy: Tensor, labels: Tensor) -> Tensor:
-    """`PromptEncoder._embed_points`, without picking by label: the host would wait to learn how many."""
+    """`PromptEncoder._embed_points`, without its indexing by label, for which the host would wait."""
     negative, positive = (encoder.get_parameter(f"point_embeddings.{k}.weight") for k in (0, 1))
     kind = labels[..., None]
     position = encoder.pe_layer.forward_with_coords(points_xy + 0.5, encoder.input_image_size)
@@ -55,24 +56,24 @@ def decode_prompts(
     mask_logits: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Masks of N prompt sets, each on its own image embedding.
+    """Decode the masks of N prompt sets, each on its own image embedding.
 
-    Padding sets of different lengths with label -1 would change the result. So callers bucket them by
-    their number of points (`ops.prompts.bucket_by_count`), or say with ``valid`` which points there are.
+    Padding sets of different lengths with label -1 would change the masks. So callers either batch sets of
+    equal length (`ops.prompts.bucket_by_count`), or mark in ``valid`` the points that only fill up a set.
 
     Args:
         embeddings: (N, D, h, w) image embeddings, one per prompt set.
         points_xy: (N, P, 2) pixels of SAM's input frame, x before y; None without points.
         point_labels: (N, P), 1 foreground, 0 background; None without points.
         boxes_xyxy: (N, 4) boxes in SAM's input frame; None without boxes.
-        mask_logits: (N, 1, 4h, 4w) low-resolution logits, as an earlier call gave them; None without masks.
-        valid: (N, P) bool, False for a point that fills up its set: the masks are those of the set without
-            it, up to rounding. None: all are valid, and the result is SAM's to the bit.
+        mask_logits: (N, 1, 4h, 4w) low-resolution logits of an earlier call; None without masks.
+        valid: (N, P) bool, False for a point that only fills up its set: the masks equal those of the set
+            without it, up to rounding. None: all points are valid, and the masks equal SAM's bit for bit.
 
     Returns:
         logits: (N, 4, 4h, 4w) low-resolution mask logits. Output 0 is the single-mask output,
             1 to 3 are the multimask outputs sub-part, part and whole.
-        predicted_iou: (N, 4).
+        predicted_iou: (N, 4) SAM's own estimate of each mask's IoU.
     """
     sparse, dense = encode_prompts(sam, points_xy, point_labels, boxes_xyxy, mask_logits)
     decoder = sam.mask_decoder
@@ -99,17 +100,17 @@ def decode_prompts(
 
 
 def upscale_logits(sam: Sam, logits: Tensor, input_hw: tuple[int, int], image_hw: tuple[int, int]) -> Tensor:
-    """Low-resolution logits (N, K, a, b) to image resolution (N, K, H, W), as SAM does it.
+    """Resize low-resolution logits (N, K, a, b) to image resolution (N, K, H, W), as SAM does.
 
-    First to SAM's square input, then the padding is cut off, then to the image (bilinear). What would be cut
-    off is not made.
+    SAM resizes them to its square input, cuts off the padding, and resizes the rest to the image, bilinearly.
+    This function does not compute the part that is cut off.
 
     Args:
-        input_hw: size of the resized image inside SAM's square input, in pixels.
-        image_hw: size of the image itself, in pixels.
+        input_hw: height and width of the resized image inside SAM's square input, in pixels.
+        image_hw: height and width of the image itself, in pixels.
     """
     factor = sam.image_encoder.img_size // logits.shape[-1]
-    # A pixel needs its neighbours beyond the edge too.
+    # Pixels at the edge also need their neighbours beyond it.
     rows, columns = (min(logits.shape[-1], -(-px // factor) + 1) for px in input_hw)
     logits = logits[..., :rows, :columns]
     frame = F.interpolate(logits, (factor * rows, factor * columns), mode="bilinear", align_corners=False)

@@ -1,9 +1,10 @@
-"""Images to SAM embeddings."""
+"""SAM's image encoder: from images to embeddings."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from segment_anything.modeling import Sam
@@ -24,22 +25,22 @@ DTYPES: dict[EncoderPrecision, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-"""Of the weights."""
+"""Dtype of the encoder's weights, by precision."""
 _COMPILE_FROM = {"cpu": 200, "cuda": 10_000}
-"""Images of Meta's SAMs from which compiling pays. On 2 CPU cores it takes 20 s and saves 0.25 (fp32) to 1 s
-(bf16) an image of ViT-B; for GPUs this is an estimate."""
+"""Number of images from which compiling Meta's SAMs pays off, by device type. On 2 CPU cores compiling takes
+20 s and saves 0.25 s (fp32) to 1 s (bf16) per image of ViT-B; the number for GPUs is an estimate."""
 _COMPILE_TINY_FROM = 50_000
-"""The tiny SAM's: half a millisecond each."""
+"""The same number for the tiny SAM, where compiling saves half a millisecond per image."""
 
 
 class SamEncoder:
-    """SAM's image encoder as fast as its device allows: batches of one size, no gradients, no autocast.
+    """SAM's image encoder, run as fast as the device allows: in batches, without gradients or autocast.
 
     Args:
-        sam: its image encoder is cast to ``precision``; prompt encoder and decoder stay in float32.
-        batch_size: images per pass.
-        run_block: of `fast_vit.compile_block`; without it nothing is compiled.
-        or_eager: where compiling fails, go on without, and warn.
+        sam: SAM. Its image encoder is cast to ``precision``; prompt encoder and decoder stay float32.
+        batch_size: images per forward pass.
+        run_block: result of `models.sam.fast_vit.compile_block`; None: nothing is compiled.
+        or_eager: if compiling fails, warn and run uncompiled instead of raising UserError.
     """
 
     def __init__(
@@ -54,16 +55,16 @@ class SamEncoder:
         self.precision: EncoderPrecision = precision
         self.sam, self.batch_size, self.run_block, self.or_eager = sam, batch_size, run_block, or_eager
         sam.image_encoder.to(DTYPES[precision])
-        # Of convolutions only; what is between the blocks has its channels last already.
+        # Only the convolutions need this: tensors between the blocks have their channels last already.
         for part in (sam.image_encoder.patch_embed, sam.image_encoder.neck):
-            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            part.to(memory_format=torch.channels_last)
         self._copies: torch.cuda.Stream | None = None
 
-    def __call__(self, images: Sequence[NDArray]) -> Tensor:
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         """Embeddings (N, D, h, w), float32, of N images, (H, W, 3) uint8 RGB of any sizes.
 
-        On a GPU, images are copied, resized and normalised beside the computing of those before them, and the
-        host waits for nothing.
+        On a GPU, a batch is copied, resized and normalised while the batch before it is encoded, and the host
+        never waits.
         """
         size = self.batch_size
         batches = [images[at : at + size] for at in range(0, len(images), size)]
@@ -71,10 +72,10 @@ class SamEncoder:
 
     @torch.no_grad()
     def encode(self, inputs: Tensor) -> Tensor:
-        """Embeddings (N, D, h, w), float32, of SAM's inputs (N, 3, S, S), on its device.
+        """Embeddings (N, D, h, w), float32, of inputs (N, 3, S, S) as from `prepare_images`, on SAM's device.
 
         Raises:
-            UserError: compiling failed.
+            UserError: compiling failed, and `or_eager` is off.
         """
         with torch.autocast(inputs.device.type, enabled=False), matmul_precision(self.precision):
             return torch.cat([self._pass(part)[: len(part)] for part in inputs.split(self.batch_size)])
@@ -82,21 +83,21 @@ class SamEncoder:
     def _pass(self, inputs: Tensor) -> Tensor:
         if self.run_block is None:
             return fast_forward(self.sam.image_encoder, inputs).float()
-        # What is compiled is so for one shape.
+        # Compiled code serves one shape, so a smaller batch is filled up.
         full = F.pad(inputs, (0, 0) * 3 + (0, self.batch_size - len(inputs)))
         try:
             return fast_forward(self.sam.image_encoder, full, self.run_block).float()
         except TorchDynamoException as error:
             reason = f"SAM's encoder can't be compiled ({str(error).splitlines()[0]})"
             if not self.or_eager:
-                raise UserError(f"{reason}; --sam.compile off does without") from error
+                raise UserError(f"{reason}; --sam.compile off runs it uncompiled") from error
             warnings.warn(f"{reason}; it runs uncompiled, slower", stacklevel=2)
             self.run_block = None
             return self._pass(inputs)
 
     @torch.no_grad()
-    def _upload(self, images: Sequence[NDArray]) -> Tensor:
-        """SAM's inputs (N, 3, S, S) of some images."""
+    def _upload(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Prepare N images as SAM's inputs (N, 3, S, S), on its device."""
         if self.sam.device.type != "cuda":
             return prepare_images(self.sam, images)
         self._copies = self._copies or torch.cuda.Stream(self.sam.device)
@@ -107,17 +108,17 @@ class SamEncoder:
         inputs.record_stream(current)
         return inputs
 
-    def _place(self, image: NDArray) -> Tensor:
-        """An image on the device (3, h, w), long side S; only its bytes travel."""
+    def _place(self, image: NDArray[np.uint8]) -> Tensor:
+        """Copy an image to the device as uint8, and resize it there to a long side of S: (3, h, w)."""
         size_hw = sam_input_hw(self.sam, (image.shape[0], image.shape[1]))
         return resize_like_pillow(upload(torch.tensor(image), self.sam.device).permute(2, 0, 1), size_hw)
 
 
 def load_encoder(config: SamConfig, device: torch.device, images: int = 0) -> SamEncoder:
-    """SAM with its weights on a device, behind its encoder.
+    """Build SAM with its weights on a device, and wrap it in its encoder.
 
     Args:
-        images: how many will be encoded, about: with ``compile=auto`` that decides.
+        images: approximate number of images to encode; it decides about compiling with ``compile=auto``.
 
     Raises:
         UserError: as `build_sam`.
@@ -132,9 +133,9 @@ def load_encoder(config: SamConfig, device: torch.device, images: int = 0) -> Sa
 
 
 def precision_on(config: SamConfig, device: str) -> EncoderPrecision:
-    """The precision on a type of torch device; auto is bf16 where there are units for it.
+    """Precision of the image encoder on a type of torch device; auto is bf16 where the hardware supports it.
 
-    GPUs that torch still supports have them. Of CPUs it is the one at hand that counts.
+    The GPUs that torch still supports all do. For CPUs, the CPU of this machine decides.
     """
     if config.precision != "auto":
         return config.precision
@@ -142,34 +143,35 @@ def precision_on(config: SamConfig, device: str) -> EncoderPrecision:
 
 
 def compiles(config: SamConfig, device: str, images: int) -> bool:
-    """Whether the encoder is compiled for so many images on a type of torch device."""
+    """Whether the encoder is compiled for this number of images on a type of torch device."""
     if config.compile != "auto" or device not in _COMPILE_FROM:
         return config.compile == "on"
     return images >= (_COMPILE_TINY_FROM if config.name == "tiny" else _COMPILE_FROM[device])
 
 
 def sam_input_hw(sam: Sam, image_hw: tuple[int, int]) -> tuple[int, int]:
-    """Size (height, width) in pixels that an image has inside SAM's square input."""
+    """Height and width, in pixels, of an image inside SAM's square input."""
     return ResizeLongestSide.get_preprocess_shape(*image_hw, sam.image_encoder.img_size)
 
 
-def prepare_images(sam: Sam, images: Sequence[NDArray]) -> Tensor:
-    """Images, (H, W, 3) uint8 RGB of any sizes, to SAM's input (N, 3, S, S), float32.
+def prepare_images(sam: Sam, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """Convert images, (H, W, 3) uint8 RGB of any sizes, to SAM's input (N, 3, S, S), float32.
 
-    As ``SamPredictor.set_image``: long side to S (antialiased), normalised, padded right and below.
+    As in ``SamPredictor.set_image``, the long side is resized to S (antialiased), and the image is normalised
+    and padded right and below.
     """
     resize = ResizeLongestSide(sam.image_encoder.img_size)
-    # Most come resized from the tasks that decode.
+    # Most images were resized already by the tasks that decoded them.
     fitting = [x if max(x.shape[:2]) == resize.target_length else resize.apply_image(x) for x in images]
     resized = [torch.tensor(image, device=sam.device) for image in fitting]
     return torch.stack([sam.preprocess(image.permute(2, 0, 1).float()) for image in resized])
 
 
 def resize_like_pillow(image: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """An image (3, h, w) uint8 at another size, float32 of whole numbers, as ``PIL.Image.resize`` (bilinear).
+    """Resize an image (3, h, w) uint8 as ``PIL.Image.resize`` (bilinear) does; whole numbers as float32.
 
-    Pillow resizes rows, rounds, resizes columns, rounds. Its values are met but for ties in rounding, where
-    they differ by 1.
+    Pillow resizes rows, rounds, resizes columns, rounds. The values equal Pillow's, except ties in rounding,
+    which differ by 1.
     """
     across = F.interpolate(image[None].float(), (image.shape[1], size_hw[1]), mode="bilinear", antialias=True)
     down = F.interpolate(_round(across), size_hw, mode="bilinear", antialias=True)
@@ -181,14 +183,14 @@ def _round(values: Tensor) -> Tensor:
 
 
 def _cpu_multiplies_bf16() -> bool:
-    # Older torch does not tell.
+    # Older versions of torch can't report capabilities.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 @contextmanager
-def matmul_precision(precision: EncoderPrecision) -> Iterator[None]:
-    """Where it is tf32, torch multiplies matrices of float32 in TensorFloat-32."""
+def matmul_precision(precision: EncoderPrecision) -> Generator[None, None, None]:
+    """Context in which torch multiplies float32 matrices in TensorFloat-32, if the precision is tf32."""
     before = torch.get_float32_matmul_precision()
     if precision == "tf32":
         torch.set_float32_matmul_precision("high")

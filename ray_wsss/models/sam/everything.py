@@ -1,6 +1,6 @@
-"""Segment everything: a grid of point prompts per image, the good and distinct masks of it.
+"""Segment everything: prompt SAM with a grid of points per image, and keep the good, distinct masks.
 
-Finds the masks that segment_anything's ``SamAutomaticMaskGenerator`` finds without crops and without
+Finds the same masks as segment_anything's ``SamAutomaticMaskGenerator`` without crops and without
 small-region clean-up, but decodes the prompts of many images together. Masks are kept as low-resolution
 logits, and only a slice of them is at image size at any time.
 """
@@ -24,28 +24,28 @@ from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
 from ray_wsss.models.sam.encoder import sam_input_hw
 
 SLICE_PX = 2**22
-"""Logits at full size at a time: 4 masks of 1024 x 1024 pixels. More is slower on CPUs (twice, at 2**24)."""
+"""Logits at image size in memory at a time: 4 masks of 1024 x 1024. CPUs take twice as long at 2**24."""
 
 
 @dataclass(frozen=True, eq=False)
 class FoundMasks:
-    """K masks of one image, the highest predicted IoU first."""
+    """K masks of one image, highest predicted IoU first."""
 
     logits: Float[Tensor, "K a b"]
     """SAM's low-resolution logits."""
     predicted_iou: Float[Tensor, " K"]
     """SAM's own estimate of each mask's IoU."""
     stability_score: Float[Tensor, " K"]
-    """IoU of the masks at the raised and the lowered threshold; NaN where even the latter is empty."""
+    """IoU of each mask at a raised and at a lowered threshold; NaN if even the latter is empty."""
     areas: Int[Tensor, " K"]
-    """Pixels of the image in each mask."""
+    """Pixels of each mask at image size."""
     boxes_xyxy: Int[Tensor, "K 4"]
-    """First column and row, last column and row of each mask, in pixels of the image; 0 if empty."""
+    """First column, first row, last column and last row of each mask, in pixels of the image; 0 if empty."""
     points_xy: Float[Tensor, "K 2"]
-    """The prompt of each mask, in pixels of the image, float64."""
+    """Prompt point of each mask, in pixels of the image, float64."""
 
     def select(self, index: Int[Tensor, " k"]) -> "FoundMasks":
-        """The masks of the given indices, in their order."""
+        """Masks at the given indices, in that order."""
         return FoundMasks(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
@@ -58,22 +58,24 @@ def find_masks(
     *,
     decode_batch_size: int,
 ) -> list[FoundMasks]:
-    """Everything SAM finds in B images, in the generator's order.
+    """Find the masks of everything in B images, in the order of segment_anything's generator.
 
     Args:
-        embeddings: of the whole images.
-        images_hw: sizes (height, width) in pixels at which masks are judged; they may differ.
+        embeddings: SAM's embeddings of the whole images.
+        images_hw: height and width, in pixels, at which each image's masks are judged.
         config: grid and thresholds; a threshold of 0 is off. ``overlap`` and ``max_side_px`` are not read.
         decode_batch_size: points per pass of the mask decoder; a pass may span images.
 
     Raises:
-        ValueError: not one size per embedding.
+        ValueError: the numbers of sizes and embeddings differ.
     """
     if len(images_hw) != len(embeddings):
-        raise ValueError(f"{len(images_hw)} image sizes for {len(embeddings)} embeddings")
-    found = []
+        raise ValueError(
+            f"images_hw has {len(images_hw)} sizes; expected {len(embeddings)}, one per embedding"
+        )
+    found: list[FoundMasks] = []
     good = _find_good_masks(sam, embeddings, images_hw, config, decode_batch_size)
-    # An image's duplicates go as soon as its last point is decoded, so only its own masks pile up.
+    # Duplicates are dropped after an image's last point, so the candidates of only one image pile up.
     for _, parts in groupby(good, key=itemgetter(0)):
         masks = _concatenate([masks for _, masks in parts])
         found.append(masks.select(nms(masks.boxes_xyxy.float(), masks.predicted_iou, config.box_nms_thresh)))
@@ -84,7 +86,7 @@ def find_masks(
 def masks_at_image_size(
     sam: Sam, found: FoundMasks, image_hw: tuple[int, int]
 ) -> Iterator[Bool[Tensor, "k H W"]]:
-    """The binary masks in order, in slices of at most `SLICE_PX` pixels (but at least one mask)."""
+    """Yield the binary masks in order, in slices of at most `SLICE_PX` pixels (but at least one mask)."""
     for logits in _upscale_in_slices(sam, found.logits, image_hw):
         yield logits > sam.mask_threshold
 
@@ -96,9 +98,9 @@ def _find_good_masks(
     config: SegmentsConfig,
     batch_size: int,
 ) -> Iterator[tuple[int, FoundMasks]]:
-    """Per decoder pass and image in it: the image's index and its masks above the thresholds.
+    """Yield the index of an image and its masks above the thresholds, once per decoder pass and image in it.
 
-    Images ascend, and each comes up at least once.
+    Images ascend, and each is yielded at least once.
     """
     grid_xy = build_point_grid(config.points_per_side)
     per_image = len(grid_xy)
@@ -112,14 +114,14 @@ def _find_good_masks(
             first, last = max(start, image * per_image), min(end, (image + 1) * per_image)
             rows = slice(first - start, last - start)
             xy = points_xy[first:last].to(embeddings.device)
-            # Output 0, the single-mask output, is none of the generator's candidates.
+            # The generator does not use output 0, the single-mask output.
             yield image, _keep_good(sam, logits[rows, 1:], iou[rows, 1:], xy, images_hw[image], config)
 
 
 def _place_grid(
     sam: Sam, grid_xy: np.ndarray, images_hw: Sequence[tuple[int, int]]
 ) -> tuple[Float[Tensor, "N 2"], Float[Tensor, "N 2"]]:
-    """The grid on each image in turn: pixels of the image, and of SAM's input.
+    """Grid points on each image in turn, in pixels of the image and in pixels of SAM's input.
 
     Both are float64: the generator rounds to float32 only inside SAM's prompt encoder.
     """
@@ -138,10 +140,10 @@ def _keep_good(
     image_hw: tuple[int, int],
     config: SegmentsConfig,
 ) -> FoundMasks:
-    """The candidates of some points of one image that pass both thresholds."""
+    """Candidates, from some points of one image, that pass both thresholds."""
     candidates, iou = logits.flatten(0, 1), predicted_iou.flatten()
     index = torch.arange(len(iou), device=iou.device)
-    # The generator upscales all candidates first; to drop some by their predicted IoU that isn't needed.
+    # The generator upscales all candidates first, but the test of predicted IoU does not need that.
     if config.pred_iou_thresh > 0:
         index = (iou > config.pred_iou_thresh).nonzero()[:, 0]
     masks = _measure(
@@ -160,9 +162,9 @@ def _measure(
     image_hw: tuple[int, int],
     config: SegmentsConfig,
 ) -> FoundMasks:
-    """Add to the candidates what is measured at image size."""
-    # Written in place: small results that stay between large slices that go would split the C heap, and
-    # 1,000 masks of 1024 x 1024 pixels would take 1.6 GB.
+    """Measure candidates at image size: stability score, area and box."""
+    # Written in place: small results that outlive the large slices would fragment the C heap, and 1,000 masks
+    # of 1024 x 1024 pixels would take 1.6 GB.
     stability = torch.empty_like(predicted_iou)
     areas = torch.empty(len(logits), dtype=torch.long, device=logits.device)
     boxes = torch.empty(len(logits), 4, dtype=torch.long, device=logits.device)
@@ -180,7 +182,7 @@ def _measure(
 def _upscale_in_slices(
     sam: Sam, logits: Float[Tensor, "K a b"], image_hw: tuple[int, int]
 ) -> Iterator[Float[Tensor, "k H W"]]:
-    """Logits at image size, a bounded number of masks at a time; of no masks, one empty slice."""
+    """Yield logits at image size, at most `SLICE_PX` at a time; without masks, one empty slice."""
     largest_px = max(image_hw[0] * image_hw[1], sam.image_encoder.img_size**2)
     for part in logits.split(max(1, SLICE_PX // largest_px)):
         yield upscale_logits(sam, part[:, None], sam_input_hw(sam, image_hw), image_hw)[:, 0]

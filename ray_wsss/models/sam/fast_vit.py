@@ -1,13 +1,13 @@
 """segment_anything's image encoder with its own weights, faster: attention without a matrix of biases.
 
-ViTDet's attention adds to the logit of query (y, x) and key (y', x') ``rel_h[y, x, y'] + rel_w[y, x, x']``.
-That sum is a dot product: of the query's (rel_h | rel_w) with ones at y' and H + x'. So the bias moves into
-queries and keys, which get H + W more channels, and any fused attention will do; segment_anything writes
-4096 x 4096 biases and as many logits, for every head.
+ViTDet's attention adds the bias ``rel_h[y, x, y'] + rel_w[y, x, x']`` to the logit of query (y, x) and key
+(y', x'). That sum is a dot product: the query's (rel_h | rel_w) times a vector with ones at y' and H + x'. So
+the bias is folded into queries and keys as H + W more channels, and any fused attention can compute it.
+segment_anything instead writes 4096 x 4096 biases, and as many logits, for every head.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
@@ -17,22 +17,25 @@ from torch._dynamo import config as dynamo
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _MULTIPLE = 8
-"""Fused attention wants heads of so many channels, or a multiple."""
+"""Fused attention needs a multiple of this number of channels per head."""
 _BAND = 256
-"""Queries whose logits are in memory together, where there is no fused attention."""
+"""Queries whose logits are in memory at a time, where fused attention is not used."""
 _SHAPES = 64
-"""Kinds of blocks, batches and precisions that a process may compile, of all its SAMs; torch's limit is 8."""
+"""Most combinations of block, batch size and precision that a process may compile; torch's own limit is 8."""
 
 RunBlock = Callable[[Block, Tensor, Tensor, Tensor], Tensor]
-"""A block on tokens (N, H, W, C), with its side's offsets and keys (`make_tables`)."""
+"""Runs a block on tokens (N, H, W, C), with the offsets and keys for its side (`make_tables`)."""
 
 
 def fast_forward(encoder: ImageEncoderViT, inputs: Tensor, run_block: RunBlock | None = None) -> Tensor:
-    """What ``encoder(inputs)`` is, up to rounding: (N, 3, S, S) to (N, D, h, w), in the weights' dtype.
+    """Compute ``encoder(inputs)``, up to rounding: (N, 3, S, S) to (N, D, h, w), in the weights' dtype.
 
     Args:
-        run_block: of `compile_block`; without it nothing is compiled.
+        run_block: result of `compile_block`; None: nothing is compiled.
     """
     make_tables(encoder)
     run = run_block or _block
@@ -47,38 +50,38 @@ def fast_forward(encoder: ImageEncoderViT, inputs: Tensor, run_block: RunBlock |
 
 
 def compile_block(*, flex: bool) -> RunBlock:
-    """How to run blocks compiled, for tensors of one shape.
+    """Make a function that runs blocks compiled, for tensors of one shape.
 
-    SAM's blocks are of two kinds, with windows and without: compiling both serves them all, where the encoder
-    as a whole would be up to 32 of them.
+    SAM has two kinds of blocks, with windows and without. Compiling one of each serves all blocks; compiling
+    the whole encoder would compile up to 32 blocks.
 
     Args:
-        flex: attention among all tokens gets the relative positions from `flex_attention`, a kernel made for
-            them, and is not widened by them: that is 30 % of the folded ViT-B's products, 8 % of ViT-H's. On
-            a CPU the folded way is faster.
+        flex: use `flex_attention`, which applies the relative positions itself, for attention among all
+            tokens. Queries and keys then keep their width; the extra channels of the folded bias are 30 % of
+            ViT-B's products and 8 % of ViT-H's. On a CPU the folded bias is faster.
     """
     dynamo.cache_size_limit = max(_SHAPES, dynamo.cache_size_limit)
-    folded, before, mix, after = map(_compile, (_block, _split, _flex, _finish))
+    folded, before, mix, after = _compile(_block), _compile(_split), _compile(_flex), _compile(_finish)
 
     def run(block: Block, x: Tensor, offsets: Tensor, keys: Tensor) -> Tensor:
         if not flex or block.window_size > 0 or not block.attn.use_rel_pos:
             return folded(block, x, offsets, keys)
-        # In parts, since flex_attention on a CPU reads only biases that were made before.
-        q, k, v, *biases = before(block.attn, block.norm1(x), offsets)
-        return after(block, x, mix(q, k, v, *biases, block.attn.scale))
+        # In parts, since flex_attention on a CPU can only read biases that are computed beforehand.
+        q, k, v, bias_h, bias_w = before(block.attn, block.norm1(x), offsets)
+        return after(block, x, mix(q, k, v, bias_h, bias_w, block.attn.scale))
 
     return run
 
 
-def _compile(function: Any) -> Any:
-    # With a full graph a failure is an error; without, it would be slow and nobody would know.
+def _compile(function: Callable[P, R]) -> Callable[P, R]:
+    # With fullgraph a failure raises an error; without it, the function would silently run slowly.
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 def make_tables(encoder: ImageEncoderViT) -> None:
-    """What positions alone decide, as buffers beside the weights; a state dict does not have them.
+    """Add tables that depend only on positions to the encoder, as buffers that its state dict leaves out.
 
-    Nothing is done where they are there already.
+    Existing tables are kept.
     """
     for block in encoder.blocks:
         assert isinstance(block, Block)
@@ -94,7 +97,7 @@ def make_tables(encoder: ImageEncoderViT) -> None:
 
 
 def _side_of(encoder: ImageEncoderViT, block: Block) -> int:
-    """Tokens along a side of the square in which a block attends."""
+    """Tokens along a side of the square within which a block attends."""
     return block.window_size or encoder.img_size // encoder.patch_embed.proj.stride[0]
 
 
@@ -109,13 +112,13 @@ def _block(block: Block, x: Tensor, offsets: Tensor, keys: Tensor) -> Tensor:
 
 
 def _finish(block: Block, x: Tensor, attended: Tensor) -> Tensor:
-    """What comes after attention, itself (N, H, W, C) still without its projection."""
+    """Rest of a block after attention; ``attended`` (N, H, W, C) is not projected yet."""
     x = x + block.attn.proj(attended)
     return x + block.mlp(block.norm2(x))
 
 
 def _attend(attn: Attention, x: Tensor, offsets: Tensor, keys: Tensor) -> Tensor:
-    """Attention among the tokens of each square (M, side, side, C), without the projection after it."""
+    """Attention among the tokens of each square (M, side, side, C), without the output projection."""
     q, k, v, bias_h, bias_w = _split(attn, x, offsets)
     queries = q * attn.scale
     if attn.use_rel_pos:
@@ -126,7 +129,7 @@ def _attend(attn: Attention, x: Tensor, offsets: Tensor, keys: Tensor) -> Tensor
 
 
 def _split(attn: Attention, x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Queries, keys, values (M, heads, L, D), and the biases of rows and of columns (M, heads, L, side)."""
+    """Queries, keys and values (M, heads, L, D), row biases and column biases (M, heads, L, side)."""
     count, side, width, _ = x.shape
     assert side == width, "SAM's input and its windows are square"
     q, k, v = attn.qkv(x).reshape(count, side * side, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -141,23 +144,23 @@ def _split(attn: Attention, x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor,
 
 
 def _merge(heads: Tensor, side: int) -> Tensor:
-    """(M, heads, L, D) to squares of tokens (M, side, side, C)."""
+    """Turn (M, heads, L, D) into squares of tokens (M, side, side, C)."""
     return heads.transpose(1, 2).flatten(2).unflatten(1, (side, side))
 
 
 def _mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Means of values (M, heads, L, D), weighted by softmax of the products of q and k, wider ones."""
+    """Means of values (M, heads, L, D), weighted by the softmax of q k^T; q and k may be wider."""
     if q.device.type == "cpu" and q.dtype != torch.float32:
-        # Here torch's fused attention is slower than in float32, and matrix multiplication faster.
+        # In low precision on a CPU, torch's fused attention is slower than in float32, and matmul is faster.
         bands = q.split(_BAND, 2)
         return torch.cat([(band @ k.transpose(-1, -2)).softmax(-1) @ v for band in bands], 2)
-    # Without equal widths there is no fused kernel.
+    # Fused kernels need as many channels in v as in q and k.
     padded = F.pad(v, (0, k.shape[-1] - v.shape[-1]))
     return F.scaled_dot_product_attention(q, k, padded, scale=1.0)[..., : v.shape[-1]]
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor, scale: float) -> Tensor:
-    """The same as squares of tokens, from the biases; where it is not compiled, they are written out."""
+    """Attention by flex_attention, as squares of tokens; uncompiled, it writes out all biases."""
     side = bias_h.shape[-1]
     attended = flex_attention(
         q,

@@ -1,4 +1,4 @@
-"""The tiny SAM: segment_anything's own modules at a size that a laptop runs offline.
+"""The tiny SAM: segment_anything's own modules, small enough for a laptop and shipped with the package.
 
 Its weights were trained by ``jobs/train_tiny_sam.py`` on generated scenes only. The three
 multimask outputs mean what they mean in SAM: sub-part, part, whole.
@@ -19,12 +19,12 @@ PROMPT_DIM = 64
 
 
 def tiny_checkpoint() -> Path:
-    """Path of the weights that ship inside the package (safetensors, fp16)."""
+    """Path of the weights inside the package (safetensors, fp16)."""
     return Path(str(files("ray_wsss.models.sam") / "tiny.safetensors"))
 
 
 def build_tiny_sam() -> Sam:
-    """An untrained tiny SAM: 128 px input, embedding (64, 16, 16), low-resolution masks 64 x 64.
+    """Build an untrained tiny SAM: 128 px input, embedding (64, 16, 16), low-resolution masks 64 x 64.
 
     SAM's input normalisation is kept, so images are prepared as for Meta's checkpoints.
     """
@@ -37,7 +37,7 @@ def build_tiny_sam() -> Sam:
             depth=6,
             num_heads=4,
             mlp_ratio=4,
-            norm_layer=cast(type[nn.Module], partial(nn.LayerNorm, eps=1e-6)),  # any factory will do
+            norm_layer=cast(type[nn.Module], partial(nn.LayerNorm, eps=1e-6)),  # any factory works
             use_rel_pos=True,
             window_size=8,
             global_attn_indexes=(1, 3, 5),

@@ -1,7 +1,8 @@
 """SAM's two-way transformer for prompt sets of different lengths in one batch.
 
-segment_anything's `TwoWayTransformer.forward` knows no padding. This is the same arithmetic on the same
-weights, with a mask over the tokens that others may attend to, and attention without its matrix in memory.
+segment_anything's `TwoWayTransformer.forward` does not support padding. This module does the same arithmetic
+with the same weights, but masks the tokens that only fill up a set, and does not keep the attention matrix in
+memory.
 """
 
 from typing import cast
@@ -20,12 +21,12 @@ def run_two_way(
     tokens: Float[Tensor, "N T D"],
     valid: Bool[Tensor, "N T"],
 ) -> tuple[Float[Tensor, "N T D"], Float[Tensor, "N P D"]]:
-    """Tokens and image pixels (P = h w) after the transformer.
+    """Run the transformer, and return its tokens and its image pixels (P = h w).
 
     Args:
-        image_position: positional encoding, added wherever the image is attended to.
-        valid: tokens that there are, at least one per set. What comes out of the others means nothing, and
-            nothing of them goes into what comes out of these or of the image.
+        image_position: positional encoding of the image, added to its queries and keys in every attention.
+        valid: False for tokens that only fill up a set; every set needs a valid token. The other tokens'
+            outputs mean nothing, and they affect neither the valid tokens' outputs nor the image's.
     """
     keys = image_embedding.flatten(2).transpose(1, 2)
     key_position = image_position.flatten(2).transpose(1, 2)
@@ -54,7 +55,7 @@ def _run_block(
         queries = queries + _attend(block.self_attn, placed, placed, queries, valid)
     queries = block.norm1(queries)
 
-    # Of the image SAM itself masks nothing.
+    # All pixels are valid: SAM does not mask its padding of the image.
     placed_keys = keys + key_position
     to_image = block.cross_attn_token_to_image
     queries = block.norm2(queries + _attend(to_image, queries + query_position, placed_keys, keys, None))
@@ -72,7 +73,7 @@ def _attend(
     v: Float[Tensor, "N K D"],
     valid: Bool[Tensor, "N K"] | None,
 ) -> Float[Tensor, "N Q D"]:
-    """`Attention.forward`; keys that are not valid get no attention."""
+    """`Attention.forward`, in which keys that are not valid get no attention."""
     projected = (attention.q_proj(q), attention.k_proj(k), attention.v_proj(v))
     heads = [x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for x in projected]
     mask = None if valid is None else valid[:, None, None, :]

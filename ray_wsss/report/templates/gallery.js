@@ -1,6 +1,6 @@
 "use strict";
-// The images of the report: facts to sort and filter by, and pictures that are read when they are shown.
-// Names from the data set are only ever set as text.
+// The gallery of the report: facts to sort and filter images by, and pictures that are parsed when shown.
+// Names from the data set are only ever set as text, never as HTML.
 
 const PER_PAGE = 48;
 const LAYERS = { cam: "CAM", masks: "SAM mask", label: "pseudo label", prediction: "prediction", truth: "ground truth" };
@@ -36,7 +36,7 @@ class Gallery {
     this.update();
   }
 
-  // Pictures stand in blocks of text, of which the last few are kept as objects.
+  // Pictures come in blocks of JSON. Only the blocks parsed last stay in memory.
   picturesOf(image) {
     const number = Math.floor(image.index / this.data.perBlock);
     if (!this.blocks.has(number)) {
@@ -118,7 +118,7 @@ class Gallery {
     else if (event.target.matches(".image")) this.move(event);
   }
 
-  // Arrows move among the cards, which are one stop for Tab.
+  // Arrow keys move between the cards; Tab stops at only one of them.
   move(event) {
     const cards = [...byId("cards").children];
     const at = cards.indexOf(event.target);
@@ -154,7 +154,7 @@ class Gallery {
     if (choice === "id") return byName;
     if (choice === "class") return (a, b) => (a.classes[0] ?? Infinity) - (b.classes[0] ?? Infinity) || byName(a, b);
     const sign = choice.startsWith("-") ? -1 : 1, key = choice.replace("-", "");
-    // What has no figure comes last, either way.
+    // Images without the value come last in either direction.
     return (a, b) => (a[key] === null) - (b[key] === null) || sign * (a[key] - b[key]) || byName(a, b);
   }
 
@@ -202,12 +202,12 @@ class Gallery {
     const parts = [];
     if (image.score !== null) parts.push(`score ${image.score.toFixed(2)}`);
     if (image.iou !== null) parts.push(`IoU ${percent(image.iou)}`);
-    if (image.predictionIou !== null) parts.push(`predicted ${percent(image.predictionIou)}`);
+    if (image.predictionIou !== null) parts.push(`prediction IoU ${percent(image.predictionIou)}`);
     if (image.group) parts.push(image.group);
     return parts.join(", ");
   }
 
-  // The image with layers over it, each a picture of the same shape.
+  // The image with layers over it; all pictures have the same proportions.
   stack(image, layers) {
     const stack = make("span", "stack");
     const pictures = this.picturesOf(image);
@@ -272,11 +272,11 @@ class Gallery {
       row.append(...cells.map((cell) => make(tag, "", cell)));
       return row;
     };
-    const head = line(["class", "score", "SAM's IoU", "stability", "mean CAM", "points", "pixels"], "th");
+    const head = line(["class", "score", "SAM's predicted IoU", "stability", "mean CAM", "points", "pixels"], "th");
     byId("detail-masks").replaceChildren(...(rows.length ? [head, ...rows.map((row) => line(row, "td"))] : []));
   }
 
-  // Back to the card of the image that was looked at last.
+  // Focus the card of the image that was open last.
   closed() {
     const page = Math.floor(this.opened / PER_PAGE);
     if (page !== this.page) { this.page = page; this.draw(); }

@@ -1,9 +1,9 @@
 "use strict";
-// Colours: those of the system, until the reader chooses.
+// Light or dark colours: the system's setting until the reader chooses.
 function startTheme() {
   const button = document.getElementById("theme");
   const themes = ["", "light", "dark"];
-  const said = { "": "as the system has them", light: "light", dark: "dark" };
+  const said = { "": "system setting", light: "light", dark: "dark" };
   let theme = "";
   const set = (name) => {
     theme = themes.includes(name) ? name : "";

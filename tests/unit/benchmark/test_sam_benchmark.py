@@ -75,7 +75,7 @@ def test_compiled_and_in_less_precision(job, tmp_path, capsys):
 
 def test_batches_that_are_not_full(job, tmp_path, capsys):
     assert job.main(["sam", "--images", "3", "--batch-size", "2", "--work", str(tmp_path)]) == 1
-    assert "expected at least 1 of each, and full batches" in capsys.readouterr().err
+    assert "expected at least 1 of each, and --images a multiple of --batch-size" in capsys.readouterr().err
 
 
 def test_operations_by_hand(tiny_sam):

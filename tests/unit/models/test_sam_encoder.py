@@ -105,7 +105,7 @@ def test_nothing_to_compile_with(tiny_sam, monkeypatch):
     monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     torch.compiler.reset()
     strict = SamEncoder(tiny_sam, batch_size=7, run_block=compile_block(flex=False))
-    with pytest.raises(UserError, match=r"can't be compiled \(.*compiler.*; --sam.compile off does without"):
+    with pytest.raises(UserError, match=r"can't be compiled \(.*compiler.*; --sam.compile off runs it"):
         strict(IMAGES)
     lenient = SamEncoder(tiny_sam, batch_size=7, run_block=compile_block(flex=False), or_eager=True)
     with pytest.warns(UserWarning, match="it runs uncompiled, slower"):

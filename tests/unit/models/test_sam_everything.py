@@ -145,6 +145,6 @@ def test_an_image_alone_gives_the_same(tiny_sam, embeddings):
 
 def test_sizes_must_match_embeddings(tiny_sam, embeddings):
     config = SegmentsConfig(points_per_side=2)
-    with pytest.raises(ValueError, match="2 image sizes for 1 embeddings"):
+    with pytest.raises(ValueError, match="images_hw has 2 sizes; expected 1"):
         find_masks(tiny_sam, embeddings[:1], SIZES_HW[:2], config, decode_batch_size=4)
     assert find_masks(tiny_sam, embeddings[:0], [], config, decode_batch_size=4) == []

@@ -239,7 +239,7 @@ def test_weights_that_cannot_be_had_are_user_errors(tmp_path):
         build_backbone("wide_resnet38", output_stride=8, pretrained=True)
     mxnet = tmp_path / "ilsvrc-cls_rna-a1_cls1000_ep-0001.params"
     mxnet.write_bytes((0x112).to_bytes(8, "little") + bytes(64))
-    with pytest.raises(UserError, match=f".params is a file of MXNet's; expected .*PyTorch.*{expected}"):
+    with pytest.raises(UserError, match=f".params is an MXNet file; expected .*PyTorch.*{expected}"):
         build_backbone("wide_resnet38", output_stride=8, pretrained=True, checkpoint=str(mxnet))
 
 

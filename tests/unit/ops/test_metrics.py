@@ -83,7 +83,7 @@ def test_labels_out_of_range_are_refused():
 
 
 def test_adding_different_class_counts_is_refused():
-    with pytest.raises(ValueError, match="of 2 and of 3 classes"):
+    with pytest.raises(ValueError, match="have 2 and 3 classes"):
         _ = ConfusionMatrix.zeros(2) + ConfusionMatrix.zeros(3)
 
 

@@ -1,5 +1,6 @@
-"""What a report is collected from: figures of runs, metrics, images to choose."""
+"""What a report is collected from: folders, figures of runs, metrics, images to choose."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import pytest
 import torch
 
 from ray_wsss.ops.metrics import ConfusionMatrix
-from ray_wsss.report.find_run import Metrics, StageFolder
+from ray_wsss.report.find_run import Metrics, StageFolder, find_run
 from ray_wsss.report.gallery_source import choose_images
 from ray_wsss.report.history import describe_stage, describe_training, describe_work
 from ray_wsss.report.metrics import make_confusions, make_table, measured
 from ray_wsss.report.survey import Survey, SurveyedImage, confusion_of, mean_iou
+from ray_wsss.runs.manifest import NewerFormatError
 from ray_wsss.stages.evaluate import describe_confusion
 
 
@@ -71,6 +73,55 @@ def test_a_stage_says_where_it_ran_and_how_often() -> None:
     assert row.where[2] == "actors: 2, cpus per actor: 0.5"
     old = describe_stage(folder([]))
     assert (old.took, old.began, list(old.where)) == ("", "", [])
+
+
+@pytest.mark.parametrize(
+    ("commit", "told"),
+    [
+        ("26b4046a0123456789abcdef0123456789abcdef+", "0.2.0.dev0 (26b4046a+)"),
+        ("26b4046a0123456789abcdef0123456789abcdef", "0.2.0.dev0 (26b4046a)"),
+        (None, "0.2.0.dev0"),
+    ],
+)
+def test_the_version_of_a_stage_has_its_commit(commit: str | None, told: str) -> None:
+    versions = {"python": "3.11.9", "ray-wsss": "0.2.0.dev0", "torch": "2.9.0"}
+    row = describe_stage(folder([run(1, 0) | {"versions": versions, "commit": commit}]))
+    assert row.versions == versions | {"ray-wsss": told}
+    assert versions["ray-wsss"] == "0.2.0.dev0"
+
+
+def test_records_of_earlier_versions_have_no_commit() -> None:
+    versions = {"ray-wsss": "0.1.0"}
+    assert describe_stage(folder([run(1, 0) | {"versions": versions}])).versions == versions
+    assert describe_stage(folder([run(1, 0)])).versions == describe_stage(folder([])).versions == {}
+
+
+def write_manifest(path: Path, stage: str, **changes: Any) -> Path:
+    path.mkdir(parents=True)
+    content = {"stage": stage, "state": "finished", "ray_wsss": "9.0", "depends_on": {}} | changes
+    (path / "manifest.json").write_text(json.dumps(content))
+    return path
+
+
+def test_a_given_folder_of_a_newer_version_is_an_error(tmp_path: Path) -> None:
+    labels = write_manifest(tmp_path / "labels", "label", format=99)
+    with pytest.raises(NewerFormatError, match=r"labels was written by ray-wsss 9\.0 in format 99"):
+        find_run(None, {"labels": labels})
+
+
+def test_folders_of_a_newer_version_in_a_run_are_missing(tmp_path: Path) -> None:
+    newer = write_manifest(tmp_path / "labels", "label", format=99)
+    with pytest.raises(NewerFormatError, match="in format 99"):  # with nothing else to report on
+        find_run(tmp_path, {})
+    write_manifest(tmp_path / "segmenter", "train-segmenter")
+    broken = tmp_path / "web"
+    broken.mkdir()
+    (broken / "manifest.json").write_text("{")  # another program's
+    found = find_run(tmp_path, {})
+    assert [stage.stage for stage in found.stages] == ["train-segmenter"]
+    (sentence,) = found.missing
+    assert sentence.startswith(f"{newer} was written by ray-wsss 9.0 in format 99")
+    assert sentence.endswith("update ray-wsss.")
 
 
 def test_curves_of_an_unfinished_training_are_its_last_checkpoints(tmp_path: Path) -> None:

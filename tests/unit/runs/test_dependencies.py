@@ -122,7 +122,7 @@ def test_paths_become_absolute(monkeypatch, tmp_path):
 
 
 def test_what_is_no_output_of_embed_is_refused(embeddings, scene_dataset, tmp_path):
-    with pytest.raises(UserError, match="is no output of embed"):
+    with pytest.raises(UserError, match="is not an output of embed"):
         embeddings_settings(scene_dataset, DEMO)
     labels = Output(tmp_path / "labels", "label", embeddings.depends_on)
     labels.begin()
@@ -181,9 +181,9 @@ def test_classes_of_network_and_data_set(scene_dataset, tmp_path):
     check_classes(scene_dataset, tmp_path / "same", "classifier")
     with pytest.raises(UserError, match=rf"\b{len(ours)} in common; expected the same in the same order"):
         check_classes(scene_dataset, tmp_path / "turned", "classifier")
-    with pytest.raises(UserError, match=r"other 2 \(a, b, \.\.\.\), none in common"):
+    with pytest.raises(UserError, match=r"other has 2 \(a, b, \.\.\.\), none in common"):
         check_classes(scene_dataset, tmp_path / "other", "classifier")
-    with pytest.raises(UserError, match="is no output of train-segmenter"):
+    with pytest.raises(UserError, match="is not an output of train-segmenter"):
         check_classes(scene_dataset, tmp_path, "segmenter")
 
 

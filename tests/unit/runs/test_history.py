@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from ray_wsss.runs.history import RUNS, load_runs, recorded_run
+from ray_wsss.runs import history
+from ray_wsss.runs.history import RUNS, git_commit, load_runs, recorded_run
 from ray_wsss.runs.manifest import Output
+from ray_wsss.version import __version__
 
 
 def test_a_run_leaves_when_where_and_what(tmp_path: Path) -> None:
@@ -23,6 +25,8 @@ def test_a_run_leaves_when_where_and_what(tmp_path: Path) -> None:
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert record["versions"]["numpy"] == np.__version__
     assert record["machine"]["cores"] >= 1
+    assert record["versions"]["ray-wsss"] == __version__
+    assert record["commit"] == git_commit()
     assert record["began"].endswith("+00:00")
 
 
@@ -72,3 +76,22 @@ def test_damaged_records_are_none(tmp_path: Path, content: str) -> None:
     with recorded_run(tmp_path):
         pass
     assert len(json.loads((tmp_path / RUNS).read_text())) == 1
+
+
+def test_the_commit_is_that_of_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a plus where files differ from it; of a package outside of any checkout nothing is known."""
+    module = tmp_path / "ray_wsss" / "runs" / "history.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    monkeypatch.setattr(history, "__file__", str(module))
+    assert git_commit() is None
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    commit = git_commit()
+    assert commit is not None
+    assert len(commit) == 40
+    module.write_text("changed")
+    assert git_commit() == f"{commit}+"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_commit() is None

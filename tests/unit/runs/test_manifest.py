@@ -9,7 +9,16 @@ import pytest
 
 from ray_wsss.data.schema import write_table_atomically
 from ray_wsss.errors import UserError
-from ray_wsss.runs.manifest import Output, dataset_hash, file_hash, require_finished
+from ray_wsss.runs.manifest import (
+    FORMAT,
+    NewerFormatError,
+    Output,
+    dataset_hash,
+    file_hash,
+    read_manifest,
+    require_finished,
+)
+from ray_wsss.version import __version__
 
 
 @pytest.fixture
@@ -51,7 +60,7 @@ def test_another_stage_is_refused(output):
         Output(output.out, "ingest", output.depends_on).begin()
     with pytest.raises(UserError, match="holds the output of label; expected that of ingest"):
         require_finished(output.out, "ingest")
-    with pytest.raises(UserError, match="is no output of label"):
+    with pytest.raises(UserError, match="is not an output of label"):
         require_finished(output.out.parent, "label")
 
 
@@ -71,13 +80,13 @@ def test_a_foreign_folder_is_refused_and_left_alone(output, content, overwrite):
     output.out.mkdir()
     precious = output.out / "thesis.tex"
     precious.touch()
-    with pytest.raises(UserError, match="is no output of ray-wsss"):
+    with pytest.raises(UserError, match="is not an output of ray-wsss"):
         output.begin(overwrite=overwrite)
     manifest = output.out / "manifest.json"
     manifest.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="is no output of ray-wsss"):
+    with pytest.raises(UserError, match="is not an output of ray-wsss"):
         output.begin(overwrite=overwrite)
-    with pytest.raises(UserError, match="is no output of label"):
+    with pytest.raises(UserError, match="is not an output of label"):
         require_finished(output.out, "label")
     assert precious.exists()
     assert json.loads(manifest.read_text()) == content
@@ -195,3 +204,33 @@ def test_a_data_set_of_the_same_files_with_other_names_or_row_groups(scene_datas
     sizes = [sorted(path.stat().st_size for path in (copy / "shards").iterdir()) for copy in copies]
     assert sizes[0] == sizes[1] == sizes[2]
     assert len({dataset_hash(copy) for copy in copies}) == 3
+
+
+def test_a_manifest_says_what_wrote_it(output):
+    output.begin()
+    content = json.loads((output.out / "manifest.json").read_text())
+    assert content["format"] == FORMAT
+    assert content["ray_wsss"] == __version__
+
+
+def test_a_newer_format_is_refused(output):
+    output.begin()
+    path = output.out / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"format": FORMAT + 1, "ray_wsss": "9.0"}))
+    words = f"was written by ray-wsss 9.0 in format {FORMAT + 1}; .* reads formats up to {FORMAT}: update"
+    for use in (output.begin, lambda: output.begin(overwrite=True)):
+        with pytest.raises(NewerFormatError, match=words):
+            use()
+    with pytest.raises(NewerFormatError, match=words):
+        require_finished(output.out, "label")
+
+
+def test_a_manifest_of_version_0_1_has_no_format(output):
+    output.begin()
+    path = output.out / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["format"]
+    path.write_text(json.dumps(content))
+    assert read_manifest(output.out) == content
+    assert output.begin() == "unfinished"

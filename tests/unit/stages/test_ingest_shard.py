@@ -151,7 +151,7 @@ def test_finish_writes_errors_and_metadata(tmp_path):
     ("images", "max_errors", "message"),
     [
         (0, None, "all 2 images failed, the first is a.jpg: empty file"),
-        (9, 1, "2 images failed and at most 1"),
+        (9, 1, "2 images failed; expected at most 1"),
     ],
 )
 def test_too_many_errors_leave_the_list_but_no_data_set(tmp_path, images, max_errors, message):
@@ -175,7 +175,7 @@ def test_begin_clears_an_interrupted_run_and_nothing_else(tmp_path):
     begin_ingest(out)
     assert list((out / "shards").iterdir()) == []
     finish_ingest(out, ["cat"], "csv", [ShardSummary(images=1)])
-    with pytest.raises(UserError, match="already is a data set"):
+    with pytest.raises(UserError, match="is already a data set"):
         begin_ingest(out)
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"holds other files \('out'\)"):

@@ -65,8 +65,8 @@ GOOD = [
 BROKEN = {
     "truncated": (row("truncated", encoded(make_scene(6).image, "JPEG")[:900], [0]), "truncated JPEG"),
     "text": (row("text", b"hello", [0]), "not an image"),
-    "class": (row("class", scene(7, 64, 64), [99]), "image label 99; the classifier has 6 classes"),
-    "negative": (row("negative", scene(7, 64, 64), [-1]), "image label -1"),
+    "class": (row("class", scene(7, 64, 64), [99]), "image label is 99; expected 0 to 5"),
+    "negative": (row("negative", scene(7, 64, 64), [-1]), "image label is -1"),
 }
 
 
