@@ -1,4 +1,4 @@
-"""Benchmarks of speed; every one compares several ways to do the same work within one run.
+"""Benchmarks of speed; each one compares several ways to do the same work within one run.
 
     python jobs/benchmark.py label --images 2000 --json label.json
     python jobs/benchmark.py train --sam vit_b --checkpoint random --batch-size 2 --steps 2
@@ -43,7 +43,7 @@ class _Benchmark:
     """Model of SAM; tiny ships with the package, the others are Meta's."""
     checkpoint: str | None = None
     """Path of SAM's weights, or 'random' for random ones, which run as fast.
-    Without it, Meta's file is downloaded."""
+    Without it, tiny has its own weights; for the others Meta's file is downloaded."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device on which the networks run."""
     work: Path = WORK
@@ -92,7 +92,7 @@ class Label(_Benchmark):
 class Train(_Benchmark):
     """A training step of the classifier: without CPM, CPM on crops, CPM on cached embeddings, naive CPM.
 
-    Measures the seconds of forward pass, CPM, backward pass and optimiser; batches are loaded before.
+    Measures the seconds of forward pass, CPM, backward pass and optimiser, without loading and decoding.
     The ways take turns, one step each; the figures are medians.
     """
 
@@ -135,9 +135,10 @@ class Sam:
     images: int = 32
     """Number of generated scenes, a multiple of --batch-size."""
     batch_size: int = 8
-    """Images per batch, at least 1. With ViT-B, L and H, segment_anything takes gigabytes per image."""
+    """Images per batch, at least 1.
+    With ViT-B, L and H in float32, segment_anything takes gigabytes of memory per image."""
     repeats: int = 3
-    """Number of rounds, at least 1. In each, every way encodes all images, after one batch to warm up."""
+    """Number of rounds, at least 1, after one batch to warm up. Every way encodes all images in each round."""
     compile: bool = True
     """Also measure our encoder compiled; compiling takes minutes and is not counted."""
     ray: bool = True

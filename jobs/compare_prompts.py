@@ -1,5 +1,4 @@
-"""A comparison of points, boxes and masks as prompts, as a job; the flags are those of ``ray-wsss
-compare-prompts``.
+"""A comparison of kinds of prompts as a job; the flags are those of ``ray-wsss compare-prompts``.
 
     ray job submit --address http://HEAD:8265 --working-dir . -- \\
         python jobs/compare_prompts.py --preset coco --dataset /mnt/data/coco_val \\

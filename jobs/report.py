@@ -3,7 +3,7 @@
     ray job submit --address http://HEAD:8265 --working-dir . -- \\
         python jobs/report.py /mnt/runs --out /mnt/runs/report.html
 
-It runs in one process, on the head's CPUs. Submitted again, it writes the file again.
+It runs in one process, on the head's CPUs, and only reads the runs. Submitted again, it replaces the file.
 """
 
 import sys

@@ -3,7 +3,7 @@
     python jobs/train_tiny_sam.py --out ray_wsss/models/sam/tiny.safetensors
 
 The weights in the package come from this command with its defaults (about an hour on 2 CPU cores).
-Training scenes have seeds below 2**31, held-out scenes seeds above.
+Training scenes have seeds below 2**31, held-out scenes seeds from 2**31 on.
 ``--evaluate-only`` measures weights that exist.
 """
 
@@ -136,7 +136,7 @@ def _low_resolution(target: NDArray[np.bool_], scale: float) -> Tensor:
 
 
 def _loss(logits: Tensor, predicted_iou: Tensor, targets: Tensor) -> Tensor:
-    """BCE + dice per level, plus the error of the IoU head in predicting the IoU reached (as SAM is trained)."""
+    """BCE + dice per level, and the IoU head's error against the IoU reached (as SAM is trained)."""
     targets = torch.cat([targets[:, 2:], targets], dim=1)
     weights = logits.new_tensor(LEVEL_WEIGHTS)
     bce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((2, 3))

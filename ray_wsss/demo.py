@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 
 TRAIN_SCENES = 400
 HELD_OUT_SCENES = 150
-# From here on, no seed of a scene is one of the tiny SAM's training scenes (below 2**20), or of the scenes on
-# which the demo's settings were chosen.
+# Seeds of scenes from here on belong neither to the tiny SAM's training scenes (below 2**20) nor to the
+# scenes on which the demo's settings were chosen.
 FIRST_SEED = 10_000_000
 _IN_PROCESS = Workers(workers=0)
 _ACTORS = Resources(actors=2)
@@ -117,7 +117,7 @@ def _say(step: str, what: str) -> None:
 def make_scenes(
     out: Path, seed: int, cluster: Cluster, train: int = TRAIN_SCENES, held_out: int = HELD_OUT_SCENES
 ) -> None:
-    """Make the data sets ``out/train`` and ``out/held_out``; no other seed has one of their scenes."""
+    """Make the data sets ``out/train`` and ``out/held_out``; no two values of ``seed`` share a scene."""
     first = FIRST_SEED + seed * 10_000
     splits = {
         "train": range(first, first + train),

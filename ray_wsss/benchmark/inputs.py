@@ -26,7 +26,7 @@ _FIRST_SEED = 20_000_000
 
 
 def make_dataset(out: Path, images: int) -> Path:
-    """A data set of generated scenes (96 x 96 px JPEG, 1 to 3 objects of 6 classes), unless ``out`` has one."""
+    """A data set of generated scenes: 96 x 96 px JPEG, 1 to 3 objects of 6 classes. An existing one stays."""
     if not (out / "metadata.json").exists():
         seeds = range(_FIRST_SEED, _FIRST_SEED + images)
         class_names, rows = read_coco(*write_scene_coco(out.with_name("scenes"), "scenes", seeds))
@@ -58,7 +58,7 @@ def make_random_sam(name: SamName, out: Path) -> SamConfig:
         out.parent.mkdir(parents=True, exist_ok=True)
         sam = sam_model_registry[name]()
         for key, parameter in sam.image_encoder.named_parameters():
-            if "rel_pos" in key or "pos_embed" in key:  # else zeros, which hide every error
+            if "rel_pos" in key or "pos_embed" in key:  # zeros by default, which hide errors
                 torch.nn.init.normal_(parameter, std=0.02)
         save_file(sam.state_dict(), out)
     return SamConfig(name=name, checkpoint=str(out))

@@ -43,9 +43,12 @@ def wait(device: torch.device) -> None:
 
 
 def encoder_flops(encoder: ImageEncoderViT) -> int:
-    """Floating-point operations for one image in matrix products and convolutions, by segment_anything's formulas."""
+    """Floating-point operations for one image, by segment_anything's formulas.
+
+    Only matrix products and convolutions count.
+    """
     side = encoder.img_size
-    # Counting needs only shapes, so nothing is computed on the meta device.
+    # Counting needs only shapes, so the meta device, which computes nothing, is enough.
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         deepcopy(encoder).to("meta", torch.float32)(torch.empty(1, 3, side, side))
     return counter.get_total_flops()

@@ -30,7 +30,7 @@ class NaiveLabeller:
         self.prompter = NaivePrompter(build_sam(sam).to(self.device), config, guess=True)
 
     def __call__(self, chunk: Chunk) -> tuple[pa.Table, Tally]:
-        """Label the images of a chunk; returns rows of `LABEL_SCHEMA`, and counts and times."""
+        """Label the images of a chunk; returns rows of `LABEL_SCHEMA` and a tally."""
         tally = Tally()
         rows = [self._label(row, tally) for row in read_chunk(chunk, IMAGE_COLUMNS).to_pylist()]
         with tally.phase("write"):
@@ -57,7 +57,7 @@ class NaiveLabeller:
     def _cams(
         self, image: NDArray[np.uint8], classes: Sequence[int]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The CAMs (C, H, W), and the maps (C, H, W) whose global maxima become prompts."""
+        """The CAMs (C, H, W), and the maps (C, H, W) whose global maxima may become prompts."""
         hw = image.shape[:2]
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None].float().div_(255)
         cam = raw = torch.zeros(len(classes), *hw, device=self.device)

@@ -1,7 +1,7 @@
 """Prompting SAM as the released S2C code does it: one image, one class, one decoder call at a time.
 
-It uses segment_anything's own predictor, scikit-image's peaks, and NumPy for the rest. The speed of
-`stages.prompting` is compared with it, and so are its pseudo labels, since this code is independent.
+It uses segment_anything's own predictor, scikit-image's peaks, and NumPy for the rest. `stages.prompting` is
+compared with it in speed, and in the pseudo labels, which this code makes independently.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ from typing import Any
 from ray_wsss.errors import UserError
 
 STORE_PUTS_PER_S = 3500
-"""Writes per second that S3 accepts per prefix (its manual). Above, it may answer "slow down"."""
+"""Writes per second that S3 accepts at least per prefix (its manual). Above, it may answer "slow down"."""
 STORE_KEYS_PER_PAGE = 1000
 """Names in one page of an S3 listing."""
 RAY_NODES = 3000
@@ -25,7 +25,7 @@ PREPARED_AHEAD = 3
 """Decoded chunks on a node for each actor: one being processed, one queued, one being decoded."""
 
 READS_PER_SHARD = 3
-"""Reads of each shard when a run starts: its footer for the plan, its footer and last bytes for the fingerprint."""
+"""Reads of a shard when a run starts: its footer for the plan, footer and last bytes for the fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Deployment:
 
 
 def project(deployment: Deployment) -> dict[str, Any]:
-    """The load on each part, and in ``share`` the load relative to its limit; above 1 the part is overloaded."""
+    """The load on each part; ``share`` is the load relative to its limit, above 1 the part is overloaded."""
     d = deployment
     actors = d.nodes * d.actors_per_node
     images_per_s = actors * d.images_per_s_per_actor

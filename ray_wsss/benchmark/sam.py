@@ -31,7 +31,7 @@ Encode = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class SamBenchmark:
-    """Settings of the benchmark.
+    """Times several ways to encode the same images.
 
     The inputs lie on the device, resized and normalised, with two exceptions. ``from_host`` starts with
     images in the host's memory. On Ray, images are also read and decoded, and embeddings written, as the
@@ -255,7 +255,7 @@ def compare_all(stock: Sam, encoders: Mapping[str, SamEncoder], inputs: Tensor) 
 
 @torch.no_grad()
 def compare(stock: Sam, encoder: SamEncoder, inputs: Tensor) -> dict[str, float]:
-    """Mean IoU of the masks, and the largest difference of their logits, for one random point in each image."""
+    """Mean IoU of the masks, and the largest difference of their logits, for a random point in each image."""
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(len(inputs), 1, 2, generator=generator).to(inputs.device)
     points, labels = points * (stock.image_encoder.img_size - 1), points.new_ones(len(inputs), 1)

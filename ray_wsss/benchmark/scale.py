@@ -41,7 +41,7 @@ class Sleeper:
         self.seconds = seconds
 
     def __call__(self, images: Sequence[PreparedImage]) -> tuple[pa.Table, Tally]:
-        """Sleep; returns a table with this process's id and the time, in seconds since 1970, for each image."""
+        """Sleep; returns for each image this process's id and the time, in seconds since 1970."""
         time.sleep(self.seconds)
         columns = {
             "image_id": [image.image_id for image in images],
@@ -53,7 +53,7 @@ class Sleeper:
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleBenchmark:
-    """Settings of the benchmark."""
+    """Measures the throughput on several numbers of nodes."""
 
     nodes: Sequence[int]
     """Numbers of nodes. A node has one CPU: half of it for an actor, half for decoding."""
@@ -141,14 +141,15 @@ def read_times(out: Path) -> dict[int, list[float]]:
 def common_time(ended: Mapping[int, Sequence[float]]) -> tuple[float, float]:
     """The start and end of the time in which all processes worked.
 
-    It starts when every process has ended its first chunk, and ends when the first one has ended its last.
+    It starts when every process has ended its first chunk, and ends when any process has ended its last one.
     """
     return max(moments[0] for moments in ended.values()), min(moments[-1] for moments in ended.values())
 
 
 def steady_rate(ended: Mapping[int, Sequence[float]]) -> float:
-    """Chunks per second while all processes worked: the sum of each process's rate between two ends of
-    chunks.
+    """Chunks per second while all processes worked: the sum of their rates.
+
+    The rate of a process is measured from the end of a chunk to the end of another one.
 
     Raises:
         UserError: there was no such time, or a process ended fewer than three chunks in it.
@@ -158,7 +159,8 @@ def steady_rate(ended: Mapping[int, Sequence[float]]) -> float:
     fewest = min(len(moments) for moments in within)
     if fewest < 3:
         raise UserError(
-            f"an actor was done with {fewest} chunks while all actors worked; expected 3: raise --chunks"
+            f"an actor was done with {fewest} chunks while all actors worked; "
+            "expected at least 3: raise --chunks"
         )
     return sum((len(moments) - 1) / (moments[-1] - moments[0]) for moments in within)
 
@@ -185,7 +187,7 @@ def write_dots(out: Path, chunks: int) -> Path:
 
 @contextmanager
 def _cpu_of_this_process() -> Iterator[tuple[list[float], list[float]]]:
-    """Sample times, and the CPU seconds that this process had taken by then; both lists grow meanwhile."""
+    """Yield sampled times, and this process's CPU seconds by then; both lists grow meanwhile."""
     moments, seconds = [time.time()], [time.process_time()]
     over = Event()
 

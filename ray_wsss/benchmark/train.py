@@ -25,16 +25,15 @@ from ray_wsss.training.crops import IterationBatches, TrainingCrops, make_loader
 from ray_wsss.training.loop import Batch, build_optimiser, to_device
 
 _LR = 1e-6
-"""Learning rate. It does not change a step's cost; a low one keeps the CAMs, and so the number of prompts."""
+"""Learning rate. It does not change a step's cost; a low one hardly changes the number of prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBenchmark:
-    """Settings of the benchmark.
+    """Times the same training steps without CPM and with three kinds of it.
 
     A step is the classifier's forward pass, CPM, the backward pass and the optimiser's step. Reading,
-    decoding and
-    augmenting images is not counted: the batches are made before, and all ways see the same ones.
+    decoding and augmenting images is not counted: the batches are made before, and all ways see the same ones.
     """
 
     recipe: Recipe

@@ -124,7 +124,8 @@ def map_actors(
         batch_size=1,
         batch_format="pyarrow",
         # A fixed pool: in Ray 2.60 the size of an autoscaling pool swings up and down on a cluster that
-        # scales automatically (ray-project/ray#59144, ray-project/ray#41956).
+        # scales automatically (ray-project/ray#59144, ray-project/ray#41956). Ray's max_errored_blocks stays
+        # 0, since with -1 a fixed pool hangs when an actor dies (ray-project/ray#62746).
         compute=ActorPoolStrategy(size=min(resources.actors, count)),
         num_cpus=resources.cpus_per_actor,
         num_gpus=resources.gpus_per_actor,

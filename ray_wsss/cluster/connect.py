@@ -71,8 +71,8 @@ def _start(address: str, verbose: bool) -> None:
     # The default of Ray 2.60. Older versions hide all GPUs from processes without a GPU, and warn about it
     # (ray-project/ray#54868).
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # In Ray 2.60 a Parquet read starts up to 32 actors for the footers (ray-project/ray#65821); one is
-    # enough.
+    # In Ray 2.60 a Parquet read starts up to 32 actors, which read the footers of its files
+    # (ray-project/ray#65821). One such actor is enough.
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
     if local:
         # Seconds between Ray Train's checks of its workers (2 in Ray 2.60). On one machine a check is cheap,
@@ -83,8 +83,8 @@ def _start(address: str, verbose: bool) -> None:
             ray.init(
                 address=address,
                 logging_level=logging.INFO if verbose else logging.CRITICAL,
-                # The first worker's lines come through a file instead (`cluster.workers`), without Ray's
-                # lines.
+                # The first worker's lines come through a file instead, without Ray's lines
+                # (`cluster.workers`).
                 log_to_driver=verbose,
                 include_dashboard=None if verbose else False if local else None,
                 # Ray Data's operators need a few CPU slots on a small machine too; a slot is not a thread.
@@ -119,7 +119,7 @@ def _quiet_core() -> Iterator[None]:
 
 
 def _set_loudness(verbose: bool) -> None:
-    """Show or hide Ray's warnings, log and progress bars in this process; failures are raised all the same."""
+    """Show or hide Ray's warnings, log and progress bars in this process; failures are raised anyway."""
     if not verbose:
         warnings.filterwarnings("ignore", module=r"ray(\.|$)")
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
@@ -127,9 +127,8 @@ def _set_loudness(verbose: bool) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = verbose or sys.stderr.isatty()
     context.print_on_execution_start = verbose
-    context.raise_original_map_exception = (
-        True  # else Ray 2.60 passes on only the text of a stage's exception
-    )
+    # Otherwise Ray 2.60 passes on only the text of a stage's exception.
+    context.raise_original_map_exception = True
 
 
 def storage_of(folder: Path) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class ImagesActor(StageActor):
         )
 
     def work(self, rows: pa.Table, images: list[PreparedImage]) -> tuple[Tally, Failures]:
-        """Process one block; returns its tally and the failed images, unless the results list them already."""
+        """Process a block; returns its tally and those failed images that the results don't list."""
         raise NotImplementedError
 
 
@@ -142,8 +142,8 @@ def run_chunks(
         overwrite: as for `Output.begin`.
 
     Raises:
-        UserError: ``output`` belongs to another run, the data set is damaged, the cluster is too small, or every
-            image failed.
+        UserError: ``output`` belongs to another run, the data set is damaged, the cluster is too small, or
+            every image failed.
     """
     run = ChunkRun.start(output, dataset, overwrite=overwrite)
     report = RunReport(total=run.done, done_before=run.done.images + run.done.errors)

@@ -25,7 +25,8 @@ def small_nodes() -> Iterator[Callable[[int], None]]:
         removes nodes.
     """
     os.environ |= {
-        "RAY_AUTH_MODE": "disabled",  # Ray 2.60; see `cluster.connect`, also for the next one
+        # As in `cluster.connect`, for Ray 2.60.
+        "RAY_AUTH_MODE": "disabled",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # Ray 2.60 gives its workers a low priority. Other programs on this machine would slow them down, and
         # the measurement with them.

@@ -49,7 +49,7 @@ class RaySession:
         self.device = device
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Move the model to the worker's device; make several workers compute as one (DDP, norms, dropout)."""
+        """Move the model to the worker's device; several workers compute as one (DDP, norms, dropout)."""
         if self.world_size > 1:
             match_one_worker(model, self.rank, self.world_size, on_gpu=self.device.type == "cuda")
         return prepare_model(model)

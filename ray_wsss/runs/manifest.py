@@ -154,12 +154,13 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise UserError(f"{path} is not readable JSON: {error}") from None
     if not (isinstance(found, dict) and {"stage", "state", "ray_wsss", "depends_on"} <= found.keys()):
         return None
-    if (number := found.get("format", 1)) > FORMAT:
+    manifest = cast(Manifest, found)
+    if (number := manifest.get("format", 1)) > FORMAT:
         raise NewerFormatError(
-            f"{folder} was written by ray-wsss {found['ray_wsss']} in format {number}; "
+            f"{folder} was written by ray-wsss {manifest['ray_wsss']} in format {number}; "
             f"ray-wsss {__version__} reads formats up to {FORMAT}: update ray-wsss"
         )
-    return cast(Manifest, found)
+    return manifest
 
 
 def require_finished(folder: Path, stage: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class PrepareImages:
     """Decodes the images of a chunk and resizes them to the sizes that the networks take.
 
     Args:
-        max_side_px: long side of ``PreparedImage.pixels`` at most; None if only SAM runs and ``pixels`` are not made.
+        max_side_px: longest side of ``PreparedImage.pixels``; None for stages that run SAM only.
         sam_side_px: long side of SAM's input, in pixels.
         embeddings: folder of SAM's embeddings, which are read instead of making SAM's input.
         resize: True resizes every image to SAM's input size. False only shrinks larger images, so that

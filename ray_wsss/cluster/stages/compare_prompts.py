@@ -53,7 +53,7 @@ def compare_prompts(
         image and class, and the mean IoU of SAM's masks. Both are also written to ``out/metrics.json``.
 
     Raises:
-        UserError: as the stages; ``dataset`` has no ground truth, or has no labelled image with such an id.
+        UserError: as the stages; ``dataset`` has no ground truth, or an id of ``images`` is unknown.
     """
     metadata = DatasetMetadata.load(dataset)
     if not metadata.has_masks:

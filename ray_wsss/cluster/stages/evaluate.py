@@ -85,4 +85,6 @@ def _check_labels(dataset: Path, labels: Path) -> None:
     """Raise UserError if no image of the data set has a label; a missing label counts as background."""
     require_finished(labels, "label")
     if set(ShardReader(dataset).image_ids).isdisjoint(ShardReader(labels).image_ids):
-        raise UserError(f"{labels} has labels for none of the images of {dataset}; expected labels of it")
+        raise UserError(
+            f"{labels} has labels for none of the images of {dataset}; expected labels of that data set"
+        )

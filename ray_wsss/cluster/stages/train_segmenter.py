@@ -30,7 +30,8 @@ def run_train_segmenter(
     """Train a segmenter on the pseudo labels ``labels`` of ``dataset``.
 
     Args:
-        validation: as for `run_train_classifier`, with the segmenter measured.
+        validation: data set with ground truth, on which the segmenter is measured during training. It only
+            decides which network is kept as the best, beside the last one.
 
     Raises:
         UserError: as `run_train_classifier`.

@@ -110,7 +110,7 @@ def run_sweep(
     left = [trial.name for trial in trials if trial.status not in ENDED]
     if left:
         raise UserError(
-            f"{len(left)} trials have not ended, such as {left[0]}; the same command resumes them"
+            f"{len(left)} trials have not ended, such as {left[0]}; run the same command again to resume them"
         )
     output.finish()
     return trials
@@ -150,7 +150,7 @@ def _settings(
 def _plan(
     out: Path, space: Space, recipe: Recipe, options: SweepOptions, count: int
 ) -> tuple[int, list[Trial]]:
-    """The number of trials in the whole sweep, and the trials still to run. New trials are written to disk."""
+    """The number of trials in the sweep, and the trials still to run. New trials are written to disk."""
     known = {trial.number: trial for trial in load_trials(out)}
     if options.search == "random":
         for number, params in enumerate(space.sample(count, options.sample_seed)):
@@ -207,7 +207,7 @@ def _tune(
 
 
 def make_scheduler(name: Scheduler, space: Space, earlier: Sequence[Trial] = ()) -> TrialScheduler:
-    """The scheduler that stops weak trials. It learns the reports of trials that ended before an interruption."""
+    """The scheduler that stops weak trials. It first learns the reports of ``earlier`` trials that ended."""
     if name == "none":
         return FIFOScheduler()
     scheduler = ASHAScheduler(

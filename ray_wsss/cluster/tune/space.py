@@ -47,7 +47,10 @@ class Space:
     """Share of its iterations, in (0, 1), that every trial runs before ASHA may stop it."""
 
     def sample(self, count: int, seed: int) -> list[dict[str, Any]]:
-        """Values of the trials: ``count`` passes over the grid. A larger ``count`` starts with the same trials."""
+        """Values of the trials: ``count`` passes over the combinations of the grid.
+
+        A larger ``count`` starts with the same trials.
+        """
         random_state = np.random.RandomState(seed)
         combinations = list(itertools.product(*self.grid.values()))
         return [

@@ -24,7 +24,7 @@ from ray_wsss.training.classifier import train_classifier
 from ray_wsss.training.loop import Session
 
 PERCENT = "percent"
-"""Key of the progress of a trial in % of its iterations. 100 is reported once, after its workers have ended."""
+"""Key of a trial's progress in % of its iterations; 100 is reported once, after its workers have ended."""
 ERROR = "error"
 """Key of the reason why a trial failed, in its last report."""
 FIGURES = "figures"
@@ -148,7 +148,7 @@ class TellTrial(UserCallback):
 
 
 def make_report(figures: dict[str, float], metric: str, percent: float) -> dict[str, Any]:
-    """A report for Tune: the metric that compares trials, the progress in %, and all figures for the record."""
+    """A report for Tune: the metric that compares trials, the progress, and all figures for the record."""
     return {metric: figures[metric], PERCENT: percent, FIGURES: figures}
 
 
