@@ -72,7 +72,7 @@ class Label(_Benchmark):
     images: int = 2000
     """Number of generated scenes."""
     actors: int = os.cpu_count() or 1
-    """Number of actors on Ray, each with one CPU; with --device cuda always one actor with one GPU.
+    """Number of actors on Ray, each with one CPU; with --device cuda one actor with one GPU.
     The loops use at least as many threads."""
 
     def run(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class Train(_Benchmark):
 
 @dataclass(frozen=True, kw_only=True)
 class Sam:
-    """SAM's image encoder: segment_anything's by image and in batches, ours, ours compiled, ours on Ray."""
+    """SAM's image encoder: segment_anything's image by image and in batches, ours, compiled, on Ray."""
 
     model: SamName = "tiny"
     """Model of SAM. tiny has its trained weights, the others random ones, which run as fast."""
@@ -138,7 +138,7 @@ class Sam:
     """Images per batch, at least 1.
     With ViT-B, L and H in float32, segment_anything takes gigabytes of memory per image."""
     repeats: int = 3
-    """Number of rounds, at least 1, after one batch to warm up. Every way encodes all images in each round."""
+    """Number of rounds, at least 1, after a batch to warm up. Every way encodes all images in each round."""
     compile: bool = True
     """Also measure our encoder compiled; compiling takes minutes and is not counted."""
     ray: bool = True

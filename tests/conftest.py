@@ -99,7 +99,6 @@ def ray_cluster(s3_server: None) -> Iterator[None]:
     os.environ |= {
         "RAY_AUTH_MODE": "disabled",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     }
     ray.init(

@@ -33,7 +33,7 @@ class TrainBenchmark:
     """Times the same training steps without CPM and with three kinds of it.
 
     A step is the classifier's forward pass, CPM, the backward pass and the optimiser's step. Reading,
-    decoding and augmenting images is not counted: the batches are made before, and all ways see the same ones.
+    decoding and augmenting images is not counted: the batches are made before, and are the same for all ways.
     """
 
     recipe: Recipe

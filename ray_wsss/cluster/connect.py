@@ -3,11 +3,9 @@
 import logging
 import os
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,6 @@ from ray.data import DataContext
 
 from ray_wsss.errors import UserError
 from ray_wsss.storage import filesystem_of, is_remote
-
-_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Environment variable in which Ray's job server passes a job the settings it was submitted with."""
 
 
 @contextmanager
@@ -39,28 +34,11 @@ def ray_session(address: str | None = None, *, verbose: bool = False) -> Iterato
         _start(address or os.environ.get("RAY_ADDRESS") or "local", verbose)
     with warnings.catch_warnings():
         _set_loudness(verbose)
-        hook = threading.excepthook
-        if not verbose:
-            threading.excepthook = partial(_pass_over_listing, hook)
         try:
             yield
         finally:
-            threading.excepthook = hook
             if started:
                 ray.shutdown()
-
-
-def _pass_over_listing(
-    hook: Callable[[threading.ExceptHookArgs], Any], args: threading.ExceptHookArgs
-) -> None:
-    """Drop the report of an interrupted listing thread of Ray Data; pass every other one on to ``hook``.
-
-    Ray 2.60 lists files in threads. If a listing ends early, its thread "completion-signaler" raises
-    InterruptedError, and Python prints a stack trace although nothing has failed.
-    """
-    name = args.thread.name if args.thread is not None else ""
-    if not (args.exc_type is InterruptedError and name.endswith("completion-signaler")):
-        hook(args)
 
 
 def _start(address: str, verbose: bool) -> None:
@@ -71,9 +49,6 @@ def _start(address: str, verbose: bool) -> None:
     # The default of Ray 2.60. Older versions hide all GPUs from processes without a GPU, and warn about it
     # (ray-project/ray#54868).
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # In Ray 2.60 a Parquet read starts up to 32 actors, which read the footers of its files
-    # (ray-project/ray#65821). One such actor is enough.
-    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
     if local:
         # Seconds between Ray Train's checks of its workers (2 in Ray 2.60). On one machine a check is cheap,
         # and more frequent ones end a run sooner.

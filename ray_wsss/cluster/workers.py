@@ -215,7 +215,7 @@ def _follow(path: Path) -> Iterator[None]:
 
 
 def _added_to(path: Path) -> Iterator[str]:
-    """Yield the text added to a file since the last ``next``; the first ``next`` skips what is there."""
+    """Yield the text added to a file since the last ``next``; the first ``next`` moves to its end."""
     make_folder(path.parent)
     path.touch()
     with path.open(encoding="utf-8") as file:

@@ -10,12 +10,15 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from ray_wsss.data.reader import open_shard, shard_paths
 from ray_wsss.errors import UserError
-from ray_wsss.storage import read_side_by_side, remove_tree, write_json
+from ray_wsss.storage import find_files, read_side_by_side, remove_tree, write_json
 from ray_wsss.version import __version__
 
 State = Literal["new", "unfinished", "finished"]
 FORMAT = 1
 """Number of the layout of output folders; a layout that this version can't read gets a higher number."""
+
+_BEFORE_RESULTS = frozenset(("manifest.json", "runs.json", "progress.log", "masks.json", "classes.json"))
+"""Files that a run writes before it has any result."""
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,9 @@ class Output:
             overwrite: True replaces an output of ray_wsss in the folder. None stands for a command without
                 --overwrite, so that no message offers it.
 
+        A folder that other settings claimed counts as new while it has no results: a run that was refused,
+        for example on a cluster without room for it, leaves such a folder.
+
         Returns:
             "new", "unfinished" (an earlier run with the same settings was interrupted) or "finished".
 
@@ -77,7 +83,7 @@ class Output:
         if found is not None and overwrite:
             remove_tree(self.out)
             found = None
-        if found is None:
+        if found is None or self._is_free(found):
             self._write("unfinished")
             return "new"
         if found["stage"] != self.stage:
@@ -92,7 +98,17 @@ class Output:
         self._write("unfinished")
 
     def finish(self) -> None:
-        """Mark the folder as finished."""
+        """Mark the folder as finished.
+
+        Raises:
+            UserError: another run has claimed the folder since this one began.
+        """
+        found = read_manifest(self.out)
+        if found is not None and not self._is_ours(found):
+            raise UserError(
+                f"--out {self.out} was claimed by another {found['stage']} run in the meantime; "
+                "run this command again in a folder of its own"
+            )
         self._write("finished")
 
     def log_finished(self, overwrite: bool | None, more: str = "") -> None:
@@ -105,16 +121,26 @@ class Output:
         again = "" if overwrite is None else "; --overwrite makes it again"
         log.info("%s is already finished%s%s", self.out, again, more)
 
+    def _is_ours(self, found: Manifest) -> bool:
+        """Whether a manifest is of the same stage with the same settings."""
+        ours = json.loads(json.dumps(self.depends_on))
+        return found["stage"] == self.stage and not _differing(ours, found["depends_on"])
+
+    def _is_free(self, found: Manifest) -> bool:
+        """Whether other settings claimed the folder and have left no result in it."""
+        return found["state"] == "unfinished" and not self._is_ours(found) and not _has_results(self.out)
+
     def _refuse_other_settings(self, theirs: Mapping[str, Any], overwrite: bool | None) -> None:
         ours = json.loads(json.dumps(self.depends_on))
-        changed = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
+        changed = _differing(ours, theirs)
         if changed:
             key = changed[0]
+            before, now = (settings.get(key, "not set") for settings in (theirs, ours))
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             or_overwrite = "" if overwrite is None else ", or --overwrite to replace it"
             raise UserError(
                 f"--out {self.out} holds a run with another {key} "
-                f"({theirs.get(key)}, now {ours.get(key)}){more}; "
+                f"({before}, now {now}){more}; "
                 f"choose another folder{or_overwrite}"
             )
 
@@ -127,6 +153,16 @@ class Output:
             "depends_on": dict(self.depends_on),
         }
         write_json(content, self.out / "manifest.json")
+
+
+def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Sorted names of the settings that differ; a setting that is missing equals None."""
+    return [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
+
+
+def _has_results(out: Path) -> bool:
+    """Whether a folder holds a file with content, beside those that a run writes before its first result."""
+    return any(file.size and name not in _BEFORE_RESULTS for name, file in find_files(out).items())
 
 
 def _as_compared(value: Any) -> Any:

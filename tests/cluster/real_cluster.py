@@ -58,7 +58,6 @@ class RealCluster:
             "RAY_AUTH_MODE": "token",
             "HOME": str(self.folder),  # where Ray keeps the token
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
             "OMP_NUM_THREADS": "1",
         }
 

@@ -42,15 +42,42 @@ def test_an_empty_folder_is_new(output):
     assert output.begin() == "new"
 
 
+def _leave_a_result(output: Output) -> None:
+    part = output.out / "shards" / "part-000000.parquet"
+    part.parent.mkdir()
+    part.write_bytes(b"a part")
+
+
 def test_other_settings_are_named(output):
     output.begin()
+    _leave_a_result(output)
     other = Output(output.out, "label", {**output.depends_on, "cpm.tau": 0.4})
     with pytest.raises(UserError, match=r"another cpm.tau \(0.5, now 0.4\); choose another folder"):
         other.begin()
     more = Output(output.out, "label", {"cpm.tau": 0.4, "scales": (1.0,), "new": 1})
     with pytest.raises(UserError, match=r"another cpm.tau .* and 3 more"):
         more.begin()
+    less = Output(output.out, "label", {"cpm.tau": 0.5, "scales": (1.0, 2.0)})
+    with pytest.raises(UserError, match=r"another dataset \(abc, now not set\)"):
+        less.begin()
     assert output.begin() == "unfinished"
+
+
+@pytest.mark.parametrize("left", [[], ["runs.json"], ["masks.json", "runs.json"], ["empty.parquet"]], ids=str)
+def test_a_claim_without_results_is_free(output, left):
+    """A command that the cluster had no room for leaves its claim; other settings need no --overwrite."""
+    output.begin()
+    for name in left:
+        (output.out / name).write_text("" if name.startswith("empty") else "[]")
+    other = Output(output.out, "embed", {"sam.precision": "bf16"})
+    assert other.begin() == "new"
+    assert read_manifest(other.out) == {**read_manifest(other.out), "stage": "embed", "state": "unfinished"}
+    with pytest.raises(UserError, match="was claimed by another embed run in the meantime"):
+        output.finish()
+    assert other.begin() == "unfinished"
+    other.finish()
+    with pytest.raises(UserError, match="holds the output of embed"):
+        output.begin()
 
 
 def test_another_stage_is_refused(output):
