@@ -27,7 +27,7 @@ class PreparedImage:
     image_labels: tuple[int, ...] = ()
     """Class indices from 0."""
     pixels: NDArray[np.uint8] | None = None
-    """(h, w, 3) RGB input of the classifier, long side at most ``max_side_px``; masks have the same size."""
+    """(h, w, 3) RGB, long side at most ``max_side_px``; CAMs and masks have the same size."""
     sam_pixels: NDArray[np.uint8] | None = None
     """(a, b, 3) RGB input of SAM's encoder; None if it takes ``pixels`` or an embedding replaces it."""
     embedding: NDArray[np.float16 | np.int8] | None = None
@@ -49,7 +49,8 @@ class PrepareImages:
     """Decodes the images of a chunk and resizes them to the sizes that the networks take.
 
     Args:
-        max_side_px: long side of ``PreparedImage.pixels`` at most; None if only SAM runs and ``pixels`` are not made.
+        max_side_px: long side of ``PreparedImage.pixels`` at most; None if only SAM runs and ``pixels`` are
+            not made.
         sam_side_px: long side of SAM's input, in pixels.
         embeddings: folder of SAM's embeddings, which are read instead of making SAM's input.
         resize: True resizes every image to SAM's input size. False only shrinks larger images, so that

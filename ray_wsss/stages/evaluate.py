@@ -20,6 +20,7 @@ from ray_wsss.ops.device import upload
 from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts
 from ray_wsss.ops.resize import resize_maps, shrink
 from ray_wsss.runs.chunks import plan_chunks, read_chunk
+from ray_wsss.runs.classifier_side import with_classifier_side
 from ray_wsss.stages.cams import PairCams, cams_of
 from ray_wsss.stages.predict import Predictor
 
@@ -71,6 +72,7 @@ class CamEvaluator:
         """Evaluator of the network in the folder ``classifier``."""
         model, spec = load_classifier(classifier)
         on = torch.device(device)
+        config = with_classifier_side(config, classifier)
         return cls(model.to(on), len(spec.class_names), config, threshold, on)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -86,8 +88,7 @@ class CamEvaluator:
                 self.model,
                 [shrink(pixels, self.config.max_side_px)],
                 [row["image_labels"]],
-                scales=self.config.scales,
-                flip=self.config.flip,
+                self.config,
             )
             total = total + count_cams(cams, truth, 1 + self.num_classes, self.thresholds)
             images += 1

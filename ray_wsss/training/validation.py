@@ -80,7 +80,9 @@ class CamValidation:
         encoder: SamEncoder | None,
         device: torch.device,
     ) -> None:
-        self.config = replace(recipe.label, scales=(1.0,), flip=False)
+        # The side that the finished classifier will have by its manifest (`runs.classifier_side`).
+        side_px = recipe.label.classifier_side_px or max(recipe.classifier.augment.long_side_px)
+        self.config = replace(recipe.label, scales=(1.0,), flip=False, classifier_side_px=side_px)
         self.threshold = recipe.evaluate.cam_threshold
         self.device = device
         self.sample = Sample(validation, recipe.classifier.validate_images) if validation else None
@@ -168,7 +170,7 @@ class _Pictured:
 
     def _row(self, model: Classifier, k: int, record: dict[str, Any]) -> OverviewRow:
         pixels = shrink(decode_image(record["image"], record["orientation"]), self.config.max_side_px)
-        cams = cams_of(model, [pixels], [record["image_labels"]], scales=(1.0,), flip=False)
+        cams = cams_of(model, [pixels], [record["image_labels"]], self.config)
         points, maps = [], {}
         if self.encoder is not None:
             sam = self.encoder.sam
