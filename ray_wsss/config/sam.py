@@ -102,6 +102,10 @@ class LabelConfig(PromptingConfig):
     max_side_px: int = 1024
     """Longest side at which an image is labelled, in pixels, at least 32.
     Larger images are scaled down, and their labels scaled back up."""
+    classifier_side_px: int | None = None
+    """Longest side at which the classifier sees an image, in pixels, at least 32; scales multiply it.
+    Larger images are scaled down for it alone; CAMs, SAM and masks keep the size of max_side_px.
+    None: the largest long side that the classifier was trained with."""
     batch_size: int = 32
     """Images whose prompt sets are decoded together, at least 1; their CAMs share the memory."""
     cam_batch_size: int = 8
@@ -110,6 +114,7 @@ class LabelConfig(PromptingConfig):
     def __post_init__(self) -> None:
         PromptingConfig.__post_init__(self)
         check(self, lambda v: v >= 32, "max_side_px", "at least 32 pixels")
+        check(self, lambda v: v is None or v >= 32, "classifier_side_px", "at least 32 pixels, or None")
         check(self, lambda v: v >= 1, "batch_size cam_batch_size", "at least 1 image")
 
 

@@ -27,7 +27,7 @@ class PreparedImage:
     image_labels: tuple[int, ...] = ()
     """Class indices from 0."""
     pixels: NDArray[np.uint8] | None = None
-    """(h, w, 3) RGB input of the classifier, long side at most ``max_side_px``; masks have the same size."""
+    """(h, w, 3) RGB, long side at most ``max_side_px``; CAMs and masks have the same size."""
     sam_pixels: NDArray[np.uint8] | None = None
     """(a, b, 3) RGB input of SAM's encoder; None if it takes ``pixels`` or an embedding replaces it."""
     embedding: NDArray[np.float16 | np.int8] | None = None

@@ -1,5 +1,6 @@
 """Compute the CAMs of images, for every stage and training step that needs them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ray_wsss.config import LabelConfig
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.ops.cam import merge_scales
 from ray_wsss.ops.device import upload
@@ -67,18 +69,24 @@ def cams_of(
     model: Classifier,
     images: Sequence[NDArray[np.uint8]],
     image_labels: Sequence[Sequence[int]],
-    *,
-    scales: Sequence[float],
-    flip: bool,
+    config: LabelConfig,
 ) -> PairCams:
-    """Multi-scale CAMs of decoded images, on the model's device (`find_cams`).
+    """Multi-scale CAMs of decoded images, on the model's device (`find_cams`), as labelling makes them.
 
     Args:
-        images: (H, W, 3) RGB, all of one size.
+        images: (H, W, 3) RGB, all of one size, at most ``config.max_side_px``; the CAMs have the same size.
         image_labels: indices of the classes that each image has.
-        scales, flip: as for `find_cams`.
+        config: scales, flip, and the long side for the classifier: None is no limit here
+            (`runs.classifier_side.with_classifier_side` finds the classifier's own).
     """
     present = torch.zeros(len(images), model.num_classes)
     for k, classes in enumerate(image_labels):
         present[k, list(classes)] = 1
-    return find_cams(model, to_tensor(images, model.device), present, scales=scales, flip=flip)
+    shrink = scale_for_classifier((images[0].shape[0], images[0].shape[1]), config)
+    scales = [scale * shrink for scale in config.scales]
+    return find_cams(model, to_tensor(images, model.device), present, scales=scales, flip=config.flip)
+
+
+def scale_for_classifier(image_hw: tuple[int, int], config: LabelConfig) -> float:
+    """Factor, at most 1, that brings an image's long side to ``config.classifier_side_px``."""
+    return min(1.0, (config.classifier_side_px or math.inf) / max(image_hw))

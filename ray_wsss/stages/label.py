@@ -27,6 +27,7 @@ from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.device import upload
 from ray_wsss.ops.pseudo_label import stability_score
 from ray_wsss.ops.resize import group_by_size, resize_label_maps
+from ray_wsss.runs.classifier_side import with_classifier_side
 from ray_wsss.runs.prepared_images import PreparedImage
 from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.cams import PairCams, cams_of
@@ -106,7 +107,7 @@ class SamLabeller:
         device: str = "cpu",
         images: int = 0,
     ) -> None:
-        self.config, self.sam_config = config, sam
+        self.config, self.sam_config = with_classifier_side(config, classifier), sam
         self.device = torch.device(device)
         model, self.spec = load_classifier(classifier)
         self.model = model.to(self.device)
@@ -183,8 +184,7 @@ class SamLabeller:
             self.model,
             [_pixels(image) for image in chosen],
             [image.image_labels for image in chosen],
-            scales=self.config.scales,
-            flip=self.config.flip,
+            self.config,
         )
 
     def _compete(self, cams: PairCams, masks: PairMasks, count: int) -> _Contest:

@@ -1,7 +1,8 @@
 """Validation during training: metrics on a subset of a data set, and pictures of a few images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from ray_wsss.figures.overview import OverviewRow, render_overview
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
-from ray_wsss.ops.metrics import ConfusionMatrix
+from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts
 from ray_wsss.ops.resize import resize_map, shrink
 from ray_wsss.runs.chunks import IMAGE_COLUMNS
 from ray_wsss.stages.cams import cams_of
-from ray_wsss.stages.evaluate import CamEvaluator, SegmenterEvaluator, add_up
+from ray_wsss.stages.evaluate import CamEvaluator, SegmenterEvaluator
 from ray_wsss.stages.predict import Predictor
 from ray_wsss.stages.prompting import aggregate, decode_pairs, find_prompts
 from ray_wsss.training.loop import Session
@@ -79,7 +80,9 @@ class CamValidation:
         encoder: SamEncoder | None,
         device: torch.device,
     ) -> None:
-        self.config = replace(recipe.label, scales=(1.0,), flip=False)
+        # The side that the finished classifier will have by its manifest (`runs.classifier_side`).
+        side_px = recipe.label.classifier_side_px or max(recipe.classifier.augment.long_side_px)
+        self.config = replace(recipe.label, scales=(1.0,), flip=False, classifier_side_px=side_px)
         self.threshold = recipe.evaluate.cam_threshold
         self.device = device
         self.sample = Sample(validation, recipe.classifier.validate_images) if validation else None
@@ -92,11 +95,12 @@ class CamValidation:
             return {}
         classes = len(self.sample.class_names)
         evaluator = CamEvaluator(model, classes, self.config, self.threshold, self.device)
-        mious = _mious(evaluator, self.sample, session)
-        if not mious:
+        total = _count_over_workers(evaluator, self.sample, session)
+        if not total.any():
             return {}
-        fixed = mious[f"cam@{self.threshold:g}"]
-        return {"val_miou": fixed, "val_miou_best_threshold": max(mious.values())}
+        matrices = ThresholdCounts(total, tuple(evaluator.thresholds)).matrices()
+        best = max(matrix.miou() for matrix in matrices.values())
+        return {"val_miou": matrices[float(self.threshold)].miou(), "val_miou_best_threshold": best}
 
     def picture(self, model: Classifier) -> NDArray[np.uint8] | None:
         """Draw image, CAM, points, pseudo label and ground truth of a few images; None if none has labels."""
@@ -127,8 +131,9 @@ class SegmenterValidation:
         """mIoU of the segmenter, in [0, 1]."""
         if self.sample is None:
             return {}
-        mious = _mious(SegmenterEvaluator(self._predictor(model)), self.sample, session)
-        return {"val_miou": mious["segmenter"]} if mious else {}
+        evaluator = SegmenterEvaluator(self._predictor(model))
+        total = _count_over_workers(evaluator, self.sample, session)
+        return {"val_miou": ConfusionMatrix(total).miou()} if total.any() else {}
 
     def picture(self, model: Segmenter) -> NDArray[np.uint8] | None:
         """Draw image, prediction and ground truth of a few images; None if none has image labels."""
@@ -165,7 +170,7 @@ class _Pictured:
 
     def _row(self, model: Classifier, k: int, record: dict[str, Any]) -> OverviewRow:
         pixels = shrink(decode_image(record["image"], record["orientation"]), self.config.max_side_px)
-        cams = cams_of(model, [pixels], [record["image_labels"]], scales=(1.0,), flip=False)
+        cams = cams_of(model, [pixels], [record["image_labels"]], self.config)
         points, maps = [], {}
         if self.encoder is not None:
             sam = self.encoder.sam
@@ -190,10 +195,12 @@ def _truth(record: dict[str, Any], pixels: NDArray[np.uint8]) -> dict[str, NDArr
     return {"ground truth": resize_map(decode_mask(record["mask"]), (pixels.shape[0], pixels.shape[1]))}
 
 
-def _mious(evaluator: Callable[[pa.Table], pa.Table], sample: Sample, session: Session) -> dict[str, float]:
-    """mIoU by name over the images of all workers; empty if no image has ground truth."""
-    tables = [evaluator(table) for table in sample.tables(session.rank, session.world_size)]
-    own = add_up(row for table in tables for row in table.to_pylist())
-    counts = torch.stack([matrix.counts for matrix, _ in own.values()]).double().to(session.device)
-    total = (session.mean_over_workers(counts) * session.world_size).round().long().cpu()
-    return {name: ConfusionMatrix(counts).miou() for name, counts in zip(own, total)} if total.any() else {}
+def _count_over_workers(
+    evaluator: CamEvaluator | SegmenterEvaluator, sample: Sample, session: Session
+) -> Tensor:
+    """The evaluator's counts, int64 on the CPU, summed over the images of all workers."""
+    # Counts stay on the evaluator's device until the end, so that the host waits for a GPU only once.
+    tables = sample.tables(session.rank, session.world_size)
+    own = reduce(torch.add, (evaluator.count(table)[0].counts for table in tables))
+    own = own.double().to(session.device)
+    return (session.mean_over_workers(own) * session.world_size).round().long().cpu()

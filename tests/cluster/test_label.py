@@ -14,11 +14,13 @@ from PIL import Image
 
 from ray_wsss.cluster.stages.label import run_label
 from ray_wsss.config import Recipe
+from ray_wsss.config.overrides import override
 from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.data.images import decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata
 from ray_wsss.errors import UserError
+from ray_wsss.runs.manifest import read_manifest
 from ray_wsss.runs.run_report import RunReport
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -62,6 +64,22 @@ def test_a_finished_run_is_left_alone(
     assert _label(small_recipe, dataset, classifier, labels).total.images == 24
     assert "already finished" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in labels.rglob("*")} == before
+
+
+def test_the_side_for_the_classifier_decides(
+    small_recipe: Recipe, dataset: Path, classifier: Path, labels: Path
+) -> None:
+    """The recipe leaves it to the classifier, whose training saw long sides of up to 112 px."""
+    found = read_manifest(labels)
+    assert found is not None
+    assert found["depends_on"]["label.classifier_side_px"] == 112
+    for side_px, fits in ((112, True), (64, False)):
+        recipe = override(small_recipe, {"label.classifier_side_px": side_px})
+        if fits:
+            assert _label(recipe, dataset, classifier, labels).total.images == 24
+            continue
+        with pytest.raises(UserError, match=r"another label\.classifier_side_px \(112, now 64\)"):
+            _label(recipe, dataset, classifier, labels)
 
 
 def _jpeg(height: int, width: int) -> bytes:

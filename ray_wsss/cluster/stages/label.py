@@ -1,11 +1,13 @@
 """Pseudo labels for a data set, on Ray."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
 from ray_wsss.cluster.run_chunks import RunOptions, run_chunks
 from ray_wsss.cluster.stages.sam import sam_stage
 from ray_wsss.config import Recipe
+from ray_wsss.runs.classifier_side import warn_of_large_views, with_classifier_side
 from ray_wsss.runs.dependencies import (
     cache_settings,
     check_classes,
@@ -40,6 +42,8 @@ def run_label(
     check_classes(dataset, classifier, "classifier")
     device = run["resources"].device
     recipe = settled(recipe, device)
+    recipe = replace(recipe, label=with_classifier_side(recipe.label, classifier))
+    warn_of_large_views(recipe.label, classifier)
     encoder = device if embeddings is None else None
     depends_on = settings_of(recipe, "label") | sam_settings(recipe, encoder) | dataset_settings(dataset)
     depends_on["classifier"] = file_hash(classifier / "model.safetensors")

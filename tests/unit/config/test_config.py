@@ -65,6 +65,7 @@ def test_unknown_keys(key, message):
         ("segmenter.augment.long_side_px", 9, r"^segmenter.augment.long_side_px is 9"),
         ("classifier.loss_weights.cpm", -1, r"^classifier.loss_weights.cpm is -1"),
         ("label.max_side_px", 8, r"^label.max_side_px is 8"),
+        ("label.classifier_side_px", 31, r"^label.classifier_side_px is 31; expected at least 32 pixels, or"),
         ("predict.scales", (1.0, 0.0), r"^predict.scales is \(1.0, 0.0\); expected one or more scales"),
         ("predict.batch_size", 0, r"^predict.batch_size is 0"),
         ("evaluate.cam_threshold", 1.1, r"^evaluate.cam_threshold is 1.1"),
