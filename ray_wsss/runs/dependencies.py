@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ray_wsss.config import Recipe
+from ray_wsss.config import EncoderPrecision, Recipe
 from ray_wsss.config.overrides import flatten
 from ray_wsss.data.embeddings import open_embeddings
 from ray_wsss.data.reader import ShardReader
@@ -13,7 +13,7 @@ from ray_wsss.errors import UserError
 from ray_wsss.models.sam.build import resolve_checkpoint
 from ray_wsss.models.sam.encoder import precision_on
 from ray_wsss.models.store import read_class_names
-from ray_wsss.runs.manifest import dataset_hash, file_hash, require_finished
+from ray_wsss.runs.manifest import dataset_hash, file_hash, read_manifest, require_finished
 from ray_wsss.storage import parse_path
 
 # Settings that change a result by rounding at most; a resumed run may have other values of them.
@@ -133,10 +133,22 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     )
 
 
-def settled(recipe: Recipe, device: str) -> Recipe:
-    """``recipe`` with absolute paths and with SAM's precision on a type of device instead of "auto"."""
+def settled(recipe: Recipe, precision: EncoderPrecision) -> Recipe:
+    """``recipe`` with absolute paths and with this precision of SAM's encoder instead of "auto"."""
     recipe = with_absolute_paths(recipe)
-    return replace(recipe, sam=replace(recipe.sam, precision=precision_on(recipe.sam, device)))
+    return replace(recipe, sam=replace(recipe.sam, precision=precision))
+
+
+def noted_precision(out: Path, stage: str) -> EncoderPrecision | None:
+    """Precision of SAM's encoder in an output that was begun; None if ``out`` holds no output of ``stage``.
+
+    Raises:
+        UserError: the manifest in ``out`` can't be read.
+    """
+    found = read_manifest(out)
+    if found is None or found["stage"] != stage:
+        return None
+    return found["depends_on"].get("sam.precision", "fp32")  # as `sam_settings` notes it
 
 
 def check_validation(validation: Path | None, dataset: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Unpack
 
+from ray_wsss.cluster.precision import settle_precision
 from ray_wsss.cluster.run_chunks import RunOptions, run_chunks
 from ray_wsss.cluster.stages.sam import sam_stage
 from ray_wsss.config import Recipe
@@ -12,7 +13,6 @@ from ray_wsss.runs.dependencies import (
     dataset_settings,
     sam_settings,
     settings_of,
-    settled,
 )
 from ray_wsss.runs.manifest import Output, file_hash
 from ray_wsss.runs.run_report import RunReport
@@ -39,7 +39,15 @@ def run_label(
     """
     check_classes(dataset, classifier, "classifier")
     device = run["resources"].device
-    recipe = settled(recipe, device)
+    recipe = settle_precision(
+        recipe,
+        out,
+        "label",
+        processes=run["resources"],
+        cluster=run["cluster"],
+        overwrite=run.get("overwrite"),
+        encodes=embeddings is None,
+    )
     encoder = device if embeddings is None else None
     depends_on = settings_of(recipe, "label") | sam_settings(recipe, encoder) | dataset_settings(dataset)
     depends_on["classifier"] = file_hash(classifier / "model.safetensors")

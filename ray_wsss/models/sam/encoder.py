@@ -1,5 +1,6 @@
 """SAM's image encoder: from images to embeddings."""
 
+import logging
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,11 @@ from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.fast_vit import RunBlock, compile_block, fast_forward
 from ray_wsss.ops.device import upload
 
+log = logging.getLogger(__name__)
+
+Capability = tuple[int, int]
+"""CUDA compute capability of a GPU, such as (7, 5) of a T4."""
+
 DTYPES: dict[EncoderPrecision, torch.dtype] = {
     "fp32": torch.float32,
     "tf32": torch.float32,
@@ -26,6 +32,11 @@ DTYPES: dict[EncoderPrecision, torch.dtype] = {
     "fp16": torch.float16,
 }
 """Dtype of the encoder's weights, by precision."""
+_BF16_FROM: Capability = (8, 0)
+"""Lowest compute capability with units for bf16, and with torch's fused attention in bf16 (CUDA C++
+Programming Guide, arithmetic instructions; `torch.nn.attention`)."""
+_FUSED_FROM: Capability = (5, 0)
+"""Lowest compute capability with torch's memory-efficient attention in fp32 and fp16."""
 _COMPILE_FROM = {"cpu": 200, "cuda": 10_000}
 """Number of images from which compiling Meta's SAMs pays off, by device type. On 2 CPU cores compiling takes
 20 s and saves 0.25 s (fp32) to 1 s (bf16) per image of ViT-B; the number for GPUs is an estimate."""
@@ -123,23 +134,47 @@ def load_encoder(config: SamConfig, device: torch.device, images: int = 0) -> Sa
     Raises:
         UserError: as `build_sam`.
     """
+    precision = precision_on(config, device.type)
+    if device.type == "cuda" and (slow := why_slow(precision, torch.cuda.get_device_capability(device))):
+        log.warning("%s: %s", torch.cuda.get_device_name(device), slow)
     return SamEncoder(
         build_sam(config).to(device),
-        precision_on(config, device.type),
+        precision,
         config.encode_batch_size,
         compile_block(flex=device.type == "cuda") if compiles(config, device.type, images) else None,
         or_eager=config.compile == "auto",
     )
 
 
-def precision_on(config: SamConfig, device: str) -> EncoderPrecision:
-    """Precision of the image encoder on a type of torch device; auto is bf16 where the hardware supports it.
+def precision_on(config: SamConfig, device: str, capability: Capability | None = None) -> EncoderPrecision:
+    """Precision of the image encoder on a type of torch device; auto is bf16 where the hardware has it.
 
-    The GPUs that torch still supports all do. For CPUs, the CPU of this machine decides.
+    Other GPUs (T4, V100, RTX 20xx) get fp32. They are several times faster in fp16, but fp16 overflows above
+    65,504, and nobody has checked here that ViT-H's activations stay below; the user may choose fp16.
+    For CPUs, the CPU of this machine decides.
+
+    Args:
+        capability: capability of the GPU, for ``device="cuda"``; None asks this process's own GPU, and is an
+            error without one.
     """
     if config.precision != "auto":
         return config.precision
-    return "bf16" if device == "cuda" or (device == "cpu" and _cpu_multiplies_bf16()) else "fp32"
+    if device == "cuda":
+        return "bf16" if (capability or torch.cuda.get_device_capability()) >= _BF16_FROM else "fp32"
+    return "bf16" if device == "cpu" and _cpu_multiplies_bf16() else "fp32"
+
+
+def why_slow(precision: EncoderPrecision, capability: Capability) -> str | None:
+    """Warning that a GPU is slow at this precision for lack of fused attention; None if it isn't."""
+    attention = "SAM's attention writes out 4096 x 4096 weights per head, which is slow and needs much memory"
+    if capability < _FUSED_FROM:
+        return f"compute capability {capability[0]}.{capability[1]} has no fused attention: {attention}"
+    if precision == "bf16" and capability < _BF16_FROM:
+        return (
+            f"compute capability {capability[0]}.{capability[1]} has neither units nor fused attention for "
+            f"sam.precision bf16: every product is emulated, and {attention}; fp32 and fp16 are faster"
+        )
+    return None
 
 
 def compiles(config: SamConfig, device: str, images: int) -> bool:

@@ -19,6 +19,7 @@ from ray_wsss.models.sam.encoder import (
     precision_on,
     prepare_images,
     resize_like_pillow,
+    why_slow,
 )
 from ray_wsss.models.sam.fast_vit import compile_block
 from ray_wsss.models.sam.tiny import build_tiny_sam
@@ -71,7 +72,6 @@ def test_mixed_precision_around_it_is_not_the_encoders(tiny_sam):
 
 def test_precision_by_device(monkeypatch):
     auto = SamConfig(name="tiny")
-    assert precision_on(auto, "cuda") == "bf16"
     for flags, expected in (
         ({"avx512_bf16": True}, "bf16"),
         ({"amx_bf16": True, "avx512_bf16": False}, "bf16"),
@@ -85,6 +85,47 @@ def test_precision_by_device(monkeypatch):
     assert precision_on(SamConfig(precision="fp16"), "cuda") == precision_on(
         SamConfig(precision="fp16"), "cpu"
     )
+
+
+@pytest.mark.parametrize(
+    ("gpu", "expected"),
+    [
+        ((6, 1), "fp32"),
+        ((7, 0), "fp32"),
+        ((7, 5), "fp32"),
+        ((8, 0), "bf16"),
+        ((8, 9), "bf16"),
+        ((12, 0), "bf16"),
+    ],
+)
+def test_precision_by_capability_of_the_gpu(gpu, expected, monkeypatch):
+    """That of this process, or one that was asked elsewhere; this machine need not have a GPU."""
+    auto = SamConfig(name="tiny")
+    assert precision_on(auto, "cuda", gpu) == expected
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: gpu)
+    assert precision_on(auto, "cuda") == expected
+    chosen = SamConfig(name="tiny", precision="fp16")
+    assert precision_on(chosen, "cuda") == precision_on(chosen, "cuda", gpu) == "fp16"
+
+
+def test_a_gpu_without_fused_attention_is_warned_about(monkeypatch, caplog):
+    for gpu in ((5, 0), (7, 5)):
+        assert why_slow("fp32", gpu) is None
+        assert why_slow("fp16", gpu) is None
+    assert why_slow("bf16", (8, 0)) is None
+    assert "7.5 has neither units nor fused attention for sam.precision bf16" in str(why_slow("bf16", (7, 5)))
+    assert "3.7 has no fused attention" in str(why_slow("fp32", (3, 7)))
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, *_, **__: module)  # it stays on the CPU
+    gpu = torch.device("cuda")
+    assert load_encoder(SamConfig(name="tiny"), gpu).precision == "fp32"
+    assert not caplog.records
+    load_encoder(SamConfig(name="tiny", precision="bf16"), gpu)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith("Tesla T4: compute capability 7.5 has neither units")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from ray_wsss.runs.dependencies import (
     check_classes,
     dataset_settings,
     embeddings_settings,
+    noted_precision,
     sam_settings,
     settings_of,
     settled,
@@ -67,13 +68,22 @@ def test_unfinished_embeddings_are_refused(embeddings):
 
 
 def test_the_precision_of_sams_encoder_decides():
-    """Where the encoder runs, with auto resolved; fp32 is not noted, as before there was a choice."""
+    """Where the encoder runs, with auto settled; fp32 is not noted, as before there was a choice."""
     fp32, bf16, auto = (override(DEMO, {"sam.precision": name}) for name in ("fp32", "bf16", "auto"))
     on_cpu = sam_settings(fp32, "cpu")
     assert on_cpu == sam_settings(auto) == sam_settings(bf16) == sam_settings(fp32, "cuda")
-    assert sam_settings(auto, "cuda") == sam_settings(bf16, "cpu") == on_cpu | {"sam.precision": "bf16"}
-    assert settled(auto, "cuda").sam.precision == "bf16"
-    assert sam_settings(settled(auto, "cpu"), "cuda") == sam_settings(auto, "cpu")
+    assert sam_settings(settled(auto, "bf16"), "cuda") == sam_settings(bf16, "cpu")
+    assert sam_settings(bf16, "cpu") == on_cpu | {"sam.precision": "bf16"}
+    assert sam_settings(settled(auto, "fp32"), "cuda") == on_cpu
+
+
+def test_the_precision_that_an_output_was_begun_with(tmp_path):
+    assert noted_precision(tmp_path, "embed") is None
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / precision
+        Output(out, "embed", sam_settings(settled(DEMO, precision), "cuda")).begin()
+        assert noted_precision(out, "embed") == precision
+        assert noted_precision(out, "label") is None
 
 
 def test_embeddings_made_in_bf16(embeddings, tmp_path):
