@@ -142,7 +142,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The manifest in ``folder``; None if there is no manifest.json, or another program wrote it.
 
     Raises:
-        UserError: manifest.json is not JSON.
+        UserError: manifest.json is not JSON, or its format is not a number.
         NewerFormatError: a later version of ray_wsss wrote the folder in a newer layout.
     """
     path = folder / "manifest.json"
@@ -154,7 +154,10 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise UserError(f"{path} is not readable JSON: {error}") from None
     if not (isinstance(found, dict) and {"stage", "state", "ray_wsss", "depends_on"} <= found.keys()):
         return None
-    if (number := found.get("format", 1)) > FORMAT:
+    number = found.get("format", 1)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise UserError(f"format in {path} is {number!r}; expected a number")
+    if number > FORMAT:
         raise NewerFormatError(
             f"{folder} was written by ray-wsss {found['ray_wsss']} in format {number}; "
             f"ray-wsss {__version__} reads formats up to {FORMAT}: update ray-wsss"

@@ -1,6 +1,7 @@
 """Output folders: claimed once, resumed by the same command, never mixed."""
 
 import json
+import re
 import shutil
 
 import pyarrow as pa
@@ -234,3 +235,18 @@ def test_a_manifest_of_version_0_1_has_no_format(output):
     path.write_text(json.dumps(content))
     assert read_manifest(output.out) == content
     assert output.begin() == "unfinished"
+
+
+@pytest.mark.parametrize("number", ["1", None, [1], {"major": 1}, True])
+def test_a_format_that_is_no_number_is_refused(output, number):
+    output.begin()
+    path = output.out / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": number}))
+    expected = rf"format in {re.escape(str(path))} is .*; expected a number"
+    for read in (
+        output.begin,
+        lambda: read_manifest(output.out),
+        lambda: require_finished(output.out, "label"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            read()
