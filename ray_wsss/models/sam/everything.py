@@ -26,8 +26,8 @@ from ray_wsss.models.sam.encoder import sam_input_hw
 SLICE_PX = {"cpu": 2**22, "cuda": 2**26}
 """Logits at image size in memory at a time, by type of device; others count as CPUs.
 
-A CPU gets 4 masks of 1024 x 1024, since it takes twice as long at 2**24. A GPU gets 64, since it launches some 40
-kernels for each slice, and needs about 0.6 GB for them: 9 bytes per logit, as counted on a CPU.
+A CPU gets 4 masks of 1024 x 1024, since it takes twice as long at 2**24. A GPU gets 64, since it launches
+some 40 kernels for each slice, and needs about 0.6 GB for them: 9 bytes per logit, as counted on a CPU.
 """
 
 
