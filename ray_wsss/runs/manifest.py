@@ -17,6 +17,10 @@ State = Literal["new", "unfinished", "finished"]
 FORMAT = 1
 """Number of the layout of output folders; a layout that this version can't read gets a higher number."""
 
+KNOWN_BY_CONTENT = ("classifier.backbone_checkpoint", "segmenter.backbone_checkpoint")
+"""Settings that are paths of files whose SHA-256 is noted too, as KEY.sha256; only the content decides.
+Version 0.1 of ray_wsss noted the path alone, so in its outputs the path decides."""
+
 log = logging.getLogger(__name__)
 
 
@@ -51,7 +55,8 @@ class Output:
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of the stage and of everything it depends on; it differs for other inputs."""
-        content = json.dumps([self.stage, _as_compared(dict(self.depends_on))], sort_keys=True)
+        decides = {k: v for k, v in self.depends_on.items() if not _known_by_content(k, self.depends_on)}
+        content = json.dumps([self.stage, _as_compared(decides)], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def begin(self, *, overwrite: bool | None = None) -> State:
@@ -107,7 +112,7 @@ class Output:
 
     def _refuse_other_settings(self, theirs: Mapping[str, Any], overwrite: bool | None) -> None:
         ours = json.loads(json.dumps(self.depends_on))
-        changed = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
+        changed = [k for k in _differing(ours, theirs) if not _known_by_content(k, ours, theirs)]
         if changed:
             key = changed[0]
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -127,6 +132,21 @@ class Output:
             "depends_on": dict(self.depends_on),
         }
         write_json(content, self.out / "manifest.json")
+
+
+def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Sorted keys with other values; a file whose path alone ``theirs`` notes is the same if its path is."""
+    both = {
+        f"{key}.sha256"
+        for key in KNOWN_BY_CONTENT
+        if f"{key}.sha256" not in theirs and ours.get(key) == theirs.get(key)
+    }
+    return [k for k in sorted({*ours, *theirs} - both) if ours.get(k) != theirs.get(k)]
+
+
+def _known_by_content(key: str, *settings: Mapping[str, Any]) -> bool:
+    """Whether a key is the path of a file whose content all of these settings note."""
+    return key in KNOWN_BY_CONTENT and all(f"{key}.sha256" in noted for noted in settings)
 
 
 def _as_compared(value: Any) -> Any:
