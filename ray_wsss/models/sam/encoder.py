@@ -1,6 +1,7 @@
 """SAM's image encoder: from images to embeddings."""
 
 import logging
+import traceback
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -51,7 +52,8 @@ class SamEncoder:
         sam: SAM. Its image encoder is cast to ``precision``; prompt encoder and decoder stay float32.
         batch_size: images per forward pass.
         run_block: result of `models.sam.fast_vit.compile_block`; None: nothing is compiled.
-        or_eager: if compiling fails, warn and run uncompiled instead of raising UserError.
+        or_eager: if the first compiled pass fails and an uncompiled one does not, warn and stay uncompiled
+            instead of raising UserError.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class SamEncoder:
         # Only the convolutions need this: tensors between the blocks have their channels last already.
         for part in (sam.image_encoder.patch_embed, sam.image_encoder.neck):
             part.to(memory_format=torch.channels_last)
+        self._compiled = False  # whether compiled code has ever run to its end
         self._copies: torch.cuda.Stream | None = None
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -87,6 +90,7 @@ class SamEncoder:
 
         Raises:
             UserError: compiling failed, and `or_eager` is off.
+            Exception: as the uncompiled encoder raises it.
         """
         with torch.autocast(inputs.device.type, enabled=False), matmul_precision(self.precision):
             return torch.cat([self._pass(part)[: len(part)] for part in inputs.split(self.batch_size)])
@@ -97,14 +101,27 @@ class SamEncoder:
         # Compiled code serves one shape, so a smaller batch is filled up.
         full = F.pad(inputs, (0, 0) * 3 + (0, self.batch_size - len(inputs)))
         try:
-            return fast_forward(self.sam.image_encoder, full, self.run_block).float()
-        except TorchDynamoException as error:
-            reason = f"SAM's encoder can't be compiled ({str(error).splitlines()[0]})"
-            if not self.or_eager:
-                raise UserError(f"{reason}; --sam.compile off runs it uncompiled") from error
-            warnings.warn(f"{reason}; it runs uncompiled, slower", stacklevel=2)
-            self.run_block = None
-            return self._pass(inputs)
+            embeddings = fast_forward(self.sam.image_encoder, full, self.run_block).float()
+        # Dynamo, Inductor, Triton and the C++ compiler have errors of their own, so any error may be theirs:
+        # the uncompiled encoder tells. Once compiled code has run, an error of another kind is not about it.
+        except Exception as error:
+            if self._compiled and not isinstance(error, TorchDynamoException):
+                raise
+            traceback.clear_frames(error.__traceback__)  # their tensors may fill the GPU's memory
+            return self._uncompiled(inputs, error)
+        self._compiled = True
+        return embeddings
+
+    def _uncompiled(self, inputs: Tensor, error: Exception) -> Tensor:
+        """Run uncompiled from now on after an error; an error that it has too is raised."""
+        embeddings = fast_forward(self.sam.image_encoder, inputs).float()
+        told = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = f"SAM's encoder can't be compiled ({told})"
+        if not self.or_eager:
+            raise UserError(f"{reason}; --sam.compile off runs it uncompiled") from error
+        warnings.warn(f"{reason}; it runs uncompiled, slower", stacklevel=2)
+        self.run_block = None
+        return embeddings
 
     @torch.no_grad()
     def _upload(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -137,8 +154,11 @@ def load_encoder(config: SamConfig, device: torch.device, images: int = 0) -> Sa
     precision = precision_on(config, device.type)
     if device.type == "cuda" and (slow := why_slow(precision, torch.cuda.get_device_capability(device))):
         log.warning("%s: %s", torch.cuda.get_device_name(device), slow)
+    sam = build_sam(config)
+    # Cast before the copy to the device, which would need room for float32 else.
+    sam.image_encoder.to(DTYPES[precision])
     return SamEncoder(
-        build_sam(config).to(device),
+        sam.to(device),
         precision,
         config.encode_batch_size,
         compile_block(flex=device.type == "cuda") if compiles(config, device.type, images) else None,
