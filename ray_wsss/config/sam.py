@@ -21,7 +21,8 @@ class SamConfig:
     """Path of the weights. Without it, Meta's file is downloaded once and its SHA-256 checked."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """Precision of the image encoder; its embeddings are float32.
-    auto: bf16 on GPUs and on CPUs with AVX512-BF16 or AMX, else fp32."""
+    auto: bf16 on GPUs from compute capability 8.0 and on CPUs with AVX512-BF16 or AMX, else fp32.
+    On GPUs an output that was begun keeps its precision, and all GPUs of a cluster count."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether torch.compile makes the image encoder faster, which takes half a minute at the start.
     auto: on if there are enough images to gain from it."""

@@ -13,6 +13,7 @@ from ray_wsss.data.reader import ShardReader, failed_images
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
+from ray_wsss.models.sam.build import build_decoder
 from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.ops.cam import make_cam
 from ray_wsss.ops.device import mixed_precision
@@ -113,19 +114,17 @@ def train_classifier(
     model.backbone.freeze(config.freeze_stages, config.freeze_norm)
     cpm = _load_cpm(recipe, session) if with_cpm else None
     run = TrainingRun(model=model, spec=spec, config=config, crops=crops, session=session, name="classifier")
-    encoder = cpm.encoder if cpm is not None else None
-    validated = CamValidation(recipe, validation, dataset, encoder, session.device)
+    validated = CamValidation(recipe, validation, dataset, cpm, session.device)
     run.train(ClassifierStep(recipe, cpm), validated)
 
 
 def _load_cpm(recipe: Recipe, session: Session) -> Cpm:
-    config = recipe.classifier
-    crops = 0
-    if recipe.cpm.view == "crop":
-        crops = (config.max_iters - recipe.cpm.warmup_iters) * config.batch_size // session.world_size
-    encoder = load_encoder(recipe.sam, session.device, crops)
-    size = recipe.sam.decode_batch_size
-    return Cpm(encoder, recipe.cpm, decode_batch_size=size, bf16=config.precision == "bf16")
+    config, options = recipe.classifier, {"decode_batch_size": recipe.sam.decode_batch_size}
+    bf16 = config.precision == "bf16"
+    if recipe.cpm.view == "image":
+        return Cpm(build_decoder(recipe.sam).to(session.device), recipe.cpm, bf16=bf16, **options)
+    crops = (config.max_iters - recipe.cpm.warmup_iters) * config.batch_size // session.world_size
+    return Cpm(load_encoder(recipe.sam, session.device, crops), recipe.cpm, bf16=bf16, **options)
 
 
 def check_trainable(dataset: Path, batch_size: int, without: Collection[str] = ()) -> list[int]:

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ray_wsss.config import CpmConfig, LabelConfig, Recipe
+from ray_wsss.config import LabelConfig, Recipe
 from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata
 from ray_wsss.figures.overview import OverviewRow, render_overview
 from ray_wsss.models.classifier import Classifier
-from ray_wsss.models.sam.encoder import SamEncoder
+from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
 from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts
 from ray_wsss.ops.resize import resize_map, shrink
@@ -28,6 +28,7 @@ from ray_wsss.stages.cams import cams_of
 from ray_wsss.stages.evaluate import CamEvaluator, SegmenterEvaluator
 from ray_wsss.stages.predict import Predictor
 from ray_wsss.stages.prompting import aggregate, decode_pairs, find_prompts
+from ray_wsss.training.cpm import Cpm
 from ray_wsss.training.loop import Session
 
 PICTURES = 4
@@ -69,7 +70,8 @@ class CamValidation:
     Args:
         validation: data set with ground truth to measure on; None: measure nothing.
         dataset: training data set, drawn if ``validation`` is None.
-        encoder: SAM, for the pseudo labels in the pictures; None: pictures without points and pseudo labels.
+        cpm: has SAM, for the pseudo labels in the pictures; None: pictures without points and pseudo labels.
+            If it has no image encoder, one is loaded for the first picture, and dropped after that.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class CamValidation:
         recipe: Recipe,
         validation: Path | None,
         dataset: Path,
-        encoder: SamEncoder | None,
+        cpm: Cpm | None,
         device: torch.device,
     ) -> None:
         # The side that the finished classifier will have by its manifest (`runs.classifier_side`).
@@ -87,7 +89,7 @@ class CamValidation:
         self.device = device
         self.sample = Sample(validation, recipe.classifier.validate_images) if validation else None
         pictured = self.sample or Sample(dataset, PICTURES)
-        self.pictured = _Pictured(pictured, self.config, recipe.cpm, encoder, device)
+        self.pictured = _Pictured(pictured, self.config, recipe, cpm, device)
 
     def measure(self, model: Classifier, session: Session) -> dict[str, float]:
         """CAM mIoU in [0, 1], at the fixed background threshold and at the one with the highest mIoU."""
@@ -152,34 +154,33 @@ class _Pictured:
     """Draws a few images; keeps SAM's embeddings of them, so that SAM encodes each once."""
 
     def __init__(
-        self,
-        sample: Sample,
-        config: LabelConfig,
-        cpm: CpmConfig,
-        encoder: SamEncoder | None,
-        device: torch.device,
+        self, sample: Sample, config: LabelConfig, recipe: Recipe, cpm: Cpm | None, device: torch.device
     ) -> None:
-        self.class_names, self.config, self.cpm = sample.class_names, config, cpm
-        self.encoder, self.device = encoder, device
+        self.class_names, self.config, self.cpm = sample.class_names, config, recipe.cpm
+        self.sam_config, self.device = recipe.sam, device
+        self.sam, self.encoder = (cpm.sam, cpm.encoder) if cpm is not None else (None, None)
         self.records = sample.first(PICTURES)
         self.embeddings: list[Tensor] = []
 
     def draw(self, model: Classifier) -> NDArray[np.uint8] | None:
+        if self.sam is not None and self.records and not self.embeddings:
+            encoder = self.encoder or load_encoder(self.sam_config, self.device)
+            self.embeddings = [encoder([self._pixels(record)]) for record in self.records]
         rows = [self._row(model, k, record) for k, record in enumerate(self.records)]
         return render_overview(rows, self.class_names) if rows else None
 
+    def _pixels(self, record: dict[str, Any]) -> NDArray[np.uint8]:
+        return shrink(decode_image(record["image"], record["orientation"]), self.config.max_side_px)
+
     def _row(self, model: Classifier, k: int, record: dict[str, Any]) -> OverviewRow:
-        pixels = shrink(decode_image(record["image"], record["orientation"]), self.config.max_side_px)
+        pixels = self._pixels(record)
         cams = cams_of(model, [pixels], [record["image_labels"]], self.config)
         points, maps = [], {}
-        if self.encoder is not None:
-            sam = self.encoder.sam
-            if k == len(self.embeddings):
-                self.embeddings.append(self.encoder([pixels]))
+        if self.sam is not None:
             points_yx = find_prompts(cams, self.cpm, guess=False)
             output = self.cpm.mask_output
-            (masks,) = decode_pairs(sam, self.embeddings[k], [cams], [points_yx], output, len(points_yx))
-            maps["pseudo label"] = aggregate(sam, cams, masks, 1, self.cpm)[0][0].cpu().numpy()
+            (masks,) = decode_pairs(self.sam, self.embeddings[k], [cams], [points_yx], output, len(points_yx))
+            maps["pseudo label"] = aggregate(self.sam, cams, masks, 1, self.cpm)[0][0].cpu().numpy()
             for class_index, found in zip(cams.class_index.tolist(), points_yx):
                 points += [(class_index, x + 0.5, y + 0.5) for y, x in found.tolist()]
         maps |= _truth(record, pixels)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
+from ray_wsss.cluster.precision import settle_precision
 from ray_wsss.cluster.run_chunks import RunOptions, run_chunks
 from ray_wsss.cluster.stages.sam import sam_stage
 from ray_wsss.config import Recipe
@@ -14,7 +15,6 @@ from ray_wsss.runs.dependencies import (
     dataset_settings,
     sam_settings,
     settings_of,
-    settled,
 )
 from ray_wsss.runs.manifest import Output, file_hash
 from ray_wsss.runs.run_report import RunReport
@@ -41,7 +41,15 @@ def run_label(
     """
     check_classes(dataset, classifier, "classifier")
     device = run["resources"].device
-    recipe = settled(recipe, device)
+    recipe = settle_precision(
+        recipe,
+        out,
+        "label",
+        processes=run["resources"],
+        cluster=run["cluster"],
+        overwrite=run.get("overwrite"),
+        encodes=embeddings is None,
+    )
     recipe = replace(recipe, label=with_classifier_side(recipe.label, classifier))
     warn_of_large_views(recipe.label, classifier)
     encoder = device if embeddings is None else None

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from ray_wsss.cluster.precision import settle_precision
 from ray_wsss.cluster.workers import fit
 from ray_wsss.config import Recipe
 from ray_wsss.config.resources import Cluster, Workers
 from ray_wsss.runs.dependencies import (
     check_validation,
     classifier_settings,
-    settled,
 )
 from ray_wsss.runs.manifest import Output
 from ray_wsss.training.classifier import check_trainable, train_classifier
@@ -38,7 +38,15 @@ def run_train_classifier(
     Raises:
         UserError: the inputs don't fit together, or there are too few images.
     """
-    recipe = settled(recipe, workers.device)
+    recipe = settle_precision(
+        recipe,
+        out,
+        "train-classifier",
+        processes=workers,
+        cluster=cluster,
+        overwrite=overwrite,
+        encodes=recipe.cpm.enabled and recipe.cpm.view == "crop",
+    )
     settings = classifier_settings(recipe, dataset, segments, embeddings, workers.device)
     output = Output(out, "train-classifier", settings)
     share_of_batch(recipe.classifier, max(1, workers.workers), "classifier")

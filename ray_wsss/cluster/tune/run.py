@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from ray_wsss.cluster.connect import ray_session, storage_of
+from ray_wsss.cluster.precision import settle_precision
 from ray_wsss.cluster.tune.concurrency import trials_at_once
 from ray_wsss.cluster.tune.recorder import Recorder
 from ray_wsss.cluster.tune.search import AskOptuna, TrialSearch, check_optuna
@@ -26,7 +27,7 @@ from ray_wsss.config.overrides import override
 from ray_wsss.config.resources import Cluster, Workers
 from ray_wsss.config.sweep import Scheduler, SweepOptions
 from ray_wsss.errors import UserError
-from ray_wsss.runs.dependencies import check_validation, classifier_settings, settled
+from ray_wsss.runs.dependencies import check_validation, classifier_settings
 from ray_wsss.runs.manifest import Output, dataset_hash
 from ray_wsss.storage import remove_tree
 from ray_wsss.sweeps.trials import ENDED, Trial, load_trials, trial_folder
@@ -73,7 +74,16 @@ def run_sweep(
     """
     if workers.workers < 1:
         raise UserError(f"workers_per_trial is {workers.workers}; expected at least 1")
-    recipe = settled(recipe, workers.device)
+    views = {recipe.cpm.view, *(value for key, value in space.bounds() if key == "cpm.view")}
+    recipe = settle_precision(
+        recipe,
+        out,
+        "sweep",
+        processes=workers,
+        cluster=cluster,
+        overwrite=overwrite,
+        encodes=recipe.cpm.enabled and "crop" in views,
+    )
     scheduler = options.scheduler or space.scheduler
     check_space(space, recipe)
     _check_recipes(recipe, space, workers, scheduler)
