@@ -66,7 +66,7 @@ def find_cams(
 def cams_of(
     model: Classifier,
     images: Sequence[NDArray[np.uint8]],
-    image_labels: Sequence[Sequence[int]],
+    image_labels: Sequence[Sequence[int] | None],
     *,
     scales: Sequence[float],
     flip: bool,
@@ -75,10 +75,11 @@ def cams_of(
 
     Args:
         images: (H, W, 3) RGB, all of one size.
-        image_labels: indices of the classes that each image has.
+        image_labels: indices of the classes that each image has. Without any, or with None for unknown
+            labels, an image has no CAM.
         scales, flip: as for `find_cams`.
     """
     present = torch.zeros(len(images), model.num_classes)
     for k, classes in enumerate(image_labels):
-        present[k, list(classes)] = 1
+        present[k, list(classes or ())] = 1
     return find_cams(model, to_tensor(images, model.device), present, scales=scales, flip=flip)
