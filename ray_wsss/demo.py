@@ -179,7 +179,7 @@ def _overview_rows(out: Path, recipe: Recipe, count: int = 6) -> list[OverviewRo
     }
     segmenter = Predictor.load(out / "segmenter", recipe.predict)
     by_objects = sorted(
-        range(len(dataset)), key=lambda i: -len(dataset.read(i, ["image_labels"])["image_labels"])
+        range(len(dataset)), key=lambda i: -len(dataset.read(i, ["image_labels"])["image_labels"] or ())
     )
     rows = []
     for i in by_objects[:count]:

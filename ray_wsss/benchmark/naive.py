@@ -16,6 +16,7 @@ from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.images import decode_image, encode_mask
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.store import load_classifier
+from ray_wsss.ops.losses import IGNORE_LABEL
 from ray_wsss.runs.chunks import IMAGE_COLUMNS, Chunk, read_chunk
 from ray_wsss.runs.classifier_side import with_classifier_side
 from ray_wsss.runs.tally import Tally
@@ -42,7 +43,12 @@ class NaiveLabeller:
     def _label(self, row: dict[str, Any], tally: Tally) -> dict[str, Any]:
         with tally.phase("decode"):
             image = decode_image(row["image"], row["orientation"])
+        tally.images += 1
         classes = row["image_labels"]
+        if not classes:
+            tally.unknown += classes is None
+            label = np.full(image.shape[:2], IGNORE_LABEL if classes is None else 0, np.uint8)
+            return self._describe(row["image_id"], label, [], [])
         with tally.phase("cam", self.device):
             cams, ranking = self._cams(image, classes)
         with tally.phase("encode", self.device):
@@ -50,7 +56,6 @@ class NaiveLabeller:
         with tally.phase("prompt", self.device):
             masks = [self.prompter.mask(cam, raw) for cam, raw in zip(cams, ranking)]
             label = self.prompter.compete(masks, classes, image.shape[:2])
-        tally.images += 1
         tally.masks += len(masks)
         tally.prompts += sum(len(mask.points_yx) for mask in masks)
         with tally.phase("write"):

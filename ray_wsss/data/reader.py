@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_wsss.data.schema import unknown_as_null
 from ray_wsss.errors import UserError
 from ray_wsss.storage import filesystem_of, is_remote, key_of
 
@@ -83,6 +84,8 @@ class ShardReader:
     def read(self, i: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
         """Read row ``i`` as Python values (bytes, str, int, list): all columns, or those named.
 
+        ``image_labels`` is None for unknown labels, whichever version wrote the data set.
+
         Raises:
             IndexError: there is no such row.
             KeyError: there is no such column.
@@ -104,9 +107,10 @@ class ShardReader:
             raise KeyError(f"{self._paths[file_index]} has no column '{name}'")
         # Without threads: Arrow's pool does not survive the fork of a DataLoader worker.
         try:
-            column = file.read_row_group(group_in_file, columns=[name], use_threads=False).column(0)
+            rows = file.read_row_group(group_in_file, columns=[name], use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{self._paths[file_index]} is damaged ({error}); write it again") from error
+        column = unknown_as_null(rows).column(0)
         self._cache[key] = column
         self._cached_bytes += column.nbytes
         while self._cached_bytes > self.cache_bytes and len(self._cache) > 1:

@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 from ray_wsss.errors import UserError
 from ray_wsss.storage import is_remote, replace_atomically, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Format that this version writes. Version 1, which had one value for unknown labels and for none of the
+classes, stays readable (`unknown_as_null`)."""
 ROWS_PER_GROUP = 64
 MAX_CLASSES = 254
 """Most classes of a data set: labels are uint8, of which 0 is background and 255 is ignore."""
@@ -32,7 +34,8 @@ IMAGE_SCHEMA = pa.schema(
         pa.field("orientation", pa.int8(), nullable=False),  # EXIF orientation to decode with, 1..8
         pa.field("height", pa.int32(), nullable=False),  # pixels, after orientation
         pa.field("width", pa.int32(), nullable=False),
-        pa.field("image_labels", pa.list_(pa.int32()), nullable=False),  # sorted class indices from 0
+        # Sorted class indices from 0; empty: none of the classes is in the image; null: nobody knows.
+        pa.field("image_labels", pa.list_(pa.int32())),
         pa.field("mask", pa.binary()),  # PNG label map: 0 background, class c as c + 1, 255 ignore
     ]
 )
@@ -47,7 +50,7 @@ class SourceRow:
     path: str
     """Absolute path or URI of the image; for a row with an error, the path as its source names it."""
     image_labels: tuple[int, ...] | None = None
-    """Sorted class indices from 0; None or empty if the image is unlabelled."""
+    """Sorted class indices from 0; empty if the image has none of the classes, None if nobody knows."""
     stated_hw: tuple[int, int] | None = None
     """(height, width) in pixels that the annotations state; None if they state none."""
     mask_path: str | None = None
@@ -66,15 +69,18 @@ class DatasetMetadata:
     source: SourceKind
     images: int
     unlabelled: int
+    """Images whose labels are unknown."""
     errors: int
     has_masks: bool
+    empty: int = 0
+    """Images that have none of the classes; 0 for a data set of format version 1, which can't tell."""
 
     def save(self, dataset: Path) -> None:
         """Write ``metadata.json`` atomically, in the folder ``dataset``."""
         content = {
             "format_version": FORMAT_VERSION,
             "class_names": list(self.class_names),
-            "counts": {"images": self.images, "unlabelled": self.unlabelled, "errors": self.errors},
+            "counts": {name: getattr(self, name) for name in ("images", "unlabelled", "empty", "errors")},
             "source": self.source,
             "has_masks": self.has_masks,
         }
@@ -94,19 +100,34 @@ class DatasetMetadata:
         except ValueError as error:
             raise UserError(f"{path} is not readable JSON ({error}); run 'ray-wsss ingest' again") from None
         version = content.get("format_version") if isinstance(content, dict) else None
-        if version != FORMAT_VERSION:
+        if version not in (1, FORMAT_VERSION):
             raise UserError(
-                f"{path} has format version {version}; expected {FORMAT_VERSION}: "
+                f"{path} has format version {version}; expected 1 or {FORMAT_VERSION}: "
                 "run 'ray-wsss ingest' again with this version of ray-wsss"
             )
         try:
-            counts = {name: int(content["counts"][name]) for name in ("images", "unlabelled", "errors")}
+            names = ("images", "unlabelled", "errors", *(("empty",) if version > 1 else ()))
+            counts = {name: int(content["counts"][name]) for name in names}
             class_names = tuple(content["class_names"])
             return cls(
                 class_names=class_names, source=content["source"], has_masks=content["has_masks"], **counts
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} lacks a field ({error!r}); run 'ray-wsss ingest' again") from None
+
+
+def unknown_as_null(table: pa.Table) -> pa.Table:
+    """Rows of any format version as those of version 2, where null stands for unknown image labels.
+
+    In version 1 the column ``image_labels`` couldn't be null, and an empty list stood for unknown labels.
+    Parquet keeps whether a column can be null, so that each shard tells its version.
+    """
+    at = table.schema.get_field_index("image_labels")
+    if at < 0 or table.field(at).nullable or not pa.types.is_list(table.field(at).type):
+        return table
+    field = table.field(at).with_nullable(True)
+    labels = [classes or None for classes in table.column(at).to_pylist()]
+    return table.set_column(at, field, pa.array(labels, field.type))
 
 
 def check_class_names(class_names: Sequence[str], origin: Path) -> None:

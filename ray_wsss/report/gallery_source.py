@@ -116,7 +116,7 @@ class GallerySource:
                 image_id=surveyed.image_id,
                 group=choice.group,
                 pixels=decode_image(row["image"], row["orientation"]),
-                image_labels=row["image_labels"],
+                image_labels=row["image_labels"] or (),
                 score=surveyed.score,
                 iou=surveyed.iou,
                 truth=decode_mask(row["mask"]) if row["mask"] is not None else None,

@@ -24,8 +24,8 @@ class PreparedImage:
     image_id: str
     image_hw: tuple[int, int] = (0, 0)
     """(height, width) of the original image in pixels; the arrays below may be smaller."""
-    image_labels: tuple[int, ...] = ()
-    """Class indices from 0."""
+    image_labels: tuple[int, ...] | None = None
+    """Class indices from 0; empty if the image has none of the classes, None if nobody knows."""
     pixels: NDArray[np.uint8] | None = None
     """(h, w, 3) RGB, long side at most ``max_side_px``; CAMs and masks have the same size."""
     sam_pixels: NDArray[np.uint8] | None = None
@@ -84,7 +84,7 @@ class PrepareImages:
             return PreparedImage(image_id=image_id, error=str(error))
 
     def prepare(
-        self, image_id: str, pixels: NDArray[np.uint8], image_labels: tuple[int, ...]
+        self, image_id: str, pixels: NDArray[np.uint8], image_labels: tuple[int, ...] | None
     ) -> PreparedImage:
         """Prepare one decoded image (H, W, 3).
 
@@ -114,10 +114,10 @@ class PrepareImages:
         return {"sam_pixels": self.resize.apply_image(pixels)}
 
 
-def _labels_of(row: dict[str, Any]) -> tuple[int, ...]:
+def _labels_of(row: dict[str, Any]) -> tuple[int, ...] | None:
     labels = row["image_labels"]
     if labels is None:
-        return ()
+        return None
     if not isinstance(labels, list) or not all(type(c) is int and abs(c) < 2**31 for c in labels):
         raise ValueError(f"the image labels are {labels}; expected class indices")
     return tuple(labels)

@@ -68,20 +68,21 @@ def find_cams(
 def cams_of(
     model: Classifier,
     images: Sequence[NDArray[np.uint8]],
-    image_labels: Sequence[Sequence[int]],
+    image_labels: Sequence[Sequence[int] | None],
     config: LabelConfig,
 ) -> PairCams:
     """Multi-scale CAMs of decoded images, on the model's device (`find_cams`), as labelling makes them.
 
     Args:
         images: (H, W, 3) RGB, all of one size, at most ``config.max_side_px``; the CAMs have the same size.
-        image_labels: indices of the classes that each image has.
+        image_labels: indices of the classes that each image has. Without any, or with None for unknown
+            labels, an image has no CAM.
         config: scales, flip, and the long side for the classifier: None is no limit here
             (`runs.classifier_side.with_classifier_side` finds the classifier's own).
     """
     present = torch.zeros(len(images), model.num_classes)
     for k, classes in enumerate(image_labels):
-        present[k, list(classes)] = 1
+        present[k, list(classes or ())] = 1
     shrink = scale_for_classifier((images[0].shape[0], images[0].shape[1]), config)
     scales = [scale * shrink for scale in config.scales]
     return find_cams(model, to_tensor(images, model.device), present, scales=scales, flip=config.flip)

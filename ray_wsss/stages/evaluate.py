@@ -138,7 +138,8 @@ class LabelEvaluator:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Count the rows of a data set that have ground truth: one row of `COUNTS_SCHEMA`.
 
-        An image without a pseudo label counts as all background.
+        An image without a pseudo label counts as all background, and so do pixels whose pseudo label is 255
+        (ignore), as in an image whose labels are unknown.
         """
         total, images = ConfusionMatrix.zeros(self.num_labels), 0
         for row in table.select(["image_id", "mask"]).to_pylist():

@@ -37,9 +37,11 @@ class ShardSummary:
     """Counts of one shard, or of several shards added up."""
 
     images: int = 0
-    """Good images, including those without image labels."""
+    """Good images, whether or not their labels are known."""
     unlabelled: int = 0
-    """Good images without image labels."""
+    """Good images whose labels are unknown."""
+    empty: int = 0
+    """Good images that have none of the classes."""
     with_mask: int = 0
     """Good images with a ground-truth mask."""
     errors: list[tuple[str, str, str]] = field(default_factory=list)
@@ -49,6 +51,7 @@ class ShardSummary:
         return ShardSummary(
             images=self.images + other.images,
             unlabelled=self.unlabelled + other.unlabelled,
+            empty=self.empty + other.empty,
             with_mask=self.with_mask + other.with_mask,
             errors=self.errors + other.errors,
         )
@@ -82,7 +85,8 @@ class IngestShard:
             write_table_atomically(table, self.out / "shards" / f"part-{shard_index:05d}.parquet")
         return ShardSummary(
             images=len(good),
-            unlabelled=sum(not row["image_labels"] for row in good),
+            unlabelled=sum(row["image_labels"] is None for row in good),
+            empty=sum(row["image_labels"] == [] for row in good),
             with_mask=sum(row["mask"] is not None for row in good),
             errors=errors,
         )
@@ -109,7 +113,7 @@ class IngestShard:
             "orientation": orientation,
             "height": height,
             "width": width,
-            "image_labels": sorted(row.image_labels or ()),
+            "image_labels": sorted(row.image_labels) if row.image_labels is not None else None,
             "mask": mask,
         }
 
@@ -175,6 +179,7 @@ def finish_ingest(
         source=source,
         images=total.images,
         unlabelled=total.unlabelled,
+        empty=total.empty,
         errors=count,
         has_masks=total.with_mask > 0,
     )
@@ -183,8 +188,11 @@ def finish_ingest(
 
 
 def summarise(metadata: DatasetMetadata) -> str:
-    """Counts of a data set in one line: "645 images, 5 without labels, 0 errors"."""
-    return f"{metadata.images} images, {metadata.unlabelled} without labels, {metadata.errors} errors"
+    """Counts of a data set in one line, for the user."""
+    return (
+        f"{metadata.images} images, {metadata.unlabelled} without labels (unknown), "
+        f"{metadata.empty} with none of the classes, {metadata.errors} errors"
+    )
 
 
 _OWN_NAMES = frozenset(("shards", "errors.parquet"))

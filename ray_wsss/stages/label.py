@@ -25,6 +25,7 @@ from ray_wsss.data.schema import ROWS_PER_GROUP
 from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.device import upload
+from ray_wsss.ops.losses import IGNORE_LABEL
 from ray_wsss.ops.pseudo_label import stability_score
 from ray_wsss.ops.resize import group_by_size, resize_label_maps
 from ray_wsss.runs.classifier_side import with_classifier_side
@@ -51,7 +52,7 @@ LABEL_SCHEMA = pa.schema(
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
-        pa.field("pseudo_label", pa.binary()),  # PNG: 0 background, class c as c + 1
+        pa.field("pseudo_label", pa.binary()),  # PNG: 0 background, class c as c + 1, 255 unknown
         pa.field("segments", pa.list_(SEGMENT)),
         pa.field("error", pa.string()),  # reason for a missing label, else null
     ]
@@ -90,7 +91,9 @@ def score_of(segment: Mapping[str, Any]) -> float:
 class SamLabeller:
     """Labels the images of a chunk with a classifier and SAM on one device.
 
-    An image that fails gets a row with the reason in ``error``; the other images are still labelled.
+    An image that fails gets a row with the reason in ``error``; the other images are still labelled. An image
+    whose labels are unknown gets a label map of 255 (ignore), and an image that has none of the classes one
+    of 0 (background).
 
     Args:
         classifier: output of train-classifier.
@@ -123,7 +126,9 @@ class SamLabeller:
             error = image.error if image.error is not None else self._beyond(image.image_labels)
             rows.append({"image_id": image.image_id, "error": error})
         good = [at for at, row in enumerate(rows) if row["error"] is None]
-        tally = Tally(images=len(good), errors=len(rows) - len(good))
+        unknown = [at for at in good if images[at].image_labels is None]
+        tally = Tally(images=len(good), errors=len(rows) - len(good), unknown=len(unknown))
+        good = [at for at in good if images[at].image_labels is not None]
         # Sorting by size fills the classifier's batches, each of which holds images of one size.
         good.sort(key=lambda at: _pixels(images[at]).shape)
         described = []
@@ -133,10 +138,12 @@ class SamLabeller:
         with tally.phase("write"):
             for at, row in zip(good, chain.from_iterable(described)):
                 rows[at] |= row
+            for at in unknown:
+                rows[at] |= _describe_unknown(images[at].image_hw)
             return pa.Table.from_pylist(rows, schema=LABEL_SCHEMA), tally
 
-    def _beyond(self, image_labels: Sequence[int]) -> str | None:
-        beyond = [c for c in image_labels if not 0 <= c < len(self.spec.class_names)]
+    def _beyond(self, image_labels: Sequence[int] | None) -> str | None:
+        beyond = [c for c in image_labels or () if not 0 <= c < len(self.spec.class_names)]
         return (
             f"image label is {beyond[0]}; expected 0 to {len(self.spec.class_names) - 1} for this classifier"
             if beyond
@@ -239,6 +246,16 @@ def _by_own_size(images: Sequence[PreparedImage]) -> dict[tuple[int, int], list[
 def _pixels(image: PreparedImage) -> NDArray[np.uint8]:
     assert image.pixels is not None
     return image.pixels
+
+
+def _describe_unknown(image_hw: tuple[int, int]) -> dict[str, Any]:
+    """Columns of `LABEL_SCHEMA` of an image whose labels are unknown: 255 (ignore) everywhere."""
+    return {
+        "height": image_hw[0],
+        "width": image_hw[1],
+        "pseudo_label": encode_mask(np.full(image_hw, IGNORE_LABEL, np.uint8)),
+        "segments": [],
+    }
 
 
 def _describe(image: PreparedImage, result: _Labelled) -> dict[str, Any]:

@@ -21,6 +21,12 @@ from ray_wsss.ops.losses import IGNORE_LABEL, StepLosses, classification_loss, c
 from ray_wsss.ops.ssc import ssc_loss
 from ray_wsss.training.cpm import Cpm
 from ray_wsss.training.crops import TrainingCrops
+from ray_wsss.training.image_labels import (
+    known_labels,
+    log_left_out,
+    log_negatives,
+    warn_of_unlearnable,
+)
 from ray_wsss.training.loop import Batch, Counts, Session, TrainingRun, share_of
 from ray_wsss.training.validation import CamValidation
 
@@ -37,8 +43,8 @@ class ClassifierStep:
         self.cpm = cpm
 
     def counts(self, batch: Batch) -> Counts:
-        """Number of pixels inside the images, for CPM, and of pixels covered by segments, for SSC."""
-        counts = {"inside": batch["inside"].sum()} if self.cpm is not None else {}
+        """Number of pixels that CPM learns from, and of pixels covered by segments, for SSC."""
+        counts = {"inside": _cpm_pixels(batch).sum()} if self.cpm is not None else {}
         return counts | ({"segments": (batch["segments"] > 0).sum()} if "segments" in batch else {})
 
     def __call__(
@@ -67,10 +73,19 @@ class ClassifierStep:
         images, image_labels = batch["image"], batch["image_labels"]
         bare = cast(Classifier, getattr(model, "module", model))  # without DDP: CPM needs no gradient
         pseudo_label = self.cpm(bare, batch)
-        pseudo_label = pseudo_label.masked_fill(~batch["inside"], IGNORE_LABEL)
+        counted = _cpm_pixels(batch)
+        pseudo_label = pseudo_label.masked_fill(~counted, IGNORE_LABEL)
         cam = make_cam(class_maps, image_labels, (images.shape[-2], images.shape[-1]))
         loss = cpm_loss(cam, pseudo_label, self.temperature)
-        return loss * share_of(batch["inside"], counts["inside"])
+        return loss * share_of(counted, counts["inside"])
+
+
+def _cpm_pixels(batch: Batch) -> Tensor:
+    """Pixels (B, P, P) bool inside the images that have a class.
+
+    Without a class there is no CAM to supervise: such pixels would only weaken the loss of the others.
+    """
+    return batch["inside"] & batch["image_labels"].any(1)[:, None, None]
 
 
 def train_classifier(
@@ -84,7 +99,7 @@ def train_classifier(
 ) -> None:
     """Train the classifier on the image labels of ``dataset``, as one of the session's workers.
 
-    Images without labels are left out: their classes may be absent, or present but not annotated.
+    Images whose labels are unknown are left out. Images that have none of the classes are negatives.
 
     Args:
         segments: output of segment-everything; turns SSC on.
@@ -127,18 +142,26 @@ def _load_cpm(recipe: Recipe, session: Session) -> Cpm:
     return Cpm(load_encoder(recipe.sam, session.device, crops), recipe.cpm, bf16=bf16, **options)
 
 
-def check_trainable(dataset: Path, batch_size: int, without: Collection[str] = ()) -> list[int]:
-    """Rows of ``dataset`` with image labels. Raises UserError if they are fewer than one batch.
+def check_trainable(
+    dataset: Path, batch_size: int, without: Collection[str] = (), *, tell: bool = False
+) -> list[int]:
+    """Rows of ``dataset`` whose image labels are known. Raises UserError if they are fewer than one batch.
 
     Args:
         without: ids of images to leave out.
+        tell: log how many images are left out or are negatives, and warn of classes that can't be learned.
     """
     reader = ShardReader(dataset)
-    labelled = [row for row in range(len(reader)) if reader.read(row, ["image_labels"])["image_labels"]]
-    rows = [row for row in labelled if reader.image_ids[row] not in without]
+    labels = known_labels(reader)
+    rows = [row for row in labels if reader.image_ids[row] not in without]
+    if tell:
+        log_left_out(len(reader) - len(labels))
+        log_negatives(labels.values())
     if len(rows) < batch_size:
         raise UserError(
-            f"{dataset} has {len(rows)} images with labels; expected at least one batch of {batch_size} "
-            f"(classifier.batch_size)"
+            f"{dataset} has {len(rows)} images with known labels; expected at least one batch of "
+            f"{batch_size} (classifier.batch_size)"
         )
+    if tell:
+        warn_of_unlearnable(labels.values(), DatasetMetadata.load(dataset).class_names)
     return rows

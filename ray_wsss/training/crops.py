@@ -163,6 +163,7 @@ class TrainingCrops(Dataset):
         )
         inside = geometry.inside()[0]
         crop = self._recolour(geometry.apply(image, fill=PADDING).clamp_(0, 1), generator)
+        assert record["image_labels"] is not None  # unknown labels are no target; as an index, None is all
         image_labels = torch.zeros(self.num_classes)
         image_labels[record["image_labels"]] = 1
         item: dict[str, Tensor | str] = {

@@ -1,6 +1,7 @@
 """Labelling on Ray: the number of actors changes nothing, and a bad row stops nothing."""
 
 import io
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -133,6 +134,23 @@ def test_five_percent_of_broken_images_stop_nothing(
     good = [row for image_id, row in rows.items() if row["error"] is None]
     assert len(good) == report.total.images
     assert all(decode_mask(row["pseudo_label"]).shape == (96, 96) for row in good)
+
+
+def test_images_of_unknown_labels_are_counted_told_and_ignored(
+    small_recipe: Recipe, dataset: Path, classifier: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    planted = {3: ("image_labels", None, ""), 4: ("image_labels", [], ""), 9: ("image_labels", None, "")}
+    mixed = _plant(dataset, tmp_path / "mixed", planted)
+    for _ in range(2):  # the second time, the counts come from the parts
+        caplog.clear()
+        report = _label(small_recipe, mixed, classifier, tmp_path / "out")
+        assert (report.total.images, report.total.errors, report.total.unknown) == (24, 0, 2)
+        assert "the labels of 2 of 24 images are unknown" in caplog.text
+    rows = list(_rows(tmp_path / "out").values())
+    found = {k: set(decode_mask(rows[k]["pseudo_label"]).ravel().tolist()) for k in planted}
+    assert found == {3: {255}, 4: {0}, 9: {255}}
+    (run,) = json.loads((tmp_path / "out" / "runs.json").read_text())
+    assert run["figures"]["unknown"] == 2
 
 
 def test_all_rows_bad_is_an_error(

@@ -1,5 +1,6 @@
 """Pseudo labels for a data set, on Ray."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -20,6 +21,8 @@ from ray_wsss.runs.manifest import Output, file_hash
 from ray_wsss.runs.run_report import RunReport
 from ray_wsss.stages.label import SamLabeller
 
+log = logging.getLogger(__name__)
+
 
 def run_label(
     recipe: Recipe,
@@ -31,6 +34,8 @@ def run_label(
     **run: Unpack[RunOptions],
 ) -> RunReport:
     """Make pseudo labels for every image of ``dataset`` with a trained classifier and SAM.
+
+    Images whose labels are unknown get label maps of 255 (ignore), and a warning tells how many there are.
 
     Args:
         embeddings: output of `run_embed`, read instead of running SAM's encoder.
@@ -66,4 +71,8 @@ def run_label(
         config=recipe.label,
         classifier=classifier.absolute(),
     )
-    return run_chunks(Output(out, "label", depends_on), stage, dataset=dataset, **run)
+    report = run_chunks(Output(out, "label", depends_on), stage, dataset=dataset, **run)
+    if report.total.unknown:
+        told = "the labels of %s of %s images are unknown: their label maps are 255 (ignore) everywhere"
+        log.warning(told, f"{report.total.unknown:,}", f"{report.total.images:,}")
+    return report

@@ -50,7 +50,7 @@ def run_train_classifier(
     settings = classifier_settings(recipe, dataset, segments, embeddings, workers.device)
     output = Output(out, "train-classifier", settings)
     share_of_batch(recipe.classifier, max(1, workers.workers), "classifier")
-    check_trainable(dataset, recipe.classifier.batch_size)
+    check_trainable(dataset, recipe.classifier.batch_size, tell=True)
     check_validation(validation, dataset)
     if output.begin(overwrite=overwrite) == "finished":
         output.log_finished(overwrite)

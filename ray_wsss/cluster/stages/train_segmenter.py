@@ -41,7 +41,7 @@ def run_train_segmenter(
     settings = settings_of(recipe, "segmenter") | dataset_settings(dataset)
     output = Output(out, "train-segmenter", settings | {"labels": file_hash(labels / "manifest.json")})
     share_of_batch(recipe.segmenter, max(1, workers.workers), "segmenter")
-    labelled_rows(dataset, labels, recipe.segmenter.batch_size)
+    labelled_rows(dataset, labels, recipe.segmenter.batch_size, tell=True)
     check_validation(validation, dataset)
     if output.begin(overwrite=overwrite) == "finished":
         output.log_finished(overwrite)

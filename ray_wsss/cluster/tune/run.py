@@ -88,7 +88,7 @@ def run_sweep(
     check_space(space, recipe)
     _check_recipes(recipe, space, workers, scheduler)
     settings = _settings(recipe, space, dataset, segments, embeddings, workers.device)
-    check_trainable(dataset, recipe.classifier.batch_size)
+    check_trainable(dataset, recipe.classifier.batch_size, tell=True)
     check_validation(validation, dataset)
     settings |= {"validation": str(validation.absolute()), "validation.sha256": dataset_hash(validation)}
     settings |= {"scheduler": scheduler, "search": options.search, "sample_seed": options.sample_seed}

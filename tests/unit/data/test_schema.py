@@ -11,7 +11,7 @@ from ray_wsss.errors import UserError
 from ray_wsss.storage import replace_atomically
 
 METADATA = DatasetMetadata(
-    class_names=("cat", "Löwe"), source="folder", images=3, unlabelled=1, errors=2, has_masks=False
+    class_names=("cat", "Löwe"), source="folder", images=4, unlabelled=1, empty=2, errors=2, has_masks=False
 )
 
 
@@ -19,7 +19,15 @@ def test_metadata_round_trip(tmp_path):
     METADATA.save(tmp_path / "new")
     assert DatasetMetadata.load(tmp_path / "new") == METADATA
     content = json.loads((tmp_path / "new/metadata.json").read_text(encoding="utf-8"))
-    assert content["counts"] == {"images": 3, "unlabelled": 1, "errors": 2}
+    assert content["counts"] == {"images": 4, "unlabelled": 1, "empty": 2, "errors": 2}
+
+
+def test_metadata_of_version_1_know_no_empty_images(tmp_path):
+    counts = {"images": 4, "unlabelled": 3, "errors": 2}
+    content = {"format_version": 1, "class_names": ["cat"], "counts": counts, "source": "csv"}
+    (tmp_path / "metadata.json").write_text(json.dumps(content | {"has_masks": False}))
+    metadata = DatasetMetadata.load(tmp_path)
+    assert (metadata.images, metadata.unlabelled, metadata.empty, metadata.errors) == (4, 3, 0, 2)
 
 
 def test_unusable_metadata_is_a_user_error(tmp_path):
@@ -29,8 +37,9 @@ def test_unusable_metadata_is_a_user_error(tmp_path):
     for text, message in [
         ("{", "not readable JSON"),
         ("[]", "format version None"),
-        ('{"format_version": 2}', "format version 2; expected 1"),
+        ('{"format_version": 3}', "format version 3; expected 1 or 2"),
         ('{"format_version": 1}', "lacks a field"),
+        ('{"format_version": 2, "counts": {"images": 1, "unlabelled": 0, "errors": 0}}', "'empty'"),
     ]:
         path.write_text(text)
         with pytest.raises(UserError, match=f"metadata.json.*{message}"):

@@ -326,7 +326,7 @@ def test_a_batch_that_cannot_be_divided_is_a_user_error():
 
 def test_too_few_images_are_a_user_error(scene_dataset, labels_dir, tmp_path):
     large = override(RECIPE, {"classifier.batch_size": 15, "segmenter.batch_size": 14})
-    with pytest.raises(UserError, match=r"14 images with labels; expected at least one batch of 15"):
+    with pytest.raises(UserError, match=r"14 images with known labels; expected at least one batch of 15"):
         train_classifier(large, scene_dataset, LocalSession(tmp_path))
     with pytest.raises(UserError, match=r"13 labelled images in common; .* one batch of 14"):
         train_segmenter(large, scene_dataset, labels_dir, LocalSession(tmp_path))
