@@ -1,5 +1,6 @@
 """Ingest: write the images of a source to Parquet shards; images that fail a check become error rows."""
 
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,21 @@ from ray_wsss.storage import make_folder, parse_path, printable, remove_tree, wh
 
 ROWS_PER_SHARD = 256
 """Images per shard."""
+ORDER_SEED = 0
+"""Seed of the order that a data set's images are stored in."""
+
+
+def plan_shards(
+    rows: Sequence[SourceRow], rows_per_shard: int = ROWS_PER_SHARD, seed: int = ORDER_SEED
+) -> list[list[SourceRow]]:
+    """Shuffle the rows of a source and cut them into shards; equal arguments give equal shards.
+
+    Sources are often sorted by class. Training reads neighbouring rows together, so they must be as mixed as
+    the whole data set.
+    """
+    shuffled = list(rows)
+    random.Random(seed).shuffle(shuffled)
+    return [shuffled[at : at + rows_per_shard] for at in range(0, len(shuffled), rows_per_shard)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,8 +168,12 @@ def finish_ingest(
     source: SourceKind,
     summaries: Iterable[ShardSummary],
     max_errors: int | None = None,
+    order_seed: int | None = None,
 ) -> DatasetMetadata:
     """Write ``errors.parquet``, then ``metadata.json``, which marks the data set as complete.
+
+    Args:
+        order_seed: seed that the rows were shuffled with; None if they are in the order of the source.
 
     Raises:
         UserError: the source lists no images, all images failed, or more than ``max_errors`` images did.
@@ -182,6 +202,7 @@ def finish_ingest(
         empty=total.empty,
         errors=count,
         has_masks=total.with_mask > 0,
+        order_seed=order_seed,
     )
     metadata.save(out)
     return metadata

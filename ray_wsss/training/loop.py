@@ -21,8 +21,9 @@ from ray_wsss.models.classifier import Classifier, ClassifierSpec
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
 from ray_wsss.ops.schedule import poly_lr
 from ray_wsss.training.checkpoints import restore_checkpoint, save_checkpoint
-from ray_wsss.training.crops import IterationBatches, TrainingCrops, make_loader
+from ray_wsss.training.crops import TrainingCrops, make_loader
 from ray_wsss.training.loss_meter import Meter
+from ray_wsss.training.order import IterationBatches
 from ray_wsss.training.tensorboard import Board
 
 log = logging.getLogger(__name__)
@@ -213,15 +214,12 @@ class TrainingRun:
             self.session.report(metrics, Path(temporary), best=best)
 
     def _batches(self, rank: int, start: int) -> IterationBatches:
-        return IterationBatches(
-            self.crops.groups,
+        return self.crops.batches(
             batch_size=self.config.batch_size,
-            seed=self.config.seed,
             start=start,
             stop=self.config.max_iters,
             rank=rank,
             world_size=self.session.world_size,
-            window=self.crops.window,
         )
 
     def _images_of(self, iteration: int, rank: int) -> list[str]:

@@ -17,6 +17,7 @@ from ray_wsss.data.folder import read_folder
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata, SourceKind
 from ray_wsss.data.voc import read_voc
+from ray_wsss.stages.ingest import plan_shards
 
 GOOD = ["a1", "a2", "a3", "b1", "b2"]
 BAD = {"text": b"not an image", "truncated": None, "zero": b""}
@@ -89,7 +90,9 @@ def test_every_kind_of_source(kind: SourceKind, tmp_path: Path, monkeypatch: pyt
     assert (metadata.images, metadata.unlabelled, metadata.errors) == (5, 0, 3)
     assert DatasetMetadata.load(tmp_path / "many") == metadata
     many = ShardReader(tmp_path / "many")
-    in_order = [row.image_id for row in source[1]]
+    in_order = [row.image_id for shard in plan_shards(source[1]) for row in shard]
+    assert sorted(in_order) == sorted(row.image_id for row in source[1])
+    assert json.loads((tmp_path / "many" / "metadata.json").read_text())["order_seed"] == 0
     good = [image_id for image_id in in_order if image_id in many.image_ids]
     assert many.image_ids == good
     assert len(good) == 5
