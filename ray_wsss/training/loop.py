@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ray_wsss.config import OptimConfig
 from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec
+from ray_wsss.models.modes import eval_mode
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
 from ray_wsss.ops.schedule import poly_lr
 from ray_wsss.training.checkpoints import restore_checkpoint, save_checkpoint
@@ -188,8 +189,7 @@ class TrainingRun:
         return dict(zip(counts, mean / self.config.accumulate))
 
     def _validate(self, validation: Validation, board: Board) -> dict[str, float]:
-        self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(self.model):
             metrics = validation.measure(self.model, self.session)
             if self.session.rank == 0:
                 board.add_picture(validation.picture(self.model), self.progress.iteration)

@@ -107,6 +107,18 @@ def start_from(trained: Path, recipe: Recipe, out: Path) -> None:
     save_checkpoint(folder, model, spec, build_optimiser(model, recipe.classifier), Progress())
 
 
+def test_passes_of_several_workers_with_frozen_norms_make_the_step_of_one(
+    recipe: Recipe, dataset: Path, tmp_path: Path
+) -> None:
+    """Two steps of two workers in two passes each, with CPM on; one worker in one pass is the reference."""
+    few = override(recipe, {"classifier.max_iters": 2, "classifier.freeze_norm": True})
+    (expected, expected_after) = losses(1, tmp_path, few, dataset, None)
+    (first, after) = losses(2, tmp_path, override(few, {"classifier.accumulate": 2}), dataset, None)
+    assert first.keys() == {"loss_cls", "loss_cpm"}
+    assert first == pytest.approx(expected, abs=1e-4)
+    assert after == pytest.approx(expected_after, abs=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["classifier", "segmenter"])
 def test_losses_do_not_depend_on_the_number_of_workers(

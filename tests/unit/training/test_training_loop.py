@@ -200,6 +200,31 @@ def test_several_passes_make_the_same_step(train, tmp_path):
         assert losses[1][0] == pytest.approx(losses[0][0], rel=0.2)
 
 
+def test_several_passes_with_cpm_keep_norms_frozen_and_make_the_same_step(scene_dataset, tmp_path):
+    """CPM puts the model into eval mode in every pass; the passes after it must still see frozen norms."""
+    runs = []
+    for k in (1, 2):
+        changes = {
+            "accumulate": k,
+            "freeze_norm": True,
+            "optimiser": "sgd",
+            "lr": 0.1,
+            "lr_warmup_iters": 0,
+            "max_iters": 1,
+        }
+        runs.append(Recorder(tmp_path / str(k)))
+        recipe = override(RECIPE, {f"classifier.{key}": value for key, value in changes.items()})
+        train_classifier(override(recipe, {"cpm.warmup_iters": 0}), scene_dataset, runs[-1])
+    assert runs[0].metrics[0]["loss_cpm"] > 0
+    assert values(runs[1].metrics)[0] == pytest.approx(values(runs[0].metrics)[0], abs=1e-5)
+    one, two = (final(run)["model"] for run in runs)
+    running = [name for name in two if "running_" in name]
+    assert running
+    for name in running:  # as initialised
+        assert torch.equal(two[name], torch.full_like(two[name], float("var" in name))), name
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
+
+
 def test_validation_is_reported_and_the_best_network_kept(train_on, scene_dataset, tmp_path):
     changes = {
         f"{name}.{key}": value
