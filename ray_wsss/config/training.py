@@ -88,7 +88,7 @@ class OptimConfig:
     """Seed of weights, order and augmentation, 0 or more."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the networks. bf16: mixed precision.
-    Weights, CAMs, losses and SAM's decoder are fp32 in either case."""
+    Weights, class maps, logits, CAMs, losses and SAM's decoder are fp32 in either case."""
     compile: bool = False
     """Make the backbone faster with torch.compile, which takes a minute or more at the start."""
     accumulate: int = 1

@@ -39,7 +39,7 @@ def find_cams(
     scales: Sequence[float],
     flip: bool,
 ) -> PairCams:
-    """Multi-scale CAMs of a batch of images. The model runs in eval mode; each module's own mode is restored.
+    """Multi-scale CAMs of a batch of images. The model runs in eval mode; its modules' modes are restored.
 
     Args:
         images: RGB in [0, 1], all of one size.
@@ -55,9 +55,9 @@ def find_cams(
     with eval_mode(model):
         for scale in scales:
             scaled = scale_images(images, scale)
-            maps.append(model(scaled).class_maps.float()[*at, None])
+            maps.append(model(scaled).class_maps[*at, None])
             if flip:
-                maps.append(model(scaled.flip(-1)).class_maps.float()[*at, None].flip(-1))
+                maps.append(model(scaled.flip(-1)).class_maps[*at, None].flip(-1))
     cam = merge_scales(maps, images.new_ones(len(pairs), 1), size_hw)[:, 0]
     return PairCams(cam, pairs[:, 0], pairs[:, 1], maps)
 

@@ -45,11 +45,10 @@ class ClassifierStep:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         with mixed_precision(batch["image"].device, self.bf16):
             output = model(batch["image"])
-        features, class_maps = output.features.float(), output.class_maps.float()
         losses = StepLosses(
-            cls=classification_loss(output.logits.float(), batch["image_labels"]),
-            ssc=self._ssc_loss(batch, features, counts) if "segments" in batch else None,
-            cpm=self._cpm_loss(model, batch, class_maps, counts) if self._on(iteration) else None,
+            cls=classification_loss(output.logits, batch["image_labels"]),
+            ssc=self._ssc_loss(batch, output.features, counts) if "segments" in batch else None,
+            cpm=self._cpm_loss(model, batch, output.class_maps, counts) if self._on(iteration) else None,
         )
         return losses.total(self.weights), losses.parts()
 

@@ -34,7 +34,7 @@ class SegmenterStep:
         target = batch["pseudo_label"].long()
         with mixed_precision(target.device, self.bf16):
             logits = model(batch["image"])
-        total = F.cross_entropy(logits.float(), target, ignore_index=IGNORE_LABEL, reduction="sum")
+        total = F.cross_entropy(logits, target, ignore_index=IGNORE_LABEL, reduction="sum")
         labelled = target != IGNORE_LABEL
         loss = total / labelled.sum().clamp(min=1) * share_of(labelled, counts["labelled"])
         return loss, {"seg": loss}

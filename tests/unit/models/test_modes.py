@@ -7,12 +7,11 @@ from ray_wsss.models.modes import eval_mode
 
 
 def make_mixed() -> nn.Sequential:
-    """A network in train mode with a frozen norm, and with a module whose child trains although it doesn't."""
-    model = nn.Sequential(
-        nn.BatchNorm2d(2), nn.Sequential(nn.BatchNorm2d(2), nn.Dropout()), nn.ReLU()
-    ).train()
+    """A network in train mode with a frozen norm, and with a block in eval mode whose children train."""
+    block = nn.Sequential(nn.BatchNorm2d(2), nn.Dropout())
+    model = nn.Sequential(nn.BatchNorm2d(2), block, nn.ReLU()).train()
     model[0].eval()
-    model[1].training = False
+    block.training = False
     return model
 
 

@@ -31,6 +31,41 @@ def test_the_head_has_no_biases(make_classifier):
     assert heads == {"to_features.weight", "to_class_maps.weight"}
 
 
+def assert_unrounded(values: torch.Tensor) -> None:
+    """Values are float32, and more than bfloat16 could tell apart."""
+    assert values.dtype == torch.float32
+    assert (values != values.bfloat16().float()).float().mean() > 0.5
+
+
+def test_the_classifiers_head_is_not_rounded_by_mixed_precision(make_classifier):
+    model, images = make_classifier(), IMAGES[:, :, :32, :32]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output = model(images)
+        backbone = model.backbone(images)
+    assert backbone.dtype == torch.bfloat16  # else this would test nothing
+    for values in (output.features[output.features > 0], output.class_maps, output.logits):
+        assert_unrounded(values)
+    features = torch.einsum("fd,bdhw->bfhw", model.to_features.weight[:, :, 0, 0], backbone.float()).relu()
+    maps = torch.einsum("cf,bfhw->bchw", model.to_class_maps.weight[:, :, 0, 0], features)
+    assert_close(output.features, features)
+    assert_close(output.class_maps, maps)
+    assert_close(output.logits, maps.mean(dim=(2, 3)))
+
+
+def test_the_segmenters_logits_are_not_rounded_by_mixed_precision(segmenter_dir):
+    model, _ = load_segmenter(segmenter_dir)
+    seen: list[torch.Tensor] = []
+    last = model.head[-1]
+    last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(IMAGES[:, :, :32, :32], (4, 4))  # one cell per pixel
+    assert seen[0].dtype == torch.bfloat16
+    assert_unrounded(logits)
+    weight = last.get_parameter("weight")[:, :, 0, 0]
+    expected = torch.einsum("kd,bdhw->bkhw", weight, seen[0].float())
+    assert_close(logits, expected + last.get_parameter("bias")[:, None, None])
+
+
 def test_classifier_round_trip(make_classifier, classifier_dir):
     loaded, spec = load_classifier(classifier_dir)
     assert spec.class_names == tuple("abcdef")
