@@ -57,6 +57,9 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.to_features = FullPrecisionConv2d(backbone.out_channels, feature_dim, 1, bias=False)
         self.to_class_maps = FullPrecisionConv2d(feature_dim, num_classes, 1, bias=False)
+        # Released S2C code; torch's default has another variance.
+        nn.init.xavier_uniform_(self.to_features.weight)
+        nn.init.xavier_uniform_(self.to_class_maps.weight)
 
     @property
     def num_classes(self) -> int:

@@ -1,6 +1,7 @@
 """Classifier and segmenter, in memory and on disk."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from ray_wsss.errors import UserError
+from ray_wsss.models.classifier import ClassifierSpec, build_classifier
 from ray_wsss.models.store import load_classifier, load_segmenter, read_class_names, save_model
 
 IMAGES = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
@@ -64,6 +66,20 @@ def test_the_segmenters_logits_are_not_rounded_by_mixed_precision(segmenter_dir)
     weight = last.get_parameter("weight")[:, :, 0, 0]
     expected = torch.einsum("kd,bdhw->bkhw", weight, seen[0].float())
     assert_close(logits, expected + last.get_parameter("bias")[:, None, None])
+
+
+@pytest.mark.parametrize("name", ["to_features.weight", "to_class_maps.weight"])
+def test_the_head_starts_from_xaviers_uniform_distribution(name):
+    """Its bound is sqrt(6 / (inputs + outputs)); a uniform distribution's deviation is bound / sqrt(3)."""
+    spec = ClassifierSpec(
+        class_names=tuple(map(str, range(80))), backbone="resnet_small", output_stride=8, feature_dim=256
+    )
+    torch.manual_seed(0)
+    weight = build_classifier(spec).get_parameter(name).detach()
+    bound = math.sqrt(6 / (weight.shape[0] + weight.shape[1]))
+    assert 0.99 * bound < weight.abs().max() <= bound
+    assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
+    assert abs(weight.mean()) < 0.03 * bound
 
 
 def test_classifier_round_trip(make_classifier, classifier_dir):
