@@ -25,7 +25,7 @@ class LossWeights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """Random geometry and colour of a training crop (code: the defaults)."""
+    """Random geometry and colour of a training crop (code: the defaults, for the classifier)."""
 
     section: ClassVar[str] = "augment"
 
@@ -68,6 +68,8 @@ class OptimConfig:
     """Optimiser. sgd: for the paper's recipes (code); adamw: for small networks from scratch."""
     lr: float = 0.02
     """Highest learning rate, reached after lr_warmup_iters; above 0 (code)."""
+    head_lr_factor: float = 1.0
+    """Learning rate of the layers outside the backbone, as a multiple of lr; above 0."""
     momentum: float = 0.0
     """Momentum of SGD, 0 or more (code: about 0, since it passes its weight decay as momentum)."""
     weight_decay: float = 5e-4
@@ -110,7 +112,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check(self, lambda v: v > 0, "lr poly_power", "more than 0")
+        check(self, lambda v: v > 0, "lr head_lr_factor poly_power", "more than 0")
         at_least_1 = "batch_size max_iters accumulate checkpoint_every keep_checkpoints log_every"
         check(self, lambda v: v >= 1, f"{at_least_1} validate_every validate_images", "at least 1")
         at_least_0 = "momentum weight_decay lr_warmup_iters loader_workers freeze_stages seed"
@@ -134,6 +136,11 @@ class ClassifierConfig(OptimConfig):
         check(self, lambda v: v > 0, "ssc_temperature", "more than 0")
 
 
+def _segmenter_crops() -> AugmentConfig:
+    """The released code's recipe for segmentation: larger crops and weaker jitter than the classifier's."""
+    return AugmentConfig(long_side_px=(256, 768), crop_px=384, jitter=(0.3, 0.3, 0.3, 0.1))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmenterConfig(OptimConfig):
     """How the segmenter (DeepLabV3) is trained on the pseudo labels.
@@ -145,6 +152,8 @@ class SegmenterConfig(OptimConfig):
 
     lr: float = 5e-4
     """Highest learning rate, reached after lr_warmup_iters; above 0 (supplement)."""
+    head_lr_factor: float = 10.0
+    """Learning rate of the layers outside the backbone, as a multiple of lr; above 0 (code: 10)."""
     weight_decay: float = 1e-5
     """Weight decay, L2 for SGD and decoupled for AdamW; 0 or more (supplement)."""
     momentum: float = 0.9
@@ -157,3 +166,4 @@ class SegmenterConfig(OptimConfig):
     """Channels of the atrous spatial pyramid pooling."""
     atrous_rates: tuple[int, ...] = (6, 12, 18)
     """Dilations of its branches, in cells of the feature map (DeepLabV3: 6, 12, 18 at stride 16)."""
+    augment: AugmentConfig = field(default_factory=_segmenter_crops)

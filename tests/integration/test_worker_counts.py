@@ -22,7 +22,7 @@ from ray_wsss.models.store import load_classifier
 from ray_wsss.training.checkpoints import Progress, save_checkpoint
 from ray_wsss.training.classifier import train_classifier
 from ray_wsss.training.local_session import LocalSession
-from ray_wsss.training.loop import build_optimiser
+from ray_wsss.training.optimiser import build_optimiser
 from ray_wsss.training.segmenter import train_segmenter
 
 STEPS = 50

@@ -25,7 +25,8 @@ from ray_wsss.stages.evaluate import CamEvaluator, add_up
 from ray_wsss.training.checkpoints import MODEL_FILES, export_model
 from ray_wsss.training.classifier import train_classifier
 from ray_wsss.training.local_session import LocalSession
-from ray_wsss.training.loop import learning_rate, share_of_batch
+from ray_wsss.training.loop import share_of_batch
+from ray_wsss.training.optimiser import learning_rate
 from ray_wsss.training.segmenter import train_segmenter
 
 RECIPE: Recipe = override(
@@ -45,6 +46,7 @@ RECIPE: Recipe = override(
         "segmenter.checkpoint_every": 2,
         "segmenter.log_every": 1,
         "segmenter.aspp_dim": 8,
+        "segmenter.head_lr_factor": 10.0,
         "segmenter.augment.long_side_px": (56, 72),
         "segmenter.augment.crop_px": 64,
     },
@@ -148,6 +150,48 @@ def test_a_resumed_run_ends_bit_identical(train, undisturbed, tmp_path, die_at):
     ours, theirs = final(session), final(undisturbed)
     assert ours.pop("name") == theirs.pop("name")
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_version_0_1_resumes_bit_identical(train, tmp_path):
+    """That version had one group of parameters and no factor for the head."""
+    recipe = override(RECIPE, {"segmenter.head_lr_factor": 1.0})
+    undisturbed = Recorder(tmp_path / "undisturbed")
+    train(recipe, undisturbed)
+    with pytest.raises(Interrupted):
+        train(recipe, Recorder(tmp_path / "cut", die_at=3))
+    folder = LocalSession(tmp_path / "cut").latest_checkpoint()
+    assert folder is not None
+    state = torch.load(folder / "training.pt", weights_only=True)
+    backbone, head = state["optimiser"]["param_groups"]
+    state["optimiser"]["param_groups"] = [{**backbone, "params": backbone["params"] + head["params"]}]
+    torch.save(state, folder / "training.pt")
+    resumed = Recorder(tmp_path / "cut")
+    train(recipe, resumed)
+    assert values(resumed.metrics) == values(undisturbed.metrics)[2:]
+    ours, theirs = final(resumed), final(undisturbed)
+    assert ours.pop("name") == theirs.pop("name")
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_the_head_learns_at_its_own_rate(train, tmp_path):
+    """One step of SGD from the same weights and batch, at factors 1 and 10."""
+    plain = {"optimiser": "sgd", "lr": 1e-3, "weight_decay": 0.0, "momentum": 0.0, "lr_warmup_iters": 0}
+    weights = {}
+    for factor in (1.0, 10.0, 1e-9):  # the last one hardly moves the head
+        changes = plain | {"max_iters": 1, "head_lr_factor": factor}
+        names = ("classifier", "segmenter")
+        run = Recorder(tmp_path / str(factor))
+        train(override(RECIPE, {f"{name}.{k}": v for name in names for k, v in changes.items()}), run)
+        weights[factor] = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    moved = 0
+    for name, start in weights[1e-9].items():
+        one, ten = weights[1.0][name], weights[10.0][name]
+        if name.startswith("backbone."):
+            assert torch.equal(one, ten)
+        else:
+            torch.testing.assert_close(ten - start, 10 * (one - start), rtol=1e-2, atol=1e-5)
+            moved += bool((one != start).any())
+    assert moved
 
 
 def test_a_finished_run_does_nothing_more(train, undisturbed):
