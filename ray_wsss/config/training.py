@@ -1,6 +1,7 @@
 """Settings of training."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import ClassVar, Literal
 
 from ray_wsss.config.checks import check, check_choices
@@ -80,6 +81,9 @@ class OptimConfig:
     """Images per iteration, over all workers, at least 1 (supplement)."""
     max_iters: int = 52_880
     """Iterations of the whole training, at least 1 (code: 40 epochs of VOC trainaug)."""
+    epochs: float | None = None
+    """Length of the training in epochs of the images that it uses, above 0.
+    If given, it decides max_iters."""
     poly_power: float = 0.9
     """Exponent of the schedule lr * (1 - iteration / max_iters) ** poly_power, above 0 (code)."""
     freeze_norm: bool = True
@@ -112,6 +116,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check(self, lambda v: v is None or 0 < v < inf, "epochs", "a number above 0")
         check(self, lambda v: v > 0, "lr head_lr_factor poly_power", "more than 0")
         at_least_1 = "batch_size max_iters accumulate checkpoint_every keep_checkpoints log_every"
         check(self, lambda v: v >= 1, f"{at_least_1} validate_every validate_images", "at least 1")

@@ -1,5 +1,6 @@
 """Train the classifier: classification loss, SAM's segments (SSC) and SAM's masks of CAM peaks (CPM)."""
 
+import logging
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,8 @@ from ray_wsss.training.cpm import Cpm
 from ray_wsss.training.crops import TrainingCrops
 from ray_wsss.training.loop import Batch, Counts, Session, TrainingRun, share_of
 from ray_wsss.training.validation import CamValidation
+
+log = logging.getLogger(__name__)
 
 
 class ClassifierStep:
@@ -85,6 +88,7 @@ def train_classifier(
     Images without labels are left out: their classes may be absent, or present but not annotated.
 
     Args:
+        recipe: settings whose epochs are resolved (`training.length.resolve_epochs`).
         segments: output of segment-everything; turns SSC on.
         embeddings: output of embed, for ``cpm.view=image``; images that embed failed on are left out.
         validation: data set with ground truth, to measure the CAMs during training.
@@ -95,6 +99,13 @@ def train_classifier(
     metadata = DatasetMetadata.load(dataset)
     config = recipe.classifier
     with_cpm = recipe.cpm.enabled and recipe.cpm.warmup_iters < config.max_iters
+    if recipe.cpm.enabled and not with_cpm and session.rank == 0:
+        log.warning(
+            "cpm.warmup_iters is %d, and CPM never starts, since classifier.max_iters is %d; "
+            "expected a shorter warm-up",
+            recipe.cpm.warmup_iters,
+            config.max_iters,
+        )
     cache = embeddings if with_cpm and recipe.cpm.view == "image" else None
     rows = check_trainable(dataset, config.batch_size, without=failed_images(cache) if cache else set())
     crops = TrainingCrops(
@@ -125,6 +136,17 @@ def _load_cpm(recipe: Recipe, session: Session) -> Cpm:
     encoder = load_encoder(recipe.sam, session.device, crops)
     size = recipe.sam.decode_batch_size
     return Cpm(encoder, recipe.cpm, decode_batch_size=size, bf16=config.precision == "bf16")
+
+
+def count_trainable(recipe: Recipe, dataset: Path, embeddings: Path | None) -> int:
+    """Number of images that the classifier is trained on, with CPM if it is enabled.
+
+    Raises:
+        UserError: there are fewer than one batch.
+    """
+    cached = embeddings if recipe.cpm.enabled and recipe.cpm.view == "image" else None
+    without = failed_images(cached) if cached else set()
+    return len(check_trainable(dataset, recipe.classifier.batch_size, without))
 
 
 def check_trainable(dataset: Path, batch_size: int, without: Collection[str] = ()) -> list[int]:

@@ -22,6 +22,7 @@ from ray_wsss.models.modes import eval_mode
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
 from ray_wsss.training.checkpoints import restore_checkpoint, save_checkpoint
 from ray_wsss.training.crops import IterationBatches, TrainingCrops, make_loader
+from ray_wsss.training.length import describe_length
 from ray_wsss.training.loss_meter import Meter
 from ray_wsss.training.optimiser import build_optimiser, learning_rate, schedule_rates
 from ray_wsss.training.tensorboard import Board
@@ -135,6 +136,8 @@ class TrainingRun:
             FloatingPointError: a loss is not finite; earlier checkpoints are kept.
         """
         config, session = self.config, self.session
+        if session.rank == 0 and self.progress.iteration < config.max_iters:
+            log.info(describe_length(self.name, config.max_iters, config.batch_size, len(self.crops)))
         board = Board(session.out, self.progress.iteration, active=session.rank == 0)
         batches = self._batches(session.rank, self.progress.iteration)
         loader = make_loader(

@@ -46,6 +46,7 @@ def train_segmenter(
     """Train the segmenter on images of ``dataset`` and pseudo labels of ``labels``, as one worker.
 
     Args:
+        recipe: settings whose epochs are resolved (`training.length.resolve_epochs`).
         labels: output of label, joined with ``dataset`` by image_id.
         validation: data set with ground truth, to measure the segmenter during training.
 
