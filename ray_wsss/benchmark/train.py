@@ -22,7 +22,8 @@ from ray_wsss.models.store import load_classifier
 from ray_wsss.training.classifier import ClassifierStep, check_trainable
 from ray_wsss.training.cpm import Cpm
 from ray_wsss.training.crops import TrainingCrops, make_loader
-from ray_wsss.training.loop import Batch, build_optimiser, to_device
+from ray_wsss.training.loop import Batch, to_device
+from ray_wsss.training.optimiser import build_optimiser
 
 _LR = 1e-6
 """Learning rate. It does not change a step's cost; a low one hardly changes the number of prompts."""

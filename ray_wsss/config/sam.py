@@ -1,6 +1,7 @@
 """Settings of SAM, of its prompts, and of the stages that run it."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, Literal
 
 from ray_wsss.config.checks import check, check_choices
@@ -78,6 +79,9 @@ class CpmConfig(PromptingConfig):
     image: each whole image once; --embeddings has the result."""
     warmup_iters: int = 2_644
     """Iterations before CPM starts, 0 or more (code: 2 epochs of VOC trainaug, batch size 8)."""
+    warmup_epochs: float | None = None
+    """Epochs of the classifier's images before CPM starts, 0 or more.
+    If given, they decide warmup_iters."""
     temperature: float = 1.0
     """Divisor of the CAM in CPM's cross-entropy, above 0 (code: 1).
     With lower values small objects are learned faster."""
@@ -85,6 +89,7 @@ class CpmConfig(PromptingConfig):
     def __post_init__(self) -> None:
         PromptingConfig.__post_init__(self)
         check(self, lambda v: v >= 0, "warmup_iters", "0 or more iterations")
+        check(self, lambda v: v is None or 0 <= v < inf, "warmup_epochs", "0 or more epochs")
         check(self, lambda v: v > 0, "temperature", "more than 0")
 
 

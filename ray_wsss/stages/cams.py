@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ray_wsss.config import LabelConfig
 from ray_wsss.models.classifier import Classifier
+from ray_wsss.models.modes import eval_mode
 from ray_wsss.ops.cam import merge_scales
 from ray_wsss.ops.device import upload
 from ray_wsss.ops.resize import scale_images, to_tensor
@@ -40,7 +41,7 @@ def find_cams(
     scales: Sequence[float],
     flip: bool,
 ) -> PairCams:
-    """Multi-scale CAMs of a batch of images. The model runs in eval mode; its own mode is restored.
+    """Multi-scale CAMs of a batch of images. The model runs in eval mode; its modules' modes are restored.
 
     Args:
         images: RGB in [0, 1], all of one size.
@@ -49,18 +50,16 @@ def find_cams(
         scales: image scales whose activations are summed.
         flip: also add the mirrored image at every scale.
     """
-    was_training = model.training
-    model.eval()
     pairs = image_labels.cpu().nonzero()
     at = upload(pairs, images.device).unbind(1)
     size_hw = (images.shape[-2], images.shape[-1])
     maps = []
-    for scale in scales:
-        scaled = scale_images(images, scale)
-        maps.append(model(scaled).class_maps.float()[*at, None])
-        if flip:
-            maps.append(model(scaled.flip(-1)).class_maps.float()[*at, None].flip(-1))
-    model.train(was_training)
+    with eval_mode(model):
+        for scale in scales:
+            scaled = scale_images(images, scale)
+            maps.append(model(scaled).class_maps[*at, None])
+            if flip:
+                maps.append(model(scaled.flip(-1)).class_maps[*at, None].flip(-1))
     cam = merge_scales(maps, images.new_ones(len(pairs), 1), size_hw)[:, 0]
     return PairCams(cam, pairs[:, 0], pairs[:, 1], maps)
 

@@ -1,5 +1,6 @@
 """Train the classifier: classification loss, SAM's segments (SSC) and SAM's masks of CAM peaks (CPM)."""
 
+import logging
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +31,8 @@ from ray_wsss.training.image_labels import (
 from ray_wsss.training.loop import Batch, Counts, Session, TrainingRun, share_of
 from ray_wsss.training.validation import CamValidation
 
+log = logging.getLogger(__name__)
+
 
 class ClassifierStep:
     """Losses of one pass: classification; SSC, if the batch has segment maps; CPM, after its warm-up."""
@@ -52,11 +55,10 @@ class ClassifierStep:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         with mixed_precision(batch["image"].device, self.bf16):
             output = model(batch["image"])
-        features, class_maps = output.features.float(), output.class_maps.float()
         losses = StepLosses(
-            cls=classification_loss(output.logits.float(), batch["image_labels"]),
-            ssc=self._ssc_loss(batch, features, counts) if "segments" in batch else None,
-            cpm=self._cpm_loss(model, batch, class_maps, counts) if self._on(iteration) else None,
+            cls=classification_loss(output.logits, batch["image_labels"]),
+            ssc=self._ssc_loss(batch, output.features, counts) if "segments" in batch else None,
+            cpm=self._cpm_loss(model, batch, output.class_maps, counts) if self._on(iteration) else None,
         )
         return losses.total(self.weights), losses.parts()
 
@@ -102,6 +104,7 @@ def train_classifier(
     Images whose labels are unknown are left out. Images that have none of the classes are negatives.
 
     Args:
+        recipe: settings whose epochs are resolved (`training.length.resolve_epochs`).
         segments: output of segment-everything; turns SSC on.
         embeddings: output of embed, for ``cpm.view=image``; images that embed failed on are left out.
         validation: data set with ground truth, to measure the CAMs during training.
@@ -112,6 +115,13 @@ def train_classifier(
     metadata = DatasetMetadata.load(dataset)
     config = recipe.classifier
     with_cpm = recipe.cpm.enabled and recipe.cpm.warmup_iters < config.max_iters
+    if recipe.cpm.enabled and not with_cpm and session.rank == 0:
+        log.warning(
+            "cpm.warmup_iters is %d, and CPM never starts, since classifier.max_iters is %d; "
+            "expected a shorter warm-up",
+            recipe.cpm.warmup_iters,
+            config.max_iters,
+        )
     cache = embeddings if with_cpm and recipe.cpm.view == "image" else None
     rows = check_trainable(dataset, config.batch_size, without=failed_images(cache) if cache else set())
     crops = TrainingCrops(
@@ -140,6 +150,20 @@ def _load_cpm(recipe: Recipe, session: Session) -> Cpm:
         return Cpm(build_decoder(recipe.sam).to(session.device), recipe.cpm, bf16=bf16, **options)
     crops = (config.max_iters - recipe.cpm.warmup_iters) * config.batch_size // session.world_size
     return Cpm(load_encoder(recipe.sam, session.device, crops), recipe.cpm, bf16=bf16, **options)
+
+
+def count_trainable(recipe: Recipe, dataset: Path, embeddings: Path | None, *, tell: bool = False) -> int:
+    """Number of images that the classifier is trained on, with CPM if it is enabled.
+
+    Args:
+        tell: as for `check_trainable`.
+
+    Raises:
+        UserError: there are fewer than one batch.
+    """
+    cached = embeddings if recipe.cpm.enabled and recipe.cpm.view == "image" else None
+    without = failed_images(cached) if cached else set()
+    return len(check_trainable(dataset, recipe.classifier.batch_size, without, tell=tell))
 
 
 def check_trainable(

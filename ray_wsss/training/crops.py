@@ -103,7 +103,11 @@ class TrainingCrops(Dataset):
             generator=generator,
         )
         inside = geometry.inside()[0]
-        crop = self._recolour(geometry.apply(image, fill=PADDING).clamp_(0, 1), generator)
+        crop = geometry.apply(image, fill=PADDING).clamp_(0, 1)
+        # The padding keeps its colour. Contrast is changed about the mean of the visible part, not of the
+        # whole image: the difference is one of brightness, which is random anyway, and the work is bounded.
+        shown = (slice(None), *geometry.visible())
+        crop[shown] = self._recolour(crop[shown], generator)
         assert record["image_labels"] is not None  # unknown labels are no target; as an index, None is all
         image_labels = torch.zeros(self.num_classes)
         image_labels[record["image_labels"]] = 1
@@ -132,11 +136,11 @@ class TrainingCrops(Dataset):
             item["geometry"] = pack_geometry(geometry)
         return item
 
-    def _recolour(self, crop: Tensor, generator: torch.Generator) -> Tensor:
+    def _recolour(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Apply colour jitter and random grey, seeding the global generator from ``generator`` meanwhile."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            return self.grey(self.jitter(crop))
+            return self.grey(self.jitter(pixels))
 
 
 def _read(reader: ShardReader, image_id: str, column: str) -> bytes:

@@ -35,7 +35,7 @@ class SegmenterStep:
         target = batch["pseudo_label"].long()
         with mixed_precision(target.device, self.bf16):
             logits = model(batch["image"])
-        total = F.cross_entropy(logits.float(), target, ignore_index=IGNORE_LABEL, reduction="sum")
+        total = F.cross_entropy(logits, target, ignore_index=IGNORE_LABEL, reduction="sum")
         labelled = target != IGNORE_LABEL
         loss = total / labelled.sum().clamp(min=1) * share_of(labelled, counts["labelled"])
         return loss, {"seg": loss}
@@ -49,6 +49,7 @@ def train_segmenter(
     Images whose image labels are unknown are left out. Images that have none of the classes are background.
 
     Args:
+        recipe: settings whose epochs are resolved (`training.length.resolve_epochs`).
         labels: output of label, joined with ``dataset`` by image_id.
         validation: data set with ground truth, to measure the segmenter during training.
 

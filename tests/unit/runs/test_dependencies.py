@@ -88,6 +88,13 @@ def test_the_precision_that_an_output_was_begun_with(tmp_path):
         assert noted_precision(out, "label") is None
 
 
+def test_the_heads_learning_rate_is_noted_unless_it_is_the_backbones():
+    """Trainings of version 0.1, which had no such setting, can be resumed."""
+    assert "segmenter.head_lr_factor" not in settings_of(DEMO, "segmenter")
+    assert "classifier.head_lr_factor" not in settings_of(Recipe(), "classifier")
+    assert settings_of(Recipe(), "segmenter")["segmenter.head_lr_factor"] == 10
+
+
 def test_embeddings_made_in_bf16(embeddings, tmp_path):
     bf16 = Output(tmp_path / "bf16", "embed", {**embeddings.depends_on, "sam.precision": "bf16"})
     bf16.begin()

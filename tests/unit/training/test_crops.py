@@ -112,6 +112,28 @@ def test_colour_changes_and_geometry_stays(folders):
         assert torch.equal(plain[name], coloured[name])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AugmentConfig(long_side_px=(32, 64), crop_px=48, jitter=(0.9, 0.9, 0.9, 0.5), jitter_probability=1.0),
+        AugmentConfig(long_side_px=(32, 64), crop_px=48, jitter_probability=0.0, grey_probability=1.0),
+    ],
+    ids=["jitter", "grey"],
+)
+def test_padding_keeps_its_colour(folders, augment):
+    """Whatever becomes of the image's colours, normalised padding stays about 0."""
+    crops, padded = crops_of(folders, augment), 0
+    for draw in range(40):
+        item = crops[draw, draw % 4]
+        image, inside = item["image"], item["inside"]
+        assert isinstance(image, torch.Tensor)
+        assert isinstance(inside, torch.Tensor)
+        padding = image[:, ~inside]
+        assert (padding == PADDING).all()
+        padded += padding.numel() > 0
+    assert padded > 20
+
+
 def test_loader_collates_in_order_and_crops_can_be_sent_to_workers(folders):
     crops = pickle.loads(pickle.dumps(crops_of(folders)))
     batches = IterationBatches([0] * 4, batch_size=2, seed=0, start=0, stop=3, rank=0, world_size=1)
