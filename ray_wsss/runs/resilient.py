@@ -116,7 +116,8 @@ def _attempt(work: Callable[[Sequence[Item]], Result], items: Sequence[Item]) ->
         failure = _Failure(fault_of(error), reason_of(error))
     log.warning("%d images failed together, or one of them: %s", len(items), failure.reason)
     # Here, the exception is gone, and with it the tensors of the functions it passed through.
-    gc.collect()
+    if failure.fault == "memory":
+        gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()  # raises if the process can't use its GPU any more
         torch.cuda.empty_cache()
