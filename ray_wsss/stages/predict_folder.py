@@ -170,7 +170,9 @@ class FolderPredictor:
         failed = [(image.image_id, image.error) for image in images if image.error is not None]
         good = [(n, image, image.pixels) for n, image in zip(masks, images) if image.pixels is not None]
         tally, device = Tally(images=len(good), errors=len(failed)), self.predictor.device
-        for group in group_by_size([pixels for *_, pixels in good], self.predictor.config.batch_size):
+        config, num_labels = self.predictor.config, 1 + len(self.predictor.spec.class_names)
+        most_pixels = config.max_batch_pixels(num_labels)
+        for group in group_by_size([pixels for *_, pixels in good], config.batch_size, most_pixels):
             names, batch, pixels = zip(*[good[at] for at in group])
             with tally.phase("predict", device):
                 label_maps = self.predictor.predict(pixels, [image.image_hw for image in batch])
