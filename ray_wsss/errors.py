@@ -1,4 +1,4 @@
-"""`UserError`, the one exception whose message is for the user, and help with its wording."""
+"""`UserError`, the one exception whose message is for the user, a kind of it, and help with its wording."""
 
 import difflib
 from collections.abc import Sequence
@@ -10,6 +10,10 @@ class UserError(Exception):
     The message is one clear sentence that names the file or field, what was wrong with it and what was
     expected. The command line prints it without a traceback.
     """
+
+
+class TooManyFailedError(UserError):
+    """So many images failed that the set-up must be wrong, not the images."""
 
 
 def did_you_mean(word: str, known: Sequence[str], otherwise: str, prefix: str = "") -> str:

@@ -1,6 +1,6 @@
 """Actor pools of stage classes: the one place where rows flow through Ray Data."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -134,7 +134,7 @@ def map_actors(
     )
 
 
-def iterate(rows: Dataset) -> Iterator[dict[str, Any]]:
+def iterate(rows: Dataset) -> Generator[dict[str, Any]]:
     """Yield rows as they arrive at the driver. An exception of a stage is raised without Ray's wrapper."""
     with own_errors():
         yield from rows.iter_rows()

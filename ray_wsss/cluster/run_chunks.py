@@ -8,7 +8,8 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -21,12 +22,15 @@ from ray_wsss.cluster.capacity import describe_cluster
 from ray_wsss.cluster.connect import ray_session
 from ray_wsss.cluster.metrics import StageMetrics
 from ray_wsss.cluster.progress import ImageProgress
+from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster, Resources
+from ray_wsss.errors import TooManyFailedError
 from ray_wsss.runs.chunk_run import ChunkRun
 from ray_wsss.runs.history import recorded_run
 from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.parts import Parts
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages, pack_images, unpack_images
+from ray_wsss.runs.resilient import run_stage
 from ray_wsss.runs.run_report import Failures, RunReport
 from ray_wsss.runs.tally import Tally
 
@@ -58,6 +62,19 @@ class RunOptions(TypedDict):
     cluster: Cluster
     overwrite: NotRequired[bool | None]
     """As for `runs.manifest.Output.begin`."""
+    limit: NotRequired[ErrorLimit]
+    """How many images may fail; the default `ErrorLimit` without it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoneBlock:
+    """What the driver learns about a block; an actor has written the results."""
+
+    tally: Tally
+    failed: Failures = field(default_factory=Failures)
+    """Those failed images that the results don't list."""
+    first_reason: str = ""
+    """Reason why the first image failed; empty if none did."""
 
 
 class ImagesActor(StageActor):
@@ -74,7 +91,8 @@ class ImagesActor(StageActor):
 
     def run(self, rows: pa.Table) -> pa.Table:
         began = time.time()
-        tally, failed = self.work(rows, unpack_images(rows["images"].combine_chunks()))
+        done = self.work(rows, unpack_images(rows["images"].combine_chunks()))
+        tally = done.tally
         tally.seconds["decode"] = rows["decode_seconds"][0].as_py()
         tally.seconds["wait"] = began - self.idle_since if self.idle_since is not None else 0.0
         self.metrics.add(tally)
@@ -82,14 +100,15 @@ class ImagesActor(StageActor):
         return pa.table(
             {
                 "tally": [json.dumps(asdict(tally))],
-                "failed": [json.dumps(failed)],
+                "failed": [json.dumps(done.failed)],
+                "first_reason": [done.first_reason],
                 "began": [began],
                 "ended": [self.idle_since],
             }
         )
 
-    def work(self, rows: pa.Table, images: list[PreparedImage]) -> tuple[Tally, Failures]:
-        """Process a block; returns its tally and those failed images that the results don't list."""
+    def work(self, rows: pa.Table, images: list[PreparedImage]) -> "DoneBlock":
+        """Process a block."""
         raise NotImplementedError
 
 
@@ -100,11 +119,12 @@ class _ChunkActor(ImagesActor):
         super().__init__(arguments, threads, name)
         self.parts = parts
 
-    def work(self, rows: pa.Table, images: list[PreparedImage]) -> tuple[Tally, Failures]:
-        table, tally = self.stage(images)
+    def work(self, rows: pa.Table, images: list[PreparedImage]) -> DoneBlock:
+        table, tally = run_stage(self.stage, images)
         with tally.phase("write"):
             self.parts.write(chunk_of(rows), table, tally, self.stage.rows_per_group)
-        return tally, []
+        reasons = table["error"].drop_null() if tally.errors else []
+        return DoneBlock(tally=tally, first_reason=str(reasons[0]) if len(reasons) else "")
 
 
 def decode_ahead(
@@ -135,16 +155,19 @@ def run_chunks(
     resources: Resources,
     cluster: Cluster,
     overwrite: bool | None = None,
+    limit: ErrorLimit | None = None,
 ) -> RunReport:
     """Run a stage until ``output`` has every image of ``dataset`` once; resumes an interrupted run.
 
     Args:
         overwrite: as for `Output.begin`.
+        limit: how many images may fail; None: the default.
 
     Raises:
-        UserError: ``output`` belongs to another run, the data set is damaged, the cluster is too small, or
-            every image failed.
+        UserError: ``output`` belongs to another run, the data set is damaged, or the cluster is too small.
+        TooManyFailedError: too many images failed. Their chunks are forgotten: the next run does them again.
     """
+    limit = limit or ErrorLimit()
     run = ChunkRun.start(output, dataset, overwrite=overwrite)
     report = RunReport(total=run.done, done_before=run.done.images + run.done.errors)
     if run.is_finished:
@@ -153,16 +176,27 @@ def run_chunks(
     if run.missing:
         if report.done_before:
             log.info("%s images are done already", f"{report.done_before:,}")
-        with (
-            ray_session(cluster.address, verbose=cluster.verbose),
-            ImageProgress(output.stage, run.images, report.done_before) as progress,
-            recorded_run(output.out, resources=asdict(resources), cluster=describe_cluster()) as figures,
-        ):
-            DataContext.get_current().enable_progress_bars = cluster.verbose
-            count_done(_pipeline(run, stage, resources), report, progress)
-            figures |= report.figures()
-    run.finish()
+        try:
+            _work_off(run, stage, report, resources, cluster, limit)
+        except TooManyFailedError:
+            run.forget_failed()
+            raise
+    run.finish(limit)
     return report
+
+
+def _work_off(
+    run: ChunkRun, stage: Stage, report: RunReport, resources: Resources, cluster: Cluster, limit: ErrorLimit
+) -> None:
+    output = run.output
+    with (
+        ray_session(cluster.address, verbose=cluster.verbose),
+        ImageProgress(output.stage, run.images, report.done_before) as progress,
+        recorded_run(output.out, resources=asdict(resources), cluster=describe_cluster()) as figures,
+    ):
+        DataContext.get_current().enable_progress_bars = cluster.verbose
+        count_done(_pipeline(run, stage, resources), report, progress, limit)
+        figures |= report.figures()
 
 
 def _pipeline(run: ChunkRun, stage: Stage, resources: Resources) -> Dataset:
@@ -174,20 +208,28 @@ def _pipeline(run: ChunkRun, stage: Stage, resources: Resources) -> Dataset:
     )
 
 
-def count_done(done: Dataset, report: RunReport, progress: ImageProgress) -> Failures:
+def count_done(done: Dataset, report: RunReport, progress: ImageProgress, limit: ErrorLimit) -> Failures:
     """Run a pipeline that ends in an `ImagesActor`, and add its counts to ``report`` and ``progress``.
 
     Returns:
         The failed images that the actors report.
+
+    Raises:
+        TooManyFailedError: of the images that arrived so far, more failed than ``limit`` allows.
     """
     started, began, ended = time.time(), float("inf"), 0.0
     failed: Failures = []
+    first_reason, of_run = "", Tally()
     # Only counts come back to the driver: the actors have written the results to disk.
-    for row in iterate(done):
-        failed += [(name, reason) for name, reason in json.loads(row["failed"])]
-        tally = Tally(**json.loads(row["tally"]))
-        report.total.add(tally)
-        progress.advance(tally.images + tally.errors, tally.errors)
-        began, ended = min(began, row["began"]), max(ended, row["ended"])
+    with closing(iterate(done)) as rows:
+        for row in rows:
+            failed += [(name, reason) for name, reason in json.loads(row["failed"])]
+            tally = Tally(**json.loads(row["tally"]))
+            report.total.add(tally)
+            progress.advance(tally.images + tally.errors, tally.errors)
+            began, ended = min(began, row["began"]), max(ended, row["ended"])
+            of_run.add(tally)
+            first_reason = first_reason or row["first_reason"]
+            limit.check(of_run.images, of_run.errors, first_reason)
     report.startup_s, report.work_s = began - started, ended - began
     return failed

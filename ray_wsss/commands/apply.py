@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ray_wsss.commands.flags import (
     ClusterFlags,
+    ErrorLimitFlags,
     OutputSettings,
     OutputSettingsFlags,
     ResourcesFlags,
@@ -12,6 +13,7 @@ from ray_wsss.commands.flags import (
     SettingsFlags,
 )
 from ray_wsss.config import EvaluateConfig, LabelConfig, PredictConfig, Recipe
+from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.storage import write_json
 
@@ -72,6 +74,7 @@ class Predict:
     settings: OutputSettingsFlags = field(default_factory=OutputSettings)
     resources: ResourcesFlags = field(default_factory=Resources)
     cluster: ClusterFlags = field(default_factory=Cluster)
+    limit: ErrorLimitFlags = field(default_factory=ErrorLimit)
     predict: PredictConfig = field(default_factory=PredictConfig)
 
     def run(self) -> None:
@@ -86,6 +89,7 @@ class Predict:
             overlays=self.overlays,
             resources=self.resources,
             cluster=self.cluster,
+            limit=self.limit,
             overwrite=self.settings.overwrite,
         )
         if report.total.errors:

@@ -9,6 +9,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from ray_wsss.config import Recipe
+from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.export import ExportFilter
 from ray_wsss.config.resources import Cluster, Resources, Workers
 from ray_wsss.config.sweep import SweepOptions
@@ -90,6 +91,7 @@ class TrialWorkers(Workers):
 
 
 ClusterFlags = Annotated[Cluster, tyro.conf.arg(name="")]
+ErrorLimitFlags = Annotated[ErrorLimit, tyro.conf.arg(name="")]
 FilterFlags = Annotated[ExportFilter, tyro.conf.arg(name="")]
 OutputSettingsFlags = Annotated[OutputSettings, tyro.conf.arg(name="")]
 RecipeFlags = Annotated[Recipe, tyro.conf.arg(name="")]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ray_wsss.commands.flags import (
     ClusterFlags,
+    ErrorLimitFlags,
     RecipeFlags,
     SamActors,
     SamActorsFlags,
@@ -13,6 +14,7 @@ from ray_wsss.commands.flags import (
     WorkersFlags,
 )
 from ray_wsss.config import Recipe
+from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster, Workers
 
 
@@ -32,6 +34,7 @@ class RunAll:
     actors: SamActorsFlags = field(default_factory=SamActors)
     workers: WorkersFlags = field(default_factory=Workers)
     cluster: ClusterFlags = field(default_factory=Cluster)
+    limit: ErrorLimitFlags = field(default_factory=ErrorLimit)
     recipe: RecipeFlags = field(default_factory=Recipe)
 
     def run(self) -> None:
@@ -49,6 +52,7 @@ class RunAll:
             resources=self.actors,
             workers=self.workers,
             cluster=self.cluster,
+            limit=self.limit,
         )
         if metrics is not None:
             Console().print(metrics_table(metrics))

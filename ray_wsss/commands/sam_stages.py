@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from ray_wsss.commands.flags import (
     ClusterFlags,
+    ErrorLimitFlags,
     OutputSettings,
     OutputSettingsFlags,
     SamActors,
     SamActorsFlags,
 )
 from ray_wsss.config import EmbedConfig, LabelConfig, Recipe, SamConfig, SegmentsConfig
+from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class _SamStage:
     settings: OutputSettingsFlags = field(default_factory=OutputSettings)
     actors: SamActorsFlags = field(default_factory=SamActors)
     cluster: ClusterFlags = field(default_factory=Cluster)
+    limit: ErrorLimitFlags = field(default_factory=ErrorLimit)
     sam: SamConfig = field(default_factory=SamConfig)
 
     def _run(
@@ -43,6 +46,7 @@ class _SamStage:
             out=self.out,
             resources=self.actors,
             cluster=self.cluster,
+            limit=self.limit,
             overwrite=self.settings.overwrite,
             **inputs,
         )

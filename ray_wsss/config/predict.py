@@ -25,8 +25,19 @@ class PredictConfig:
     """Longest side of what the segmenter sees, in pixels, at least 32; larger images are scaled down."""
     batch_size: int = 4
     """Images of one size per forward pass, at least 1."""
+    max_pixels_per_pass: int = 8_000_000
+    """Pixels that the segmenter sees in one forward pass, at the largest scale, at least 1.
+    Larger images go in smaller batches, also with more classes. The default fits a GPU with 16 GiB."""
 
     def __post_init__(self) -> None:
         check(self, lambda v: v and all(0 < s <= 4 for s in v), "scales", "one or more scales in (0, 4]")
         check(self, lambda v: v >= 32, "max_side_px", "at least 32 pixels")
         check(self, lambda v: v >= 1, "batch_size", "at least 1 image")
+        check(self, lambda v: v >= 1, "max_pixels_per_pass", "at least 1 pixel")
+
+    def max_batch_pixels(self, num_labels: int) -> float:
+        """Pixels of the images of one forward pass, at their own scale.
+
+        Scores take 8 bytes per pixel and label, the largest activations of a backbone 1 KiB per pixel.
+        """
+        return self.max_pixels_per_pass / (max(1.0, *self.scales) ** 2 + num_labels * 8 / 1024)

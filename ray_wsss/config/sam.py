@@ -28,7 +28,8 @@ class SamConfig:
     """Whether torch.compile makes the image encoder faster, which takes half a minute at the start.
     auto: on if there are enough images to gain from it."""
     encode_batch_size: int = 8
-    """Images per forward pass of the image encoder, at least 1."""
+    """Images per forward pass of the image encoder, at least 1.
+    A GPU with 16 GiB has room for 8 with vit_h in bf16 and fp16, for 4 in fp32 and tf32."""
     decode_batch_size: int = 32
     """Prompt sets, of any images and classes, per forward pass of the mask decoder, at least 1."""
 
@@ -116,12 +117,21 @@ class LabelConfig(PromptingConfig):
     """Images whose prompt sets are decoded together, at least 1; their CAMs share the memory."""
     cam_batch_size: int = 8
     """Images of one size per forward pass of the classifier, at least 1."""
+    max_pixels_per_pass: int = 8_000_000
+    """Pixels that the classifier sees in one forward pass, at the largest scale, at least 1.
+    Larger images go in smaller batches, and all other maps follow. The default fits a GPU with 16 GiB."""
 
     def __post_init__(self) -> None:
         PromptingConfig.__post_init__(self)
+        check(self, lambda v: v >= 1, "max_pixels_per_pass", "at least 1 pixel")
         check(self, lambda v: v >= 32, "max_side_px", "at least 32 pixels")
         check(self, lambda v: v is None or v >= 32, "classifier_side_px", "at least 32 pixels, or None")
         check(self, lambda v: v >= 1, "batch_size cam_batch_size", "at least 1 image")
+
+    @property
+    def max_batch_pixels(self) -> float:
+        """Pixels of the images of one forward pass, at their own scale."""
+        return self.max_pixels_per_pass / max(1.0, *self.scales) ** 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

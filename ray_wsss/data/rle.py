@@ -1,5 +1,6 @@
 """COCO's compressed RLE for masks on any torch device."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,12 @@ def encode_rles(masks: Bool[Tensor, "N H W"]) -> list[str]:
     if masks.device.type == "cpu":
         return [encode_rle(mask)["counts"] for mask in masks.numpy()]
     return encode_by_runs(masks)
+
+
+def rle_areas(counts: Sequence[str], image_hw: tuple[int, int]) -> list[int]:
+    """Number of pixels of each mask, from its counts."""
+    rles: Any = [{"counts": of_mask.encode("ascii"), "size": list(image_hw)} for of_mask in counts]
+    return [int(area) for area in np.atleast_1d(coco_mask.area(rles))] if rles else []
 
 
 def encode_by_runs(masks: Bool[Tensor, "N H W"]) -> list[str]:

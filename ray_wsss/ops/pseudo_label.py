@@ -1,5 +1,6 @@
 """Merge SAM's masks, one or more per class, into one pseudo label per image."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -69,10 +70,7 @@ def assign_labels(
     class_index: Int[Tensor, " N"],
     num_images: int,
 ) -> UInt8[Tensor, "B H W"]:
-    """Give each pixel the class of the highest score in its image.
-
-    Memory grows with the number of masks and images, not with the number of classes. The host reads both
-    indices; if they are on the CPU, it does not wait for the scores' device.
+    """Give each pixel the class of the highest score in its image (`LabelContest`, all masks at once).
 
     Args:
         scores: from `mask_scores`. Of several masks of a class, the best one counts at each pixel.
@@ -86,7 +84,52 @@ def assign_labels(
     Raises:
         ValueError: a class does not fit into a byte, or an index is out of range.
     """
-    images, classes = image_index.tolist(), class_index.tolist()
+    contest = LabelContest(num_images, (scores.shape[1], scores.shape[2]), scores)
+    contest.add(scores, image_index, class_index)
+    return contest.labels
+
+
+class LabelContest:
+    """Gives each pixel of B images the class of its highest score; masks may arrive a few at a time.
+
+    Memory grows with the number of images and of masks that arrive together, not with the number of classes.
+
+    Args:
+        num_images: B; an image without masks becomes background.
+        size_hw: height and width of the images, in pixels.
+        like: any tensor of the scores' dtype and device.
+    """
+
+    def __init__(self, num_images: int, size_hw: tuple[int, int], like: Tensor) -> None:
+        self._best = like.new_full((num_images, *size_hw), -torch.inf)
+        self.labels: UInt8[Tensor, "B H W"] = torch.zeros_like(self._best, dtype=torch.uint8)
+
+    def add(
+        self, scores: Float[Tensor, "N H W"], image_index: Int[Tensor, " N"], class_index: Int[Tensor, " N"]
+    ) -> None:
+        """Let masks compete with each other and with the earlier ones.
+
+        Of equal scores, the earlier one wins; among masks that arrive together, the lower class. The host
+        reads both indices; if they are on the CPU, it does not wait for the scores' device.
+
+        Args:
+            scores: from `mask_scores`.
+            image_index, class_index: as for `assign_labels`.
+
+        Raises:
+            ValueError: a class does not fit into a byte, or an index is out of range.
+        """
+        images, classes = image_index.tolist(), class_index.tolist()
+        _check_indices(images, classes, len(self._best))
+        # Ascending classes and a strict comparison: a tie stays with the lower class.
+        for n in sorted(range(len(classes)), key=classes.__getitem__):
+            best = self._best[images[n]]
+            better = scores[n] > best
+            self._best[images[n]] = torch.where(better, scores[n], best)
+            self.labels[images[n]].masked_fill_(better, classes[n] + 1)
+
+
+def _check_indices(images: Sequence[int], classes: Sequence[int], num_images: int) -> None:
     if any(c < 0 or c >= MAX_CLASSES for c in classes):
         raise ValueError(
             f"class_index spans {min(classes)}..{max(classes)}; expected 0..{MAX_CLASSES - 1}, "
@@ -94,12 +137,3 @@ def assign_labels(
         )
     if any(b < 0 or b >= num_images for b in images):
         raise ValueError(f"image_index spans {min(images)}..{max(images)}; expected 0..{num_images - 1}")
-
-    best = scores.new_full((num_images, *scores.shape[1:]), -torch.inf)
-    label = torch.zeros(best.shape, dtype=torch.uint8, device=scores.device)
-    # Ascending classes and a strict comparison: a tie stays with the lower class.
-    for n in sorted(range(len(classes)), key=classes.__getitem__):
-        better = scores[n] > best[images[n]]
-        best[images[n]] = torch.where(better, scores[n], best[images[n]])
-        label[images[n]].masked_fill_(better, classes[n] + 1)
-    return label

@@ -33,12 +33,27 @@ def to_tensor(images: Sequence[NDArray[np.uint8]], device: torch.device) -> Tens
     return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float().div_(255)
 
 
-def group_by_size(images: Sequence[NDArray[np.uint8]], most: int) -> list[list[int]]:
-    """Group the indices of images by image size; a group holds at most ``most`` images."""
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+def group_by_size(
+    images: Sequence[NDArray[np.uint8]], most: int, max_pixels: float | None = None
+) -> list[list[int]]:
+    """Group the indices of images (H, W, 3) by image size.
+
+    A group holds at most ``most`` images and ``max_pixels`` pixels (None: no limit), but at least one image.
+    """
+    members: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for at, image in enumerate(images):
-        groups[image.shape].append(at)
-    return [group[at : at + most] for group in groups.values() for at in range(0, len(group), most)]
+        members[image.shape].append(at)
+    groups: list[list[int]] = []
+    for (height, width, *_), group in members.items():
+        fitting = most if max_pixels is None else min(most, int(max_pixels / (height * width)))
+        groups += [group[part] for part in slices_of(len(group), 1, max(1, fitting))]
+    return groups
+
+
+def slices_of(count: int, pixels: int, max_pixels: int) -> list[slice]:
+    """Cut ``count`` maps of ``pixels`` pixels each into slices of at most ``max_pixels``, or of one map."""
+    step = max(1, max_pixels // pixels)
+    return [slice(at, min(at + step, count)) for at in range(0, count, step)]
 
 
 def scale_images(images: Float[Tensor, "B 3 _H _W"], scale: float) -> Float[Tensor, "B 3 h w"]:

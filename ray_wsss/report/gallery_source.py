@@ -135,7 +135,7 @@ class GallerySource:
         if self.classifier is None:
             return
         seen = [shrink(image.pixels, self.config.max_side_px) for image in images]
-        for members in group_by_size(seen, self.config.cam_batch_size):
+        for members in group_by_size(seen, self.config.cam_batch_size, self.config.max_batch_pixels):
             cams = cams_of(
                 self.classifier,
                 [seen[at] for at in members],
@@ -154,7 +154,8 @@ class GallerySource:
         if self.predictor is not None:
             config = self.predictor.config
             seen = [shrink(image.pixels, config.max_side_px) for image in images]
-            for members in group_by_size(seen, config.batch_size):
+            most_pixels = config.max_batch_pixels(1 + len(self.predictor.spec.class_names))
+            for members in group_by_size(seen, config.batch_size, most_pixels):
                 sizes = [(images[at].pixels.shape[0], images[at].pixels.shape[1]) for at in members]
                 label_maps = self.predictor.predict([seen[at] for at in members], sizes)
                 for at, label_map in zip(members, label_maps):

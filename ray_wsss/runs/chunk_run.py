@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.data.reader import open_shard
 from ray_wsss.data.schema import write_errors
-from ray_wsss.errors import UserError
+from ray_wsss.errors import TooManyFailedError, UserError
 from ray_wsss.runs.chunks import Chunk, plan_chunks
 from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.parts import Parts
@@ -65,11 +66,16 @@ class ChunkRun:
         """Number of images in the data set."""
         return sum(chunk.rows for chunk in self.chunks)
 
-    def finish(self) -> None:
+    def finish(self, limit: ErrorLimit | None = None) -> None:
         """Write ``errors.parquet`` if images failed, and mark the folder as complete.
 
+        Args:
+            limit: how many images may fail; None: the default.
+
         Raises:
-            UserError: a part is missing, or every image failed.
+            UserError: a part is missing.
+            TooManyFailedError: too many images failed. ``errors.parquet`` lists them. The parts with failed
+                images are removed, so that the next run makes them again.
         """
         tallies = self.parts.finished(self.chunks)
         failed: Failures = []
@@ -80,11 +86,23 @@ class ChunkRun:
                 raise UserError(f"{path} went missing during the run; run the same command again")
             if tally.errors:
                 failed += self._failures(chunk)
-        if not Tally.total(tallies.values()).images:
-            shards = self.output.out / "shards"
-            raise UserError(f"all {len(failed)} images failed; the column 'error' of {shards} says why")
         write_errors(failed, self.parts.out)
+        total, limit = Tally.total(tallies.values()), limit or ErrorLimit()
+        try:
+            limit.check(total.images, total.errors, failed[0][1] if failed else "", at_end=True)
+        except TooManyFailedError as error:
+            self._forget(self.chunks)
+            raise TooManyFailedError(f"{error}; {self.output.out / 'errors.parquet'} lists all") from error
         self.output.finish()
+
+    def forget_failed(self) -> None:
+        """Remove the parts of this run in which images failed, so that the next run makes them again."""
+        self._forget(self.missing)
+
+    def _forget(self, chunks: Sequence[Chunk]) -> None:
+        tallies = self.parts.finished(chunks)
+        for index in (index for index, tally in tallies.items() if tally.errors):
+            self.parts.path(index).unlink(missing_ok=True)
 
     def _failures(self, chunk: Chunk) -> Failures:
         with open_shard(self.parts.path(chunk.index)) as file:

@@ -21,7 +21,7 @@ from ray_wsss.storage import parse_path
 _INCIDENTAL = (
     *("loader_workers", "log_every", "checkpoint_every", "keep_checkpoints", "compile"),
     *("validate_every", "validate_images"),
-    *("batch_size", "cam_batch_size", "encode_batch_size", "decode_batch_size"),
+    *("batch_size", "cam_batch_size", "encode_batch_size", "decode_batch_size", "max_pixels_per_pass"),
 )
 
 

@@ -15,6 +15,7 @@ from ray_wsss.data.embeddings import open_embeddings
 from ray_wsss.data.images import decode_image
 from ray_wsss.ops.resize import shrink
 from ray_wsss.runs.chunks import IMAGE_COLUMNS, Chunk, read_chunk
+from ray_wsss.runs.failures import fault_of, reason_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,6 +83,10 @@ class PrepareImages:
             return self.prepare(image_id, pixels, _labels_of(row))
         except ValueError as error:
             return PreparedImage(image_id=image_id, error=str(error))
+        except Exception as error:  # one image must not stop the others
+            if fault_of(error) == "set-up":
+                raise
+            return PreparedImage(image_id=image_id, error=reason_of(error))
 
     def prepare(
         self, image_id: str, pixels: NDArray[np.uint8], image_labels: tuple[int, ...] | None

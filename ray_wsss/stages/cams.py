@@ -15,7 +15,7 @@ from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.modes import eval_mode
 from ray_wsss.ops.cam import merge_scales
 from ray_wsss.ops.device import upload
-from ray_wsss.ops.resize import scale_images, to_tensor
+from ray_wsss.ops.resize import scale_images, slices_of, to_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,11 @@ class PairCams:
     class_maps: Sequence[Float[Tensor, "N 1 _h _w"]]
     """The class maps before ReLU that the CAM sums up: one per scale, and one per mirrored scale."""
 
+    def part(self, pairs: slice) -> "PairCams":
+        """Some of the pairs, as views; ``image_index`` still counts over the whole batch."""
+        maps = [of_scale[pairs] for of_scale in self.class_maps]
+        return PairCams(self.cam[pairs], self.image_index[pairs], self.class_index[pairs], maps)
+
 
 @torch.no_grad()
 def find_cams(
@@ -40,6 +45,7 @@ def find_cams(
     *,
     scales: Sequence[float],
     flip: bool,
+    max_pixels: int | None = None,
 ) -> PairCams:
     """Multi-scale CAMs of a batch of images. The model runs in eval mode; its modules' modes are restored.
 
@@ -49,6 +55,7 @@ def find_cams(
             GPU.
         scales: image scales whose activations are summed.
         flip: also add the mirrored image at every scale.
+        max_pixels: most pixels of CAMs that are resized and summed at a time; None: all at once.
     """
     pairs = image_labels.cpu().nonzero()
     at = upload(pairs, images.device).unbind(1)
@@ -60,8 +67,18 @@ def find_cams(
             maps.append(model(scaled).class_maps[*at, None])
             if flip:
                 maps.append(model(scaled.flip(-1)).class_maps[*at, None].flip(-1))
-    cam = merge_scales(maps, images.new_ones(len(pairs), 1), size_hw)[:, 0]
-    return PairCams(cam, pairs[:, 0], pairs[:, 1], maps)
+    return PairCams(_merge(maps, size_hw, max_pixels), pairs[:, 0], pairs[:, 1], maps)
+
+
+def _merge(maps: Sequence[Tensor], size_hw: tuple[int, int], max_pixels: int | None) -> Tensor:
+    """CAMs (N, H, W) of N pairs from their class maps (N, 1, h, w), a few pairs at a time."""
+    count, pixels = len(maps[0]), size_hw[0] * size_hw[1]
+    if max_pixels is None or count * pixels <= max_pixels:
+        return merge_scales(maps, maps[0].new_ones(count, 1), size_hw)[:, 0]
+    cam = maps[0].new_empty(count, *size_hw)
+    for part in slices_of(count, pixels, max_pixels):
+        cam[part] = _merge([of_scale[part] for of_scale in maps], size_hw, None)
+    return cam
 
 
 def cams_of(
@@ -69,6 +86,8 @@ def cams_of(
     images: Sequence[NDArray[np.uint8]],
     image_labels: Sequence[Sequence[int] | None],
     config: LabelConfig,
+    *,
+    max_pixels: int | None = None,
 ) -> PairCams:
     """Multi-scale CAMs of decoded images, on the model's device (`find_cams`), as labelling makes them.
 
@@ -78,13 +97,15 @@ def cams_of(
             labels, an image has no CAM.
         config: scales, flip, and the long side for the classifier: None is no limit here
             (`runs.classifier_side.with_classifier_side` finds the classifier's own).
+        max_pixels: as for `find_cams`.
     """
     present = torch.zeros(len(images), model.num_classes)
     for k, classes in enumerate(image_labels):
         present[k, list(classes or ())] = 1
     shrink = scale_for_classifier((images[0].shape[0], images[0].shape[1]), config)
     scales = [scale * shrink for scale in config.scales]
-    return find_cams(model, to_tensor(images, model.device), present, scales=scales, flip=config.flip)
+    on_device = to_tensor(images, model.device)
+    return find_cams(model, on_device, present, scales=scales, flip=config.flip, max_pixels=max_pixels)
 
 
 def scale_for_classifier(image_hw: tuple[int, int], config: LabelConfig) -> float:

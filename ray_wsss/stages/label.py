@@ -4,11 +4,11 @@ Every phase has its own batches. The classifier takes images of one size, SAM's 
 and SAM's decoder prompt sets with equally many points, from any images and classes.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,20 @@ from torch import Tensor
 
 from ray_wsss.config import LabelConfig, SamConfig
 from ray_wsss.data.images import encode_mask
-from ray_wsss.data.rle import encode_rles
+from ray_wsss.data.rle import encode_rles, rle_areas
 from ray_wsss.data.schema import ROWS_PER_GROUP
 from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.device import upload
 from ray_wsss.ops.losses import IGNORE_LABEL
-from ray_wsss.ops.pseudo_label import stability_score
-from ray_wsss.ops.resize import group_by_size, resize_label_maps
+from ray_wsss.ops.resize import group_by_size, resize_label_maps, slices_of
 from ray_wsss.runs.classifier_side import with_classifier_side
 from ray_wsss.runs.prepared_images import PreparedImage
 from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.cams import PairCams, cams_of
+from ray_wsss.stages.contest import Contest, hold_contest
 from ray_wsss.stages.embed import embeddings_of
-from ray_wsss.stages.prompting import PairMasks, compete, decode_pairs, find_prompts, upscale_masks
+from ray_wsss.stages.prompting import PairMasks, decode_pairs, find_prompts
 from ray_wsss.stages.region_prompts import decode_regions
 
 SEGMENT = pa.struct(
@@ -60,17 +60,11 @@ LABEL_SCHEMA = pa.schema(
 _WRITE_THREADS = 4
 """Threads that encode the labels of a GPU actor, so that the GPU does not wait for PNG encoding."""
 
-
-@dataclass(frozen=True, eq=False)
-class _Contest:
-    """Results of a group of B images of one working size, on the device."""
-
-    labels: Tensor
-    """(B, h, w) uint8, pseudo labels: 0 background, class c as c + 1."""
-    masks: Tensor
-    """(N, h, w) bool, SAM's mask of each (image, class) pair, before classes compete."""
-    scores: Tensor
-    """(N, 3), per pair: SAM's predicted IoU, stability score, mean CAM over the mask."""
+# Multiples of `LabelConfig.max_pixels_per_pass`. The activations of a backbone take up to 1 KiB per pixel.
+_COMPUTED = 2
+"""Pixels of pairs' maps that are computed at a time; they take about 40 bytes each."""
+_WAITING = 32
+"""Pixels of pairs' maps in a batch of images: a CAM, later a mask too, 5 bytes each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +110,9 @@ class SamLabeller:
         self.model = model.to(self.device)
         self.encoder = load_encoder(sam, self.device, images)
         self.sam = self.encoder.sam
-        # On a CPU, threads gain nothing: labels are encoded one by one, when rows are written.
-        self.map = ThreadPoolExecutor(_WRITE_THREADS).map if self.device.type == "cuda" else map
+        # On a CPU, threads gain nothing: labels are encoded at once, one by one.
+        self.writers = ThreadPoolExecutor(_WRITE_THREADS) if self.device.type == "cuda" else None
+        self.max_pixels = _COMPUTED * config.max_pixels_per_pass
 
     def __call__(self, images: Sequence[PreparedImage]) -> tuple[pa.Table, Tally]:
         """Label images: rows of `LABEL_SCHEMA`, in order, and counts and times."""
@@ -131,16 +126,29 @@ class SamLabeller:
         good = [at for at in good if images[at].image_labels is not None]
         # Sorting by size fills the classifier's batches, each of which holds images of one size.
         good.sort(key=lambda at: _pixels(images[at]).shape)
-        described = []
-        for start in range(0, len(good), self.config.batch_size):
-            batch = [images[at] for at in good[start : start + self.config.batch_size]]
-            described.append(self.map(_describe, batch, self._label(batch, tally)))
+        described: list[Callable[[], dict[str, Any]]] = []
+        for batch in self._batches([images[at] for at in good]):
+            described += self._label(batch, tally)
         with tally.phase("write"):
-            for at, row in zip(good, chain.from_iterable(described)):
-                rows[at] |= row
+            for at, columns in zip(good, described):
+                rows[at] |= columns()
             for at in unknown:
                 rows[at] |= _describe_unknown(images[at].image_hw)
             return pa.Table.from_pylist(rows, schema=LABEL_SCHEMA), tally
+
+    def _batches(self, images: Sequence[PreparedImage]) -> Iterator[list[PreparedImage]]:
+        """Cut images into batches by their number and by the pixels of their pairs, one image at least."""
+        batch: list[PreparedImage] = []
+        most, pixels = _WAITING * self.config.max_pixels_per_pass, 0
+        for image in images:
+            own = len(image.image_labels or ()) * _pixels(image)[..., 0].size
+            if batch and (len(batch) == self.config.batch_size or pixels + own > most):
+                yield batch
+                batch, pixels = [], 0
+            batch.append(image)
+            pixels += own
+        if batch:
+            yield batch
 
     def _beyond(self, image_labels: Sequence[int] | None) -> str | None:
         beyond = [c for c in image_labels or () if not 0 <= c < len(self.spec.class_names)]
@@ -151,31 +159,41 @@ class SamLabeller:
         )
 
     @torch.no_grad()
-    def _label(self, batch: Sequence[PreparedImage], tally: Tally) -> list[_Labelled]:
+    def _label(self, batch: Sequence[PreparedImage], tally: Tally) -> list[Callable[[], dict[str, Any]]]:
+        """Functions that return the columns of each image, in order; threads may still be at work on them."""
         with tally.phase("cam", self.device):
-            groups = group_by_size([_pixels(image) for image in batch], self.config.cam_batch_size)
+            pixels, config = [_pixels(image) for image in batch], self.config
+            groups = group_by_size(pixels, config.cam_batch_size, config.max_batch_pixels)
             cams = [self._cams(batch, members) for members in groups]
         with tally.phase("encode", self.device):
             embeddings = embeddings_of(self.encoder, batch)
         with tally.phase("prompt", self.device):
-            points_yx = [find_prompts(group, self.config, guess=True) for group in cams]
+            most = self.max_pixels
+            points_yx = [find_prompts(group, config, guess=True, max_pixels=most) for group in cams]
             over_all = [
                 replace(group, image_index=torch.tensor(members)[group.image_index])
                 for group, members in zip(cams, groups)
             ]
             masks = self._decode(embeddings, over_all, points_yx)
             contests = [
-                self._compete(group_cams, group_masks, len(members))
+                hold_contest(self.sam, group_cams, group_masks, len(members), config, most)
                 for members, group_cams, group_masks in zip(groups, cams, masks)
             ]
         with tally.phase("write"):
-            results: dict[int, _Labelled] = {}
+            described: dict[int, Callable[[], dict[str, Any]]] = {}
             for members, group_cams, points, contest in zip(groups, cams, points_yx, contests):
                 of_group = [batch[at] for at in members]
-                results.update(zip(members, _read_back(group_cams, points, contest, of_group)))
+                for k, result in _read_back(group_cams, points, contest, of_group, most):
+                    described[members[k]] = self._describe(of_group[k], result)
         tally.masks += sum(len(points) for points in points_yx)
         tally.prompts += sum(len(points) for group in points_yx for points in group)
-        return [results[at] for at in range(len(batch))]
+        return [described[at] for at in range(len(batch))]
+
+    def _describe(self, image: PreparedImage, result: _Labelled) -> Callable[[], dict[str, Any]]:
+        if self.writers is not None:
+            return self.writers.submit(_describe, image, result).result
+        columns = _describe(image, result)
+        return lambda: columns
 
     def _decode(
         self, embeddings: Tensor, cams: Sequence[PairCams], points_yx: Sequence[list[Tensor]]
@@ -192,35 +210,44 @@ class SamLabeller:
             [_pixels(image) for image in chosen],
             [image.image_labels for image in chosen],
             self.config,
+            max_pixels=self.max_pixels,
         )
-
-    def _compete(self, cams: PairCams, masks: PairMasks, count: int) -> _Contest:
-        logits = upscale_masks(self.sam, cams, masks)
-        labels, binary = compete(logits, masks.predicted_iou, cams, count, self.config)
-        cam_mean = (cams.cam * binary).sum((1, 2)) / binary.sum((1, 2)).clamp(min=1)
-        scores = torch.stack([masks.predicted_iou, stability_score(logits), cam_mean], 1)
-        return _Contest(labels, binary, scores)
 
 
 def _read_back(
-    cams: PairCams, points_yx: Sequence[Tensor], contest: _Contest, images: Sequence[PreparedImage]
-) -> list[_Labelled]:
-    """Results of a group of images, at their own sizes; each copy from a GPU serves many masks at once."""
+    cams: PairCams,
+    points_yx: Sequence[Tensor],
+    contest: Contest,
+    images: Sequence[PreparedImage],
+    max_pixels: int,
+) -> Iterator[tuple[int, _Labelled]]:
+    """Index and results of each image of a group, at its own size.
+
+    Each copy from a GPU serves as many masks, or labels, as have ``max_pixels`` pixels; at least one.
+    """
     scores, points_xy = contest.scores.tolist(), _to_host(points_yx)
     image_of, class_of = cams.image_index.tolist(), cams.class_index.tolist()
     segments: list[list[dict[str, Any]]] = [[] for _ in images]
-    label_maps: dict[int, NDArray[np.uint8]] = {}
     for image_hw, members in _by_own_size(images).items():
         pairs = [n for n, k in enumerate(image_of) if images[k].image_hw == image_hw]
-        masks = resize_label_maps(_pick(contest.masks, pairs), image_hw)
+        rles = _encode_at(contest.masks, pairs, image_hw, max_pixels)
         scale = np.array(image_hw[::-1]) / contest.labels.shape[:0:-1]  # of x and y
-        for n, area, rle in zip(pairs, masks.sum((1, 2)).tolist(), encode_rles(masks)):
+        for n, area, rle in zip(pairs, rle_areas(rles, image_hw), rles):
             entry = dict(zip(("sam_score", "stability_score", "cam_mean"), scores[n]))
             where = {"points_xy": ((points_xy[n] + 0.5) * scale).tolist(), "area": area, "rle": rle}
             segments[image_of[n]].append({"class_index": class_of[n]} | entry | where)
-        labels = resize_label_maps(_pick(contest.labels, members), image_hw)
-        label_maps.update(zip(members, labels.cpu().numpy()))
-    return [_Labelled(label_maps[k], segments[k]) for k in range(len(images))]
+        for part in slices_of(len(members), math.prod(image_hw), max_pixels):
+            labels = resize_label_maps(_pick(contest.labels, members[part]), image_hw).cpu().numpy()
+            for k, label in zip(members[part], labels):
+                yield k, _Labelled(label, segments[k])
+
+
+def _encode_at(masks: Tensor, rows: list[int], image_hw: tuple[int, int], max_pixels: int) -> list[str]:
+    """RLE of some of the masks (N, h, w), resized to (H, W), a few at a time."""
+    encoded: list[str] = []
+    for part in slices_of(len(rows), math.prod(image_hw), max_pixels):
+        encoded += encode_rles(resize_label_maps(_pick(masks, rows[part]), image_hw))
+    return encoded
 
 
 def _pick(maps: Tensor, rows: Sequence[int]) -> Tensor:

@@ -29,6 +29,7 @@ from ray_wsss.data.images import (
 from ray_wsss.data.schema import write_errors
 from ray_wsss.figures.overview import paint_labels
 from ray_wsss.ops.resize import group_by_size, resize_map, shrink
+from ray_wsss.runs.failures import fault_of, reason_of
 from ray_wsss.runs.prepared_images import PreparedImage
 from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.predict import Predictor
@@ -136,12 +137,17 @@ class PrepareFiles:
         image_id = printable(name)
         try:
             pixels = decode_upright((self.root / name).read_bytes())
+            image_hw = (pixels.shape[0], pixels.shape[1])
+            small = shrink(pixels, self.max_side_px)
+            return PreparedImage(image_id=image_id, image_hw=image_hw, pixels=small)
         except OSError as error:
             return PreparedImage(image_id=image_id, error=why_unreadable(error, name))
         except ValueError as error:
             return PreparedImage(image_id=image_id, error=str(error))
-        image_hw = (pixels.shape[0], pixels.shape[1])
-        return PreparedImage(image_id=image_id, image_hw=image_hw, pixels=shrink(pixels, self.max_side_px))
+        except Exception as error:  # one image must not stop the others
+            if fault_of(error) == "set-up":
+                raise
+            return PreparedImage(image_id=image_id, error=reason_of(error))
 
 
 class FolderPredictor:
@@ -164,7 +170,9 @@ class FolderPredictor:
         failed = [(image.image_id, image.error) for image in images if image.error is not None]
         good = [(n, image, image.pixels) for n, image in zip(masks, images) if image.pixels is not None]
         tally, device = Tally(images=len(good), errors=len(failed)), self.predictor.device
-        for group in group_by_size([pixels for *_, pixels in good], self.predictor.config.batch_size):
+        config, num_labels = self.predictor.config, 1 + len(self.predictor.spec.class_names)
+        most_pixels = config.max_batch_pixels(num_labels)
+        for group in group_by_size([pixels for *_, pixels in good], config.batch_size, most_pixels):
             names, batch, pixels = zip(*[good[at] for at in group])
             with tally.phase("predict", device):
                 label_maps = self.predictor.predict(pixels, [image.image_hw for image in batch])

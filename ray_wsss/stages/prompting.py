@@ -19,7 +19,7 @@ from ray_wsss.ops.device import upload
 from ray_wsss.ops.peaks import find_peaks, keep_global_maximum
 from ray_wsss.ops.prompts import bucket_by_count, points_to_sam_frame
 from ray_wsss.ops.pseudo_label import assign_labels, confidence_map, mask_scores
-from ray_wsss.ops.resize import resize_maps
+from ray_wsss.ops.resize import resize_maps, slices_of
 from ray_wsss.stages.cams import PairCams
 
 WHOLE = 3
@@ -39,6 +39,10 @@ class PairMasks:
     """IoU of each mask as SAM predicts it."""
     points_yx: list[Tensor]
     """Per pair, point prompts (P, 2): (y, x) in pixels of the CAM."""
+
+    def part(self, pairs: slice) -> "PairMasks":
+        """Some of the pairs, as views."""
+        return PairMasks(self.logits[pairs], self.predicted_iou[pairs], self.points_yx[pairs])
 
 
 def find_peak_mask(
@@ -75,11 +79,18 @@ def _rank_by_class_map(cams: PairCams) -> Float[Tensor, "N H W"]:
     return ranking
 
 
-def find_prompts(cams: PairCams, config: PromptingConfig, *, guess: bool) -> list[Tensor]:
+def find_prompts(
+    cams: PairCams, config: PromptingConfig, *, guess: bool, max_pixels: int | None = None
+) -> list[Tensor]:
     """Point prompts (P, 2) of each pair: (y, x) in pixels of the CAM; empty for a pair without prompts.
 
-    ``guess`` is that of `find_peak_mask`.
+    Args:
+        guess: that of `find_peak_mask`.
+        max_pixels: most pixels of CAMs that are searched at a time; None: all at once.
     """
+    if max_pixels is not None and cams.cam.numel() > max_pixels:
+        parts = slices_of(len(cams.cam), cams.cam[0].numel(), max_pixels)
+        return [points for part in parts for points in find_prompts(cams.part(part), config, guess=guess)]
     peaks = find_peak_mask(cams, config, guess=guess)
     points = [cams.cam.new_zeros(0, 2, dtype=torch.long)] * len(peaks)
     for bucket in bucket_by_count(peaks[:, None]):
@@ -194,8 +205,18 @@ def compete(
     config: PromptingConfig,
 ) -> tuple[UInt8[Tensor, "B H W"], Tensor]:
     """Pseudo labels and masks like `aggregate`, from logits that already have the size of the CAMs."""
+    scores, binary = score_pairs(logits, predicted_iou, cams, config)
+    return assign_labels(scores, cams.image_index, cams.class_index, num_images), binary
+
+
+def score_pairs(
+    logits: Float[Tensor, "N H W"],
+    predicted_iou: Float[Tensor, " N"],
+    cams: PairCams,
+    config: PromptingConfig,
+) -> tuple[Float[Tensor, "N H W"], Bool[Tensor, "N H W"]]:
+    """Scores of pairs' pixels, by which classes compete, and masks, from logits of the CAMs' size."""
     # A pair without prompts has no mask: its logits are -inf, or NaN after interpolation.
     logits = logits.nan_to_num(nan=NO_MASK, neginf=NO_MASK)
     binary = logits > 0
-    scores = mask_scores(binary, confidence_map(config.confidence, logits, predicted_iou), cams.cam)
-    return assign_labels(scores, cams.image_index, cams.class_index, num_images), binary
+    return mask_scores(binary, confidence_map(config.confidence, logits, predicted_iou), cams.cam), binary

@@ -15,15 +15,17 @@ from ray_wsss.cluster.actors import map_actors
 from ray_wsss.cluster.capacity import describe_cluster
 from ray_wsss.cluster.connect import ray_session
 from ray_wsss.cluster.progress import ImageProgress
-from ray_wsss.cluster.run_chunks import ImagesActor, RunOptions, count_done, decode_ahead
+from ray_wsss.cluster.run_chunks import DoneBlock, ImagesActor, RunOptions, count_done, decode_ahead
 from ray_wsss.config import Recipe
+from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.data.folder import list_images
-from ray_wsss.errors import UserError
+from ray_wsss.errors import TooManyFailedError, UserError
 from ray_wsss.models.store import read_class_names
 from ray_wsss.runs.dependencies import settings_of
 from ray_wsss.runs.history import recorded_run
 from ray_wsss.runs.manifest import Output, file_hash, require_finished
 from ray_wsss.runs.prepared_images import PreparedImage
+from ray_wsss.runs.resilient import mark_failed, run_in_pieces
 from ray_wsss.runs.run_report import Failures, RunReport
 from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.predict_folder import FolderPredictor, MaskFolder, PrepareFiles, name_masks
@@ -54,7 +56,8 @@ def run_predict(
 
     Raises:
         UserError: ``segmenter`` is not a finished segmenter, there are no images, the folders lie inside each
-            other, ``out`` belongs to another run, the cluster is too small, or every image failed.
+            other, ``out`` belongs to another run, or the cluster is too small.
+        TooManyFailedError: too many images failed; ``errors.parquet`` lists them.
     """
     require_finished(segmenter, "train-segmenter")
     _check_apart(out, images, segmenter)
@@ -79,8 +82,11 @@ def run_predict(
     folder.write_classes(read_class_names(segmenter, "segmenter"))
     failed = _predict(missing, images, arguments, report, run) if missing else []
     folder.write_errors(failed)
-    if not report.total.images:
-        raise UserError(f"all {len(failed)} images failed; {out / 'errors.parquet'} says why")
+    limit, first_reason = run.get("limit") or ErrorLimit(), failed[0][1] if failed else ""
+    try:
+        limit.check(report.total.images, report.total.errors, first_reason, at_end=True)
+    except TooManyFailedError as error:
+        raise TooManyFailedError(f"{error}; {out / 'errors.parquet'} lists all") from error
     output.finish()
     return report
 
@@ -114,7 +120,7 @@ def _predict(
         actors = map_actors(
             decoded, _FolderActor, FolderPredictor, arguments, resources, len(blocks), {"name": "predict"}
         )
-        failed = count_done(actors, report, progress)
+        failed = count_done(actors, report, progress, run.get("limit") or ErrorLimit())
         figures |= report.figures()
         return failed
 
@@ -122,8 +128,19 @@ def _predict(
 class _FolderActor(ImagesActor):
     """Hands the images of a block and the names of their masks to the stage, which writes the masks."""
 
-    def work(self, rows: pa.Table, images: list[PreparedImage]) -> tuple[Tally, Failures]:
-        return self.stage([mask for _, mask in _files_of(rows)], images)
+    def work(self, rows: pa.Table, images: list[PreparedImage]) -> DoneBlock:
+        named = [(mask, image) for (_, mask), image in zip(_files_of(rows), images)]
+        results = run_in_pieces(
+            lambda piece: self.stage([mask for mask, _ in piece], [image for _, image in piece]),
+            named,
+            lambda pair, reason: (pair[0], mark_failed(pair[1], reason)),
+        )
+        failed = [failure for _, of_piece in results for failure in of_piece]
+        return DoneBlock(
+            tally=Tally.total(tally for tally, _ in results),
+            failed=failed,
+            first_reason=failed[0][1] if failed else "",
+        )
 
 
 def _plan(blocks: Sequence[Sequence[tuple[str, str]]]) -> Dataset:

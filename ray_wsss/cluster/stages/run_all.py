@@ -13,6 +13,7 @@ from ray_wsss.cluster.stages.segment_everything import run_segment_everything
 from ray_wsss.cluster.stages.train_classifier import run_train_classifier
 from ray_wsss.cluster.stages.train_segmenter import run_train_segmenter
 from ray_wsss.config import Recipe
+from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster, Resources, Workers
 from ray_wsss.runs.dependencies import check_validation
 from ray_wsss.runs.run_report import RunReport, describe_run
@@ -33,6 +34,7 @@ def run_all(
     cluster: Cluster,
     validation: Path | None = None,
     ssc: bool = False,
+    limit: ErrorLimit | None = None,
 ) -> dict[str, Any] | None:
     """Embed, segment, train, label, train again and evaluate, each stage into its own folder of ``out``.
 
@@ -43,6 +45,7 @@ def run_all(
         workers: workers of both trainings.
         validation: data set with ground truth, measured on during both trainings and at the end.
         ssc: also segment everything, which adds SSC to the classifier's loss.
+        limit: how many images may fail in each stage that runs SAM; None: the default.
 
     Returns:
         The result of `run_evaluate`; None without ``validation``.
@@ -59,7 +62,7 @@ def run_all(
     say = _Steps([name for name, is_wanted in zip(names, wanted) if is_wanted])
 
     def work_off(stage: Callable[..., RunReport], what: str, folder: str, **inputs: Path | None) -> None:
-        run: Any = {"resources": resources, "cluster": cluster}
+        run: Any = {"resources": resources, "cluster": cluster, "limit": limit or ErrorLimit()}
         report = stage(recipe, dataset=dataset, out=out / folder, **inputs, **run)
         log.info(describe_run(report, what))
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from ray_wsss.data.coco import decode_rle, encode_rle
-from ray_wsss.data.rle import encode_by_runs, encode_rles
+from ray_wsss.data.rle import encode_by_runs, encode_rles, rle_areas
 
 
 @given(arrays(bool, array_shapes(min_dims=3, max_dims=3, max_side=9), elements=st.booleans()))
@@ -23,6 +23,7 @@ def test_large_masks():
     masks = torch.nn.functional.interpolate(torch.from_numpy(noise)[None], (300, 401))[0] > 0.4
     masks[1], masks[2] = True, False
     rles = encode_by_runs(masks)
+    assert rle_areas(rles, (300, 401)) == masks.sum((1, 2)).tolist()
     for mask, rle in zip(masks.numpy(), rles):
         assert rle == encode_rle(mask)["counts"]
         np.testing.assert_array_equal(decode_rle(rle, (300, 401)), mask)
@@ -31,3 +32,4 @@ def test_large_masks():
 @pytest.mark.parametrize("encode", [encode_rles, encode_by_runs])
 def test_no_masks(encode):
     assert encode(torch.zeros(0, 4, 5, dtype=torch.bool)) == []
+    assert rle_areas([], (4, 5)) == []

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ray_wsss.data.scenes import make_scene
-from ray_wsss.ops.resize import resize_label_maps, resize_map, shrink, working_hw
+from ray_wsss.ops.resize import group_by_size, resize_label_maps, resize_map, shrink, slices_of, working_hw
 
 SCENE = make_scene(3, 60, 80).image
 
@@ -20,6 +20,21 @@ def test_working_size():
     assert working_hw((1, 1000), 32) == (1, 32)
     assert shrink(SCENE, 80) is SCENE
     assert shrink(SCENE, 40).shape == (30, 40, 3)
+
+
+def test_groups_hold_one_size_and_no_more_pixels_than_allowed():
+    images = [np.zeros((*hw, 3), np.uint8) for hw in ((4, 5), (5, 4), (4, 5), (4, 5), (20, 20), (4, 5))]
+    assert group_by_size(images, 9) == [[0, 2, 3, 5], [1], [4]]
+    assert group_by_size(images, 3) == [[0, 2, 3], [5], [1], [4]]
+    assert group_by_size(images, 9, 40.0) == [[0, 2], [3, 5], [1], [4]]
+    assert group_by_size(images, 9, 39.9) == [[0], [2], [3], [5], [1], [4]]
+    assert group_by_size([], 9, 1.0) == []
+
+
+def test_slices_cover_every_map_once():
+    assert slices_of(5, 10, 20) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert slices_of(2, 10, 9) == [slice(0, 1), slice(1, 2)]
+    assert slices_of(0, 10, 20) == []
 
 
 def test_the_working_copy_is_as_pillow_would_shrink_it():

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_wsss.errors import UserError
+from ray_wsss.config.error_limit import ErrorLimit
+from ray_wsss.errors import TooManyFailedError, UserError
 from ray_wsss.runs.chunk_run import ChunkRun
 from ray_wsss.runs.chunks import Chunk
 from ray_wsss.runs.manifest import Output
@@ -98,6 +99,33 @@ def test_a_run_in_which_all_failed_does_not_finish(output, scene_dataset):
     with pytest.raises(UserError, match="all 14 images failed"):
         run.finish()
     assert output.begin() == "unfinished"
+
+
+def test_too_many_failed_images_are_listed_and_done_again(output, scene_dataset):
+    run = ChunkRun.start(output, scene_dataset)
+    for chunk in run.missing:
+        _write(run, chunk, failed=0 if chunk.index == 1 else chunk.rows)
+    with pytest.raises(
+        TooManyFailedError, match=r"9 of 14 images failed.*at most 0\.5.*the first one: too dark"
+    ):
+        run.finish()
+    assert pq.read_table(output.out / "errors.parquet").num_rows == 9
+    again = ChunkRun.start(output, scene_dataset)
+    assert [chunk.index for chunk in again.missing] == [0, 2]
+    for chunk in again.missing:
+        _write(again, chunk, failed=chunk.rows)
+    again.finish(ErrorLimit(max_error_share=1))
+    assert output.begin() == "finished"
+
+
+def test_a_stopped_run_forgets_only_its_own_failures(output, scene_dataset):
+    first = ChunkRun.start(output, scene_dataset)
+    _write(first, first.missing[0], failed=1)
+    run = ChunkRun.start(output, scene_dataset)
+    for chunk in run.missing:
+        _write(run, chunk, failed=chunk.index - 1)
+    run.forget_failed()
+    assert [chunk.index for chunk in ChunkRun.start(output, scene_dataset).missing] == [2]
 
 
 def test_overwriting_begins_anew(output, scene_dataset):

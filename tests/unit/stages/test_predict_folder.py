@@ -66,6 +66,30 @@ def test_exif_orientation(tmp_path, segmenter_dir, orientation):
     np.testing.assert_array_equal(found, Predictor.load(segmenter_dir, config)(upright))
 
 
+def test_a_pass_holds_as_many_images_as_its_pixels_allow(tmp_path, segmenter_dir, monkeypatch):
+    names = [f"{k}.png" for k in range(4)]
+    for name in names:
+        Image.fromarray(SCENE).save(tmp_path / name)
+    images = PrepareFiles(tmp_path, 1024)(names)
+    found, passes = {}, {}
+    predict = Predictor.predict
+
+    def watch(self, pixels, image_hws):
+        passes.setdefault(self.config, []).append(len(pixels))
+        return predict(self, pixels, image_hws)
+
+    monkeypatch.setattr(Predictor, "predict", watch)
+    # Scale 2, and 7 labels of 8 bytes against 1 KiB.
+    two = int(2 * SCENE[..., 0].size * (4 + 7 / 128)) + 1
+    for budget, size in ((10**9, 1), (1, 4), (two, 4)):
+        config = PredictConfig(scales=(1.0, 2.0), batch_size=size, max_pixels_per_pass=budget)
+        folder = MaskFolder(tmp_path / str(budget))
+        FolderPredictor(segmenter_dir, config, folder)(names, images)
+        found[budget] = [folder.mask(name).read_bytes() for name in names]
+    assert list(passes.values()) == [[1] * 4, [1] * 4, [2, 2]]
+    assert found[1] == found[10**9]
+
+
 def test_what_cannot_be_read_has_a_reason(tmp_path):
     Image.fromarray(SCENE).save(tmp_path / "good.jpg")
     whole = (tmp_path / "good.jpg").read_bytes()

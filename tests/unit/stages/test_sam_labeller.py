@@ -231,7 +231,7 @@ def test_stability_is_that_of_segment_anything(labeller, good, monkeypatch):
         seen.append(logits)
         return stability_score(logits)
 
-    monkeypatch.setattr("ray_wsss.stages.label.stability_score", watch)
+    monkeypatch.setattr("ray_wsss.stages.contest.stability_score", watch)
     (result,) = label(labeller, [GOOD[1]])
     expected = calculate_stability_score(seen[0], 0.0, 1.0)
     assert [s["stability_score"] for s in result["segments"]] == pytest.approx(expected.tolist())
