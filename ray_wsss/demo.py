@@ -29,6 +29,7 @@ from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.scene_coco import write_scene_coco
 from ray_wsss.figures.overview import OverviewRow, save_overview
 from ray_wsss.models.store import load_classifier
+from ray_wsss.runs.classifier_side import with_classifier_side
 from ray_wsss.runs.manifest import Output
 from ray_wsss.stages.cams import cams_of
 from ray_wsss.stages.predict import Predictor
@@ -173,22 +174,21 @@ def _overview_rows(out: Path, recipe: Recipe, count: int = 6) -> list[OverviewRo
     """Rows for the ``count`` held-out scenes with the most objects."""
     dataset, labels = ShardReader(out / "held_out"), ShardReader(out / "labels_held_out_cpm")
     models = {
-        title: load_classifier(out / f"classifier_{n}")[0]
-        for title, n in (("CAM", "plain"), ("CAM with CPM", "cpm"))
+        title: (load_classifier(folder)[0], with_classifier_side(recipe.label, folder))
+        for title, folder in (("CAM", out / "classifier_plain"), ("CAM with CPM", out / "classifier_cpm"))
     }
     segmenter = Predictor.load(out / "segmenter", recipe.predict)
     by_objects = sorted(
-        range(len(dataset)), key=lambda i: -len(dataset.read(i, ["image_labels"])["image_labels"])
+        range(len(dataset)), key=lambda i: -len(dataset.read(i, ["image_labels"])["image_labels"] or ())
     )
     rows = []
     for i in by_objects[:count]:
         record = dataset.read(i)
         label = labels.read(labels.index_of(record["image_id"]))
         pixels = decode_image(record["image"], record["orientation"])
-        views = {"scales": recipe.label.scales, "flip": recipe.label.flip}
         cams = {
-            title: cams_of(model, [pixels], [record["image_labels"]], **views).cam.amax(0).numpy()
-            for title, model in models.items()
+            title: cams_of(model, [pixels], [record["image_labels"]], config).cam.amax(0).numpy()
+            for title, (model, config) in models.items()
         }
         rows.append(
             OverviewRow(

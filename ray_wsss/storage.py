@@ -19,6 +19,8 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import uuid4
 
+from filelock import FileLock
+
 from ray_wsss.errors import UserError
 
 if TYPE_CHECKING:
@@ -158,10 +160,22 @@ def cached_file(path: Path, cache: Path) -> Path:
     file_system, source = filesystem_of(path), key_of(path)
     key = hashlib.sha256(f"{path}\0{file_system.ukey(source)}".encode()).hexdigest()
     copy = cache / key[:16] / path.name
-    if not copy.is_file():
-        with replace_atomically(copy) as temporary:
-            file_system.get_file(source, str(temporary))
+    fetch_once(copy, lambda temporary: file_system.get_file(source, str(temporary)))
     return copy
+
+
+def fetch_once(path: Path, fetch: Callable[[Path], None]) -> None:
+    """Make a file of this machine unless it is there; other processes wait meanwhile, and reuse it.
+
+    ``fetch`` writes to the path it gets; if it raises, no file is left but a lock file.
+    """
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if not path.is_file():
+            with replace_atomically(path) as temporary:
+                fetch(temporary)
 
 
 def copy_file(source: Path, target: Path) -> None:

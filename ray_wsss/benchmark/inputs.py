@@ -17,7 +17,7 @@ from ray_wsss.runs.dependencies import dataset_settings, sam_settings, settings_
 from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.prepared_images import PrepareImages
 from ray_wsss.stages.embed import SamEmbedder
-from ray_wsss.stages.ingest import ROWS_PER_SHARD, IngestShard, begin_ingest, finish_ingest
+from ray_wsss.stages.ingest import ORDER_SEED, IngestShard, begin_ingest, finish_ingest, plan_shards
 from ray_wsss.training.checkpoints import export_model
 from ray_wsss.training.classifier import train_classifier
 from ray_wsss.training.local_session import LocalSession
@@ -32,8 +32,8 @@ def make_dataset(out: Path, images: int) -> Path:
         class_names, rows = read_coco(*write_scene_coco(out.with_name("scenes"), "scenes", seeds))
         begin_ingest(out)
         ingest = IngestShard(out, len(class_names))
-        shards = [rows[at : at + ROWS_PER_SHARD] for at in range(0, len(rows), ROWS_PER_SHARD)]
-        finish_ingest(out, class_names, "coco", [ingest(shard, k) for k, shard in enumerate(shards)])
+        summaries = [ingest(shard, k) for k, shard in enumerate(plan_shards(rows))]
+        finish_ingest(out, class_names, "coco", summaries, order_seed=ORDER_SEED)
     return out
 
 

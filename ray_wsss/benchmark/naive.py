@@ -16,8 +16,11 @@ from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.images import decode_image, encode_mask
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.store import load_classifier
+from ray_wsss.ops.losses import IGNORE_LABEL
 from ray_wsss.runs.chunks import IMAGE_COLUMNS, Chunk, read_chunk
+from ray_wsss.runs.classifier_side import with_classifier_side
 from ray_wsss.runs.tally import Tally
+from ray_wsss.stages.cams import scale_for_classifier
 from ray_wsss.stages.label import LABEL_SCHEMA
 
 
@@ -25,7 +28,7 @@ class NaiveLabeller:
     """Makes the labels of `stages.label.SamLabeller`, for images no longer than ``max_side_px``."""
 
     def __init__(self, config: LabelConfig, sam: SamConfig, classifier: Path, device: str) -> None:
-        self.config, self.device = config, torch.device(device)
+        self.config, self.device = with_classifier_side(config, classifier), torch.device(device)
         self.model = load_classifier(classifier)[0].to(self.device).eval()
         self.prompter = NaivePrompter(build_sam(sam).to(self.device), config, guess=True)
 
@@ -40,7 +43,12 @@ class NaiveLabeller:
     def _label(self, row: dict[str, Any], tally: Tally) -> dict[str, Any]:
         with tally.phase("decode"):
             image = decode_image(row["image"], row["orientation"])
+        tally.images += 1
         classes = row["image_labels"]
+        if not classes:
+            tally.unknown += classes is None
+            label = np.full(image.shape[:2], IGNORE_LABEL if classes is None else 0, np.uint8)
+            return self._describe(row["image_id"], label, [], [])
         with tally.phase("cam", self.device):
             cams, ranking = self._cams(image, classes)
         with tally.phase("encode", self.device):
@@ -48,7 +56,6 @@ class NaiveLabeller:
         with tally.phase("prompt", self.device):
             masks = [self.prompter.mask(cam, raw) for cam, raw in zip(cams, ranking)]
             label = self.prompter.compete(masks, classes, image.shape[:2])
-        tally.images += 1
         tally.masks += len(masks)
         tally.prompts += sum(len(mask.points_yx) for mask in masks)
         with tally.phase("write"):
@@ -62,6 +69,7 @@ class NaiveLabeller:
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None].float().div_(255)
         cam = raw = torch.zeros(len(classes), *hw, device=self.device)
         for scale in self.config.scales:
+            scale *= scale_for_classifier(hw, self.config)
             size = [max(32, round(side * scale)) for side in hw]
             view = F.interpolate(pixels, size, mode="bilinear", antialias=scale < 1) if scale != 1 else pixels
             for flip in (False, True) if self.config.flip else (False,):

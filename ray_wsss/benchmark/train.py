@@ -21,8 +21,9 @@ from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.models.store import load_classifier
 from ray_wsss.training.classifier import ClassifierStep, check_trainable
 from ray_wsss.training.cpm import Cpm
-from ray_wsss.training.crops import IterationBatches, TrainingCrops, make_loader
-from ray_wsss.training.loop import Batch, build_optimiser, to_device
+from ray_wsss.training.crops import TrainingCrops, make_loader
+from ray_wsss.training.loop import Batch, to_device
+from ray_wsss.training.optimiser import build_optimiser
 
 _LR = 1e-6
 """Learning rate. It does not change a step's cost; a low one hardly changes the number of prompts."""
@@ -100,16 +101,7 @@ class TrainBenchmark:
             seed=config.seed,
             embeddings=self.embeddings,
         )
-        batches = IterationBatches(
-            crops.groups,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start=0,
-            stop=1 + self.steps,
-            rank=0,
-            world_size=1,
-            window=crops.window,
-        )
+        batches = crops.batches(batch_size=config.batch_size, start=0, stop=1 + self.steps)
         loader = make_loader(crops, batches, workers=0, pin_memory=False)
         return [to_device(batch, torch.device(self.device)) for batch in loader]
 

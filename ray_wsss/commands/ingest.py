@@ -82,7 +82,7 @@ class IngestFolder(_Ingest):
 
 @dataclass(frozen=True, kw_only=True)
 class IngestCsv(_Ingest):
-    """A CSV table: path,label;label (a header is optional, an empty label means unlabelled)."""
+    """A CSV table: path,label;label (a header is optional, a blank label means unknown)."""
 
     table: Path
     """The CSV file."""

@@ -28,6 +28,7 @@ _FROM_SCRATCH: dict[str, Any] = {
     "output_stride": 8,
     "optimiser": "adamw",
     "lr": 3e-3,
+    "head_lr_factor": 1.0,
     "weight_decay": 1e-3,
     "lr_warmup_iters": 50,
     "batch_size": 16,

@@ -1,6 +1,7 @@
 """Settings of SAM, of its prompts, and of the stages that run it."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, Literal
 
 from ray_wsss.config.checks import check, check_choices
@@ -21,7 +22,8 @@ class SamConfig:
     """Path of the weights. Without it, Meta's file is downloaded once and its SHA-256 checked."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """Precision of the image encoder; its embeddings are float32.
-    auto: bf16 on GPUs and on CPUs with AVX512-BF16 or AMX, else fp32."""
+    auto: bf16 on GPUs from compute capability 8.0 and on CPUs with AVX512-BF16 or AMX, else fp32.
+    On GPUs an output that was begun keeps its precision, and all GPUs of a cluster count."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether torch.compile makes the image encoder faster, which takes half a minute at the start.
     auto: on if there are enough images to gain from it."""
@@ -78,6 +80,9 @@ class CpmConfig(PromptingConfig):
     image: each whole image once; --embeddings has the result."""
     warmup_iters: int = 2_644
     """Iterations before CPM starts, 0 or more (code: 2 epochs of VOC trainaug, batch size 8)."""
+    warmup_epochs: float | None = None
+    """Epochs of the classifier's images before CPM starts, 0 or more.
+    If given, they decide warmup_iters."""
     temperature: float = 1.0
     """Divisor of the CAM in CPM's cross-entropy, above 0 (code: 1).
     With lower values small objects are learned faster."""
@@ -85,6 +90,7 @@ class CpmConfig(PromptingConfig):
     def __post_init__(self) -> None:
         PromptingConfig.__post_init__(self)
         check(self, lambda v: v >= 0, "warmup_iters", "0 or more iterations")
+        check(self, lambda v: v is None or 0 <= v < inf, "warmup_epochs", "0 or more epochs")
         check(self, lambda v: v > 0, "temperature", "more than 0")
 
 
@@ -103,6 +109,10 @@ class LabelConfig(PromptingConfig):
     max_side_px: int = 1024
     """Longest side at which an image is labelled, in pixels, at least 32.
     Larger images are scaled down, and their labels scaled back up."""
+    classifier_side_px: int | None = None
+    """Longest side at which the classifier sees an image, in pixels, at least 32; scales multiply it.
+    Larger images are scaled down for it alone; CAMs, SAM and masks keep the size of max_side_px.
+    None: the largest long side that the classifier was trained with."""
     batch_size: int = 32
     """Images whose prompt sets are decoded together, at least 1; their CAMs share the memory."""
     cam_batch_size: int = 8
@@ -115,7 +125,13 @@ class LabelConfig(PromptingConfig):
         PromptingConfig.__post_init__(self)
         check(self, lambda v: v >= 1, "max_pixels_per_pass", "at least 1 pixel")
         check(self, lambda v: v >= 32, "max_side_px", "at least 32 pixels")
+        check(self, lambda v: v is None or v >= 32, "classifier_side_px", "at least 32 pixels, or None")
         check(self, lambda v: v >= 1, "batch_size cam_batch_size", "at least 1 image")
+
+    @property
+    def max_map_pixels(self) -> int:
+        """Pixels of the maps of (image, class) pairs that are computed at a time, about 40 bytes each."""
+        return 2 * self.max_pixels_per_pass
 
     @property
     def max_batch_pixels(self) -> float:

@@ -1,6 +1,7 @@
 """Settings of training."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import ClassVar, Literal
 
 from ray_wsss.config.checks import check, check_choices
@@ -25,7 +26,7 @@ class LossWeights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """Random geometry and colour of a training crop (code: the defaults)."""
+    """Random geometry and colour of a training crop (code: the defaults, for the classifier)."""
 
     section: ClassVar[str] = "augment"
 
@@ -68,6 +69,8 @@ class OptimConfig:
     """Optimiser. sgd: for the paper's recipes (code); adamw: for small networks from scratch."""
     lr: float = 0.02
     """Highest learning rate, reached after lr_warmup_iters; above 0 (code)."""
+    head_lr_factor: float = 1.0
+    """Learning rate of the layers outside the backbone, as a multiple of lr; above 0."""
     momentum: float = 0.0
     """Momentum of SGD, 0 or more (code: about 0, since it passes its weight decay as momentum)."""
     weight_decay: float = 5e-4
@@ -78,6 +81,9 @@ class OptimConfig:
     """Images per iteration, over all workers, at least 1 (supplement)."""
     max_iters: int = 52_880
     """Iterations of the whole training, at least 1 (code: 40 epochs of VOC trainaug)."""
+    epochs: float | None = None
+    """Length of the training in epochs of the images that it uses, above 0.
+    If given, it decides max_iters."""
     poly_power: float = 0.9
     """Exponent of the schedule lr * (1 - iteration / max_iters) ** poly_power, above 0 (code)."""
     freeze_norm: bool = True
@@ -88,7 +94,7 @@ class OptimConfig:
     """Seed of weights, order and augmentation, 0 or more."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the networks. bf16: mixed precision.
-    Weights, CAMs, losses and SAM's decoder are fp32 in either case."""
+    Weights, class maps, logits, CAMs, losses and SAM's decoder are fp32 in either case."""
     compile: bool = False
     """Make the backbone faster with torch.compile, which takes a minute or more at the start."""
     accumulate: int = 1
@@ -110,7 +116,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check(self, lambda v: v > 0, "lr poly_power", "more than 0")
+        check(self, lambda v: v is None or 0 < v < inf, "epochs", "a number above 0")
+        check(self, lambda v: v > 0, "lr head_lr_factor poly_power", "more than 0")
         at_least_1 = "batch_size max_iters accumulate checkpoint_every keep_checkpoints log_every"
         check(self, lambda v: v >= 1, f"{at_least_1} validate_every validate_images", "at least 1")
         at_least_0 = "momentum weight_decay lr_warmup_iters loader_workers freeze_stages seed"
@@ -134,6 +141,11 @@ class ClassifierConfig(OptimConfig):
         check(self, lambda v: v > 0, "ssc_temperature", "more than 0")
 
 
+def _segmenter_crops() -> AugmentConfig:
+    """The released code's recipe for segmentation: larger crops and weaker jitter than the classifier's."""
+    return AugmentConfig(long_side_px=(256, 768), crop_px=384, jitter=(0.3, 0.3, 0.3, 0.1))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmenterConfig(OptimConfig):
     """How the segmenter (DeepLabV3) is trained on the pseudo labels.
@@ -145,6 +157,8 @@ class SegmenterConfig(OptimConfig):
 
     lr: float = 5e-4
     """Highest learning rate, reached after lr_warmup_iters; above 0 (supplement)."""
+    head_lr_factor: float = 10.0
+    """Learning rate of the layers outside the backbone, as a multiple of lr; above 0 (code: 10)."""
     weight_decay: float = 1e-5
     """Weight decay, L2 for SGD and decoupled for AdamW; 0 or more (supplement)."""
     momentum: float = 0.9
@@ -157,3 +171,4 @@ class SegmenterConfig(OptimConfig):
     """Channels of the atrous spatial pyramid pooling."""
     atrous_rates: tuple[int, ...] = (6, 12, 18)
     """Dilations of its branches, in cells of the feature map (DeepLabV3: 6, 12, 18 at stride 16)."""
+    augment: AugmentConfig = field(default_factory=_segmenter_crops)

@@ -29,8 +29,9 @@ def read_coco(images: Path, annotations: Path) -> tuple[list[str], list[SourceRo
     """Read the class names and one row per image from the JSON file ``annotations``.
 
     An annotation with an unknown category turns its image into an error row; an annotation of an image that
-    the file doesn't list adds an error row. An image gets labels but no mask if the whole file, or any of
-    the image's annotations, has no segmentation (labels or boxes only).
+    the file doesn't list adds an error row. An image without annotations has none of the classes. An image
+    gets labels but no mask if the whole file, or any of the image's annotations, has no segmentation (labels
+    or boxes only).
 
     Args:
         images: folder that the file names in ``annotations`` are relative to.

@@ -16,7 +16,7 @@ def read_csv(
     """Read the class names and one row per path from ``table``.
 
     Class names are ``classes`` in their order, else all labels sorted. Paths are relative to ``images``. A
-    blank label column leaves the image unlabelled; lines with the same path add their labels together. The
+    blank label column leaves the labels unknown; lines with the same path add their labels together. The
     first line is a header if its path has no image extension and no such file exists. The table is UTF-8,
     with or without a byte order mark.
 

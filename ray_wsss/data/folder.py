@@ -14,8 +14,8 @@ def read_folder(root: Path) -> tuple[list[str], list[SourceRow]]:
     """Read the sorted class names and one row per distinct image below ``root``.
 
     Classes are the folders in ``root`` that hold an image at any depth. Identical files (by SHA-256) become
-    one row, named after the first path, with the classes of all. Images directly in ``root`` have no class.
-    Hidden files and folders, and files without an image extension, are skipped.
+    one row, named after the first path, with the classes of all. The labels of images directly in
+    ``root`` are unknown. Hidden files and folders, and files without an image extension, are skipped.
 
     Raises:
         UserError: ``root`` is not a folder, or has no class folder with images.

@@ -7,19 +7,25 @@ DATASET/errors.parquet             images that could not be read, see ``ERROR_SC
 
 import json
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_wsss.errors import UserError
 from ray_wsss.storage import is_remote, replace_atomically, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Format that this version writes. Version 1, which had one value for unknown labels and for none of the
+classes, stays readable (`unknown_as_null`)."""
 ROWS_PER_GROUP = 64
+BYTES_PER_GROUP = 15 * 2**20
+"""Most bytes of images, masks and the like in a row group of several rows."""
 MAX_CLASSES = 254
 """Most classes of a data set: labels are uint8, of which 0 is background and 255 is ignore."""
 
@@ -32,7 +38,8 @@ IMAGE_SCHEMA = pa.schema(
         pa.field("orientation", pa.int8(), nullable=False),  # EXIF orientation to decode with, 1..8
         pa.field("height", pa.int32(), nullable=False),  # pixels, after orientation
         pa.field("width", pa.int32(), nullable=False),
-        pa.field("image_labels", pa.list_(pa.int32()), nullable=False),  # sorted class indices from 0
+        # Sorted class indices from 0; empty: none of the classes is in the image; null: nobody knows.
+        pa.field("image_labels", pa.list_(pa.int32())),
         pa.field("mask", pa.binary()),  # PNG label map: 0 background, class c as c + 1, 255 ignore
     ]
 )
@@ -47,7 +54,7 @@ class SourceRow:
     path: str
     """Absolute path or URI of the image; for a row with an error, the path as its source names it."""
     image_labels: tuple[int, ...] | None = None
-    """Sorted class indices from 0; None or empty if the image is unlabelled."""
+    """Sorted class indices from 0; empty if the image has none of the classes, None if nobody knows."""
     stated_hw: tuple[int, int] | None = None
     """(height, width) in pixels that the annotations state; None if they state none."""
     mask_path: str | None = None
@@ -66,18 +73,25 @@ class DatasetMetadata:
     source: SourceKind
     images: int
     unlabelled: int
+    """Images whose labels are unknown."""
     errors: int
     has_masks: bool
+    empty: int = 0
+    """Images that have none of the classes; 0 for a data set of format version 1, which can't tell."""
+    order_seed: int | None = None
+    """Seed of the order of the images; None if they are in the order of the source, as in version 0.1."""
 
     def save(self, dataset: Path) -> None:
         """Write ``metadata.json`` atomically, in the folder ``dataset``."""
-        content = {
+        content: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "class_names": list(self.class_names),
-            "counts": {"images": self.images, "unlabelled": self.unlabelled, "errors": self.errors},
+            "counts": {name: getattr(self, name) for name in ("images", "unlabelled", "empty", "errors")},
             "source": self.source,
             "has_masks": self.has_masks,
         }
+        if self.order_seed is not None:
+            content["order_seed"] = self.order_seed
         write_json(content, dataset / "metadata.json")
 
     @classmethod
@@ -94,19 +108,38 @@ class DatasetMetadata:
         except ValueError as error:
             raise UserError(f"{path} is not readable JSON ({error}); run 'ray-wsss ingest' again") from None
         version = content.get("format_version") if isinstance(content, dict) else None
-        if version != FORMAT_VERSION:
+        if version not in (1, FORMAT_VERSION):
             raise UserError(
-                f"{path} has format version {version}; expected {FORMAT_VERSION}: "
+                f"{path} has format version {version}; expected 1 or {FORMAT_VERSION}: "
                 "run 'ray-wsss ingest' again with this version of ray-wsss"
             )
         try:
-            counts = {name: int(content["counts"][name]) for name in ("images", "unlabelled", "errors")}
+            names = ("images", "unlabelled", "errors", *(("empty",) if version > 1 else ()))
+            counts = {name: int(content["counts"][name]) for name in names}
             class_names = tuple(content["class_names"])
             return cls(
-                class_names=class_names, source=content["source"], has_masks=content["has_masks"], **counts
+                class_names=class_names,
+                source=content["source"],
+                has_masks=content["has_masks"],
+                order_seed=content.get("order_seed"),
+                **counts,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} lacks a field ({error!r}); run 'ray-wsss ingest' again") from None
+
+
+def unknown_as_null(table: pa.Table) -> pa.Table:
+    """Rows of any format version as those of version 2, where null stands for unknown image labels.
+
+    In version 1 the column ``image_labels`` couldn't be null, and an empty list stood for unknown labels.
+    Parquet keeps whether a column can be null, so that each shard tells its version.
+    """
+    at = table.schema.get_field_index("image_labels")
+    if at < 0 or table.field(at).nullable or not pa.types.is_list(table.field(at).type):
+        return table
+    field = table.field(at).with_nullable(True)
+    labels = [classes or None for classes in table.column(at).to_pylist()]
+    return table.set_column(at, field, pa.array(labels, field.type))
 
 
 def check_class_names(class_names: Sequence[str], origin: Path) -> None:
@@ -145,17 +178,43 @@ def write_table_atomically(table: pa.Table, path: Path, rows_per_group: int = RO
     """Write a Parquet file atomically: until it is complete, ``path`` is absent or holds the old file.
 
     Nothing is compressed or dictionary-encoded, because images already are compressed. Small row groups
-    keep random access cheap.
+    keep random access cheap: a group has at most ``rows_per_group`` rows, and at most `BYTES_PER_GROUP`
+    unless it is a single row. Every ``rows_per_group`` rows a group ends, so those rows can be read alone.
     """
     with replace_atomically(path) as temporary:
-        pq.write_table(
-            table,
-            temporary,
-            row_group_size=rows_per_group,
-            compression="none",
-            use_dictionary=False,
-            write_statistics=False,
-        )
+        options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        with pq.ParquetWriter(temporary, table.schema, **options) as writer:
+            for group in cut_into_groups(_bytes_per_row(table), rows_per_group):
+                writer.write_table(table.slice(group.start, len(group)), row_group_size=max(1, len(group)))
+
+
+def cut_into_groups(
+    bytes_per_row: Sequence[int], rows_per_group: int, bytes_per_group: int = BYTES_PER_GROUP
+) -> Iterator[range]:
+    """Rows of each row group of a table; a table without rows has one group without rows.
+
+    A group ends every ``rows_per_group`` rows, and before a row with which it would have more than
+    ``bytes_per_group``.
+    """
+    first, size = 0, 0
+    for row, more in enumerate(bytes_per_row):
+        if row > first and (row % rows_per_group == 0 or size + more > bytes_per_group):
+            yield range(first, row)
+            first, size = row, 0
+        size += more
+    yield range(first, len(bytes_per_row))
+
+
+def _bytes_per_row(table: pa.Table) -> list[int]:
+    """Bytes of each row in the columns of bytes and text; other columns are small."""
+    total = np.zeros(len(table), np.int64)
+    for column in table.columns:
+        if any(is_type(column.type) for is_type in _SIZED):
+            total += pc.fill_null(pc.call_function("binary_length", [column]), 0).to_numpy()
+    return total.tolist()
+
+
+_SIZED = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
 
 
 def write_errors(failed: Sequence[tuple[str, str]], out: Path, column: str = "image_id") -> None:

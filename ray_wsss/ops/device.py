@@ -12,5 +12,5 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
 
 
 def mixed_precision(device: torch.device, bf16: bool) -> torch.autocast:
-    """Autocast context: with ``bf16``, networks compute in bfloat16 and their outputs need ``float()``."""
+    """Autocast context: with ``bf16``, networks compute in bfloat16, except their heads."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)

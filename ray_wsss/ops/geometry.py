@@ -84,9 +84,16 @@ class Geometry:
         crop = scaled.new_full((scaled.shape[0], side, side), fill)
         top, left = max(0, self.top), max(0, self.left)
         bottom, right = min(height, self.top + side), min(width, self.left + side)
-        inside = (slice(top - self.top, bottom - self.top), slice(left - self.left, right - self.left))
-        crop[:, inside[0], inside[1]] = scaled[:, top:bottom, left:right]
-        return crop.flip(-1) if self.flip else crop
+        shown = scaled[:, top:bottom, left:right]
+        crop[:, *self.visible()] = shown.flip(-1) if self.flip else shown
+        return crop
+
+    def visible(self) -> tuple[slice, slice]:
+        """Rows and columns of the crop that show the image; the rest is padding."""
+        height, width = self.scaled_hw
+        rows = slice(max(0, -self.top), min(self.crop_px, height - self.top))
+        left, right = max(0, -self.left), min(self.crop_px, width - self.left)
+        return rows, slice(self.crop_px - right, self.crop_px - left) if self.flip else slice(left, right)
 
     def to_scaled(self, points_yx: Integer[Tensor, "*N 2"]) -> Integer[Tensor, "*N 2"]:
         """Convert pixels (y, x) of the crop to pixels of the resized image; padding lies outside it."""
@@ -97,8 +104,6 @@ class Geometry:
 
     def inside(self) -> Shaped[Tensor, "1 P P"]:
         """Bool mask of the crop: True where it shows the image, False in the padding."""
-        height, width = self.scaled_hw
-        rows = torch.arange(self.crop_px) + self.top
-        columns = torch.arange(self.crop_px) + self.left
-        columns = columns.flip(0) if self.flip else columns
-        return (((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width)))[None]
+        inside = torch.zeros(1, self.crop_px, self.crop_px, dtype=torch.bool)
+        inside[:, *self.visible()] = True
+        return inside

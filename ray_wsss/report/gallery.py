@@ -39,7 +39,7 @@ class GalleryImage:
     pixels: NDArray[np.uint8]
     """(H, W, 3) RGB."""
     image_labels: Sequence[int] = ()
-    """Indices of the classes in the image."""
+    """Indices of the classes in the image; empty too if they are unknown."""
     score: float | None = None
     """Mean score of the masks."""
     iou: float | None = None

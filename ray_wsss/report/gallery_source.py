@@ -21,6 +21,7 @@ from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.resize import group_by_size, shrink
 from ray_wsss.report.gallery import GalleryImage, MaskOfClass
 from ray_wsss.report.survey import SurveyedImage, confusion_of, mean_iou
+from ray_wsss.runs.classifier_side import with_classifier_side
 from ray_wsss.stages.cams import cams_of
 from ray_wsss.stages.label import score_of
 from ray_wsss.stages.predict import Predictor
@@ -87,7 +88,8 @@ class GallerySource:
         predictions: Path | None,
         failed: list[tuple[str, str]],
     ) -> None:
-        self.dataset, self.config, self.failed = ShardReader(dataset), config, failed
+        self.dataset, self.failed = ShardReader(dataset), failed
+        self.config = with_classifier_side(config, classifier) if classifier is not None else config
         self.labels = ShardReader(labels) if labels is not None else None
         self.classifier = load_classifier(classifier)[0] if classifier is not None else None
         self.predictions = PredictionSource(predictions, dataset) if predictions is not None else None
@@ -114,7 +116,7 @@ class GallerySource:
                 image_id=surveyed.image_id,
                 group=choice.group,
                 pixels=decode_image(row["image"], row["orientation"]),
-                image_labels=row["image_labels"],
+                image_labels=row["image_labels"] or (),
                 score=surveyed.score,
                 iou=surveyed.iou,
                 truth=decode_mask(row["mask"]) if row["mask"] is not None else None,
@@ -138,8 +140,7 @@ class GallerySource:
                 self.classifier,
                 [seen[at] for at in members],
                 [images[at].image_labels for at in members],
-                scales=self.config.scales,
-                flip=self.config.flip,
+                self.config,
             )
             for k, at in enumerate(members):
                 own = cams.cam[cams.image_index == k]

@@ -111,7 +111,7 @@ def _count_segment(result: Survey, segment: dict[str, Any]) -> float:
 def _compare(result: Survey, pseudo_label: bytes | None, truth: bytes) -> float | None:
     """Add the pixels of one image to the confusion counts; returns its mean IoU.
 
-    An image without a label counts as background everywhere, as in evaluate.
+    An image without a label counts as background everywhere, as in evaluate; so do pixels labelled 255.
 
     Raises:
         ValueError: label and ground truth don't fit together.

@@ -132,7 +132,10 @@ def _gallery(
 
 def _label_config(labels: StageFolder | None) -> LabelConfig:
     """Settings that the labels were made with, so that the gallery shows the same CAMs."""
-    settings = labels.settings if labels is not None else {}
+    settings = dict(labels.settings) if labels is not None else {}
+    if settings and "label.classifier_side_px" not in settings:
+        # Version 0.1 showed the classifier what SAM sees.
+        settings["label.classifier_side_px"] = settings.get("label.max_side_px")
     known = {f.name: settings.get(f"label.{f.name}") for f in fields(LabelConfig)}
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
     return LabelConfig(**{name: value for name, value in given.items() if value is not None})

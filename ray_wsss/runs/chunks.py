@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from ray_wsss.data.reader import open_shard, shard_paths
-from ray_wsss.data.schema import ROWS_PER_GROUP
+from ray_wsss.data.schema import ROWS_PER_GROUP, unknown_as_null
 from ray_wsss.errors import UserError
 from ray_wsss.storage import parse_path, read_side_by_side
 
@@ -65,6 +65,8 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
 def read_chunk(chunk: Chunk, columns: Sequence[str]) -> pa.Table:
     """Read the rows of a chunk; only the row groups that hold them are read.
 
+    ``image_labels`` is null for unknown labels, whichever version wrote the data set.
+
     Raises:
         UserError: the shard is damaged, or has fewer rows than when the chunks were planned.
     """
@@ -87,4 +89,4 @@ def read_chunk(chunk: Chunk, columns: Sequence[str]) -> pa.Table:
             f"{chunk.path} has lost rows since the run began; "
             f"expected {chunk.rows} from row {chunk.first_row} on"
         )
-    return table
+    return unknown_as_null(table)

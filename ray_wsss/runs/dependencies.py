@@ -1,19 +1,20 @@
 """Everything a run's result depends on, for its manifest: settings, SAM, networks and data set."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ray_wsss.config import Recipe
+from ray_wsss.config import EncoderPrecision, Recipe
 from ray_wsss.config.overrides import flatten
 from ray_wsss.data.embeddings import open_embeddings
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
-from ray_wsss.models.sam.build import resolve_checkpoint
+from ray_wsss.models.sam.build import weights_sha256
 from ray_wsss.models.sam.encoder import precision_on
 from ray_wsss.models.store import read_class_names
-from ray_wsss.runs.manifest import dataset_hash, file_hash, require_finished
+from ray_wsss.runs.manifest import dataset_hash, file_hash, read_manifest, require_finished
 from ray_wsss.storage import parse_path
 
 # Settings that change a result by rounding at most; a resumed run may have other values of them.
@@ -25,10 +26,30 @@ _INCIDENTAL = (
 
 
 def settings_of(recipe: Recipe, *sections: str) -> dict[str, Any]:
-    """Settings of the given sections that decide a result, by dotted key."""
+    """Settings of the given sections that decide a result, by dotted key.
+
+    The weights of a backbone decide by their content, not by their path (`runs.manifest.KNOWN_BY_CONTENT`).
+
+    Raises:
+        UserError: a backbone's file of weights can't be read.
+    """
     kept = {k: v for k, v in flatten(recipe).items() if k.split(".")[0] in sections}
     training = ("classifier.batch_size", "segmenter.batch_size")
-    return {k: v for k, v in kept.items() if k in training or k.split(".")[-1] not in _INCIDENTAL}
+    # Outputs made before this setting existed used 1 and lack the key.
+    kept = {k: v for k, v in kept.items() if not (k.endswith(".head_lr_factor") and v == 1)}
+    kept = {k: v for k, v in kept.items() if k in training or k.split(".")[-1] not in _INCIDENTAL}
+    return kept | _backbone_hashes(recipe, kept)
+
+
+def _backbone_hashes(recipe: Recipe, kept: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the backbones' ImageNet weights that are read from a file, by the key of their setting."""
+    training = (recipe.classifier, recipe.segmenter)
+    files = {f"{c.section}.backbone_checkpoint": c.backbone_checkpoint for c in training if c.pretrained}
+    return {
+        f"{key}.sha256": file_hash(parse_path(path))
+        for key, path in files.items()
+        if path is not None and key in kept
+    }
 
 
 def sam_settings(recipe: Recipe, device: str | None = None) -> dict[str, str]:
@@ -37,7 +58,7 @@ def sam_settings(recipe: Recipe, device: str | None = None) -> dict[str, str]:
     Args:
         device: type of torch device that the encoder runs on; None if the encoder does not run.
     """
-    settings = {"sam.name": recipe.sam.name, "sam.sha256": file_hash(resolve_checkpoint(recipe.sam))}
+    settings = {"sam.name": recipe.sam.name, "sam.sha256": weights_sha256(recipe.sam)}
     precision = precision_on(recipe.sam, device) if device is not None else "fp32"
     # Outputs made before this setting existed used fp32 and lack the key.
     return settings if precision == "fp32" else settings | {"sam.precision": precision}
@@ -133,10 +154,22 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     )
 
 
-def settled(recipe: Recipe, device: str) -> Recipe:
-    """``recipe`` with absolute paths and with SAM's precision on a type of device instead of "auto"."""
+def settled(recipe: Recipe, precision: EncoderPrecision) -> Recipe:
+    """``recipe`` with absolute paths and with this precision of SAM's encoder instead of "auto"."""
     recipe = with_absolute_paths(recipe)
-    return replace(recipe, sam=replace(recipe.sam, precision=precision_on(recipe.sam, device)))
+    return replace(recipe, sam=replace(recipe.sam, precision=precision))
+
+
+def noted_precision(out: Path, stage: str) -> EncoderPrecision | None:
+    """Precision of SAM's encoder in an output that was begun; None if ``out`` holds no output of ``stage``.
+
+    Raises:
+        UserError: the manifest in ``out`` can't be read.
+    """
+    found = read_manifest(out)
+    if found is None or found["stage"] != stage:
+        return None
+    return found["depends_on"].get("sam.precision", "fp32")  # as `sam_settings` notes it
 
 
 def check_validation(validation: Path | None, dataset: Path) -> None:

@@ -19,6 +19,9 @@ FORMAT = 1
 
 _BEFORE_RESULTS = frozenset(("manifest.json", "runs.json", "progress.log", "masks.json", "classes.json"))
 """Files that a run writes before it has any result."""
+KNOWN_BY_CONTENT = ("classifier.backbone_checkpoint", "segmenter.backbone_checkpoint")
+"""Settings that are paths of files whose SHA-256 is noted too, as KEY.sha256; only the content decides.
+Version 0.1 of ray_wsss noted the path alone, so in its outputs the path decides."""
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,8 @@ class Output:
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of the stage and of everything it depends on; it differs for other inputs."""
-        content = json.dumps([self.stage, _as_compared(dict(self.depends_on))], sort_keys=True)
+        decides = {k: v for k, v in self.depends_on.items() if not _known_by_content(k, self.depends_on)}
+        content = json.dumps([self.stage, _as_compared(decides)], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def begin(self, *, overwrite: bool | None = None) -> State:
@@ -156,8 +160,22 @@ class Output:
 
 
 def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Sorted names of the settings that differ; a setting that is missing equals None."""
-    return [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
+    """Sorted names of the settings that differ; a setting that is missing equals None.
+
+    A file counts by its content if both settings note it, else by its path.
+    """
+    only_ours = {
+        f"{key}.sha256"
+        for key in KNOWN_BY_CONTENT
+        if f"{key}.sha256" not in theirs and ours.get(key) == theirs.get(key)
+    }
+    keys = [key for key in sorted({*ours, *theirs} - only_ours) if not _known_by_content(key, ours, theirs)]
+    return [key for key in keys if ours.get(key) != theirs.get(key)]
+
+
+def _known_by_content(key: str, *settings: Mapping[str, Any]) -> bool:
+    """Whether a key is the path of a file whose content all of these settings note."""
+    return key in KNOWN_BY_CONTENT and all(f"{key}.sha256" in noted for noted in settings)
 
 
 def _has_results(out: Path) -> bool:
@@ -178,7 +196,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The manifest in ``folder``; None if there is no manifest.json, or another program wrote it.
 
     Raises:
-        UserError: manifest.json is not JSON.
+        UserError: manifest.json is not JSON, or its format is not a number.
         NewerFormatError: a later version of ray_wsss wrote the folder in a newer layout.
     """
     path = folder / "manifest.json"
@@ -191,7 +209,10 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not (isinstance(found, dict) and {"stage", "state", "ray_wsss", "depends_on"} <= found.keys()):
         return None
     manifest = cast(Manifest, found)
-    if (number := manifest.get("format", 1)) > FORMAT:
+    number: object = manifest.get("format", 1)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise UserError(f"format in {path} is {number!r}; expected a number")
+    if number > FORMAT:
         raise NewerFormatError(
             f"{folder} was written by ray-wsss {manifest['ray_wsss']} in format {number}; "
             f"ray-wsss {__version__} reads formats up to {FORMAT}: update ray-wsss"

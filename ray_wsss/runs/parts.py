@@ -47,6 +47,7 @@ class Parts:
         note = {
             "fingerprint": self.fingerprint,
             **{name: getattr(tally, name) for name in COUNTS},
+            **({"unknown": tally.unknown} if tally.unknown else {}),
         }
         metadata = {**(table.schema.metadata or {}), _KEY: json.dumps(note)}
         write_table_atomically(
@@ -65,7 +66,7 @@ class Parts:
             if note["fingerprint"] != self.fingerprint or footer.num_rows != chunk.rows:
                 return None
             counts: dict[str, Any] = {name: int(note[name]) for name in COUNTS}
-            return Tally(**counts)
+            return Tally(**counts, unknown=int(note.get("unknown", 0)))
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
             return None
 

@@ -25,10 +25,10 @@ class PreparedImage:
     image_id: str
     image_hw: tuple[int, int] = (0, 0)
     """(height, width) of the original image in pixels; the arrays below may be smaller."""
-    image_labels: tuple[int, ...] = ()
-    """Class indices from 0."""
+    image_labels: tuple[int, ...] | None = None
+    """Class indices from 0; empty if the image has none of the classes, None if nobody knows."""
     pixels: NDArray[np.uint8] | None = None
-    """(h, w, 3) RGB input of the classifier, long side at most ``max_side_px``; masks have the same size."""
+    """(h, w, 3) RGB, long side at most ``max_side_px``; CAMs and masks have the same size."""
     sam_pixels: NDArray[np.uint8] | None = None
     """(a, b, 3) RGB input of SAM's encoder; None if it takes ``pixels`` or an embedding replaces it."""
     embedding: NDArray[np.float16 | np.int8] | None = None
@@ -89,7 +89,7 @@ class PrepareImages:
             return PreparedImage(image_id=image_id, error=reason_of(error))
 
     def prepare(
-        self, image_id: str, pixels: NDArray[np.uint8], image_labels: tuple[int, ...]
+        self, image_id: str, pixels: NDArray[np.uint8], image_labels: tuple[int, ...] | None
     ) -> PreparedImage:
         """Prepare one decoded image (H, W, 3).
 
@@ -119,10 +119,10 @@ class PrepareImages:
         return {"sam_pixels": self.resize.apply_image(pixels)}
 
 
-def _labels_of(row: dict[str, Any]) -> tuple[int, ...]:
+def _labels_of(row: dict[str, Any]) -> tuple[int, ...] | None:
     labels = row["image_labels"]
     if labels is None:
-        return ()
+        return None
     if not isinstance(labels, list) or not all(type(c) is int and abs(c) < 2**31 for c in labels):
         raise ValueError(f"the image labels are {labels}; expected class indices")
     return tuple(labels)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 COUNTS = ("images", "prompts", "masks", "errors")
-"""Names of the counts in a tally."""
+"""Names of the counts that every stage's tally has."""
 
 
 @dataclass
@@ -27,11 +27,13 @@ class Tally:
     masks: int = 0
     errors: int = 0
     """Images that failed."""
+    unknown: int = 0
+    """Those of ``images`` that got no pseudo label because their image labels are unknown."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
 
     def add(self, other: "Tally") -> None:
         """Add ``other`` to this one."""
-        for name in COUNTS:
+        for name in (*COUNTS, "unknown"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for phase, seconds in other.seconds.items():
             self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds

@@ -1,5 +1,6 @@
 """Compute the CAMs of images, for every stage and training step that needs them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ray_wsss.config import LabelConfig
 from ray_wsss.models.classifier import Classifier
+from ray_wsss.models.modes import eval_mode
 from ray_wsss.ops.cam import merge_scales
 from ray_wsss.ops.device import upload
 from ray_wsss.ops.resize import scale_images, slices_of, to_tensor
@@ -44,7 +47,7 @@ def find_cams(
     flip: bool,
     max_pixels: int | None = None,
 ) -> PairCams:
-    """Multi-scale CAMs of a batch of images. The model runs in eval mode; its own mode is restored.
+    """Multi-scale CAMs of a batch of images. The model runs in eval mode; its modules' modes are restored.
 
     Args:
         images: RGB in [0, 1], all of one size.
@@ -54,18 +57,16 @@ def find_cams(
         flip: also add the mirrored image at every scale.
         max_pixels: most pixels of CAMs that are resized and summed at a time; None: all at once.
     """
-    was_training = model.training
-    model.eval()
     pairs = image_labels.cpu().nonzero()
     at = upload(pairs, images.device).unbind(1)
     size_hw = (images.shape[-2], images.shape[-1])
     maps = []
-    for scale in scales:
-        scaled = scale_images(images, scale)
-        maps.append(model(scaled).class_maps.float()[*at, None])
-        if flip:
-            maps.append(model(scaled.flip(-1)).class_maps.float()[*at, None].flip(-1))
-    model.train(was_training)
+    with eval_mode(model):
+        for scale in scales:
+            scaled = scale_images(images, scale)
+            maps.append(model(scaled).class_maps[*at, None])
+            if flip:
+                maps.append(model(scaled.flip(-1)).class_maps[*at, None].flip(-1))
     return PairCams(_merge(maps, size_hw, max_pixels), pairs[:, 0], pairs[:, 1], maps)
 
 
@@ -83,21 +84,29 @@ def _merge(maps: Sequence[Tensor], size_hw: tuple[int, int], max_pixels: int | N
 def cams_of(
     model: Classifier,
     images: Sequence[NDArray[np.uint8]],
-    image_labels: Sequence[Sequence[int]],
-    *,
-    scales: Sequence[float],
-    flip: bool,
-    max_pixels: int | None = None,
+    image_labels: Sequence[Sequence[int] | None],
+    config: LabelConfig,
 ) -> PairCams:
-    """Multi-scale CAMs of decoded images, on the model's device (`find_cams`).
+    """Multi-scale CAMs of decoded images, on the model's device (`find_cams`), as labelling makes them.
 
     Args:
-        images: (H, W, 3) RGB, all of one size.
-        image_labels: indices of the classes that each image has.
-        scales, flip, max_pixels: as for `find_cams`.
+        images: (H, W, 3) RGB, all of one size, at most ``config.max_side_px``; the CAMs have the same size.
+        image_labels: indices of the classes that each image has. Without any, or with None for unknown
+            labels, an image has no CAM.
+        config: scales, flip, pixels at a time, and the long side for the classifier: None is no limit here
+            (`runs.classifier_side.with_classifier_side` finds the classifier's own).
     """
     present = torch.zeros(len(images), model.num_classes)
     for k, classes in enumerate(image_labels):
-        present[k, list(classes)] = 1
+        present[k, list(classes or ())] = 1
+    shrink = scale_for_classifier((images[0].shape[0], images[0].shape[1]), config)
+    scales = [scale * shrink for scale in config.scales]
     on_device = to_tensor(images, model.device)
-    return find_cams(model, on_device, present, scales=scales, flip=flip, max_pixels=max_pixels)
+    return find_cams(
+        model, on_device, present, scales=scales, flip=config.flip, max_pixels=config.max_map_pixels
+    )
+
+
+def scale_for_classifier(image_hw: tuple[int, int], config: LabelConfig) -> float:
+    """Factor, at most 1, that brings an image's long side to ``config.classifier_side_px``."""
+    return min(1.0, (config.classifier_side_px or math.inf) / max(image_hw))

@@ -18,6 +18,7 @@ from ray_wsss.figures.prompt_figure import PromptExample
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.regions import peak_regions
 from ray_wsss.ops.resize import resize_maps, shrink
+from ray_wsss.runs.classifier_side import with_classifier_side
 from ray_wsss.stages.cams import cams_of
 
 Case = Literal["one object, several peaks", "several objects"]
@@ -132,7 +133,7 @@ class ExampleMaker:
     def __init__(
         self, config: LabelConfig, *, dataset: Path, classifier: Path, labels: Mapping[str, Path]
     ) -> None:
-        self.config = config
+        self.config = with_classifier_side(config, classifier)
         self.model, _ = load_classifier(classifier)
         self.rows = ShardReader(dataset)
         self.class_names = DatasetMetadata.load(dataset).class_names
@@ -144,9 +145,7 @@ class ExampleMaker:
         image = decode_image(row["image"], row["orientation"])
         image_hw = (image.shape[0], image.shape[1])
         small = shrink(image, self.config.max_side_px)
-        cams = cams_of(
-            self.model, [small], [[pair.class_index]], scales=self.config.scales, flip=self.config.flip
-        )
+        cams = cams_of(self.model, [small], [[pair.class_index]], self.config)
         cam = resize_maps(cams.cam[None], image_hw)[0, 0].numpy()
         segments = {kind: self._segment(kind, pair) for kind in self.labels}
         points_xy = np.array(segments["points"]["points_xy"], np.float32).reshape(-1, 2)

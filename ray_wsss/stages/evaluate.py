@@ -16,19 +16,26 @@ from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.store import load_classifier
-from ray_wsss.ops.metrics import ConfusionMatrix
+from ray_wsss.ops.device import upload
+from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts
 from ray_wsss.ops.resize import resize_maps, shrink
 from ray_wsss.runs.chunks import plan_chunks, read_chunk
-from ray_wsss.stages.cams import cams_of
+from ray_wsss.runs.classifier_side import with_classifier_side
+from ray_wsss.stages.cams import PairCams, cams_of
 from ray_wsss.stages.predict import Predictor
 
-THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
-"""Background thresholds, 0.05 to 0.95, that the best CAM mIoU is chosen from."""
+THRESHOLDS = tuple(k / 100 for k in range(1, 100))
+"""Background thresholds, 0.01 to 0.99, that the best CAM mIoU is chosen from."""
 
 COUNTS_SCHEMA = pa.schema(
     [
-        pa.field("name", pa.string()),  # "cam@THRESHOLD", "segmenter" or "pseudo_label"
-        pa.field("counts", pa.list_(pa.int64())),  # flattened confusion matrix; its rows are true labels
+        pa.field("name", pa.string()),  # "cam", "segmenter" or "pseudo_label"
+        pa.field("labels", pa.int32()),  # number of labels, background included
+        pa.field("thresholds", pa.list_(pa.float64())),  # of CAMs, else none
+        # Pixels of `ops.metrics.ThresholdCounts`, without zeros: flat index, and number. Of a million cells
+        # that COCO's 80 classes have, an image fills a few hundred.
+        pa.field("cells", pa.list_(pa.int64())),
+        pa.field("counts", pa.list_(pa.int64())),
         pa.field("images", pa.int64()),
     ]
 )
@@ -56,7 +63,7 @@ class CamEvaluator:
         self, model: Classifier, num_classes: int, config: LabelConfig, threshold: float, device: torch.device
     ) -> None:
         self.model, self.num_classes, self.config, self.device = model, num_classes, config, device
-        self.thresholds = sorted({*THRESHOLDS, threshold})
+        self.thresholds = sorted({*THRESHOLDS, float(threshold)})
 
     @classmethod
     def load(
@@ -65,32 +72,35 @@ class CamEvaluator:
         """Evaluator of the network in the folder ``classifier``."""
         model, spec = load_classifier(classifier)
         on = torch.device(device)
+        config = with_classifier_side(config, classifier)
         return cls(model.to(on), len(spec.class_names), config, threshold, on)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Count the rows of a data set: one row of `COUNTS_SCHEMA` per threshold.
+        """Count the rows of a data set that have ground truth: one row of `COUNTS_SCHEMA`."""
+        return _counts_table("cam", *self.count(table))
 
-        Images without ground truth are left out.
-        """
-        num_labels = 1 + self.num_classes
-        totals = {t: ConfusionMatrix.zeros(num_labels) for t in self.thresholds}
+    def count(self, table: pa.Table) -> tuple[ThresholdCounts, int]:
+        """Counts of the rows with ground truth, on the evaluator's device, and the number of these rows."""
+        total = ThresholdCounts.zeros(1 + self.num_classes, self.thresholds, self.device)
         images = 0
         for row, pixels, truth in _with_truth(table):
             cams = cams_of(
                 self.model,
                 [shrink(pixels, self.config.max_side_px)],
                 [row["image_labels"]],
-                scales=self.config.scales,
-                flip=self.config.flip,
+                self.config,
             )
-            best, label = _best_class(cams.cam, cams.class_index, truth.shape)
-            for t in self.thresholds:
-                prediction = torch.where(best > t, label, 0).cpu()
-                totals[t] = totals[t] + ConfusionMatrix.from_labels(
-                    prediction, torch.from_numpy(truth), num_labels
-                )
+            total = total + count_cams(cams, truth, 1 + self.num_classes, self.thresholds)
             images += 1
-        return _counts_table((f"cam@{t:g}", total, images) for t, total in totals.items())
+        return total, images
+
+
+def count_cams(
+    cams: PairCams, truth: NDArray[np.uint8], num_labels: int, thresholds: Sequence[float]
+) -> ThresholdCounts:
+    """Counts of the CAMs of one image, at the size (H, W) of its ground truth; the host waits for no GPU."""
+    best, label = _best_class(cams.cam, cams.class_index, truth.shape)
+    return ThresholdCounts.from_scores(best, label, torch.from_numpy(truth), num_labels, thresholds)
 
 
 class SegmenterEvaluator:
@@ -106,13 +116,17 @@ class SegmenterEvaluator:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Count the rows of a data set that have ground truth: one row of `COUNTS_SCHEMA`."""
+        return _counts_table("segmenter", *self.count(table))
+
+    def count(self, table: pa.Table) -> tuple[ConfusionMatrix, int]:
+        """Counts of the rows with ground truth, and the number of these rows."""
         num_labels = 1 + len(self.predictor.spec.class_names)
         total, images = ConfusionMatrix.zeros(num_labels), 0
         for _, pixels, truth in _with_truth(table):
             prediction = torch.from_numpy(self.predictor(pixels))
             total = total + ConfusionMatrix.from_labels(prediction, torch.from_numpy(truth), num_labels)
             images += 1
-        return _counts_table([("segmenter", total, images)])
+        return total, images
 
 
 class LabelEvaluator:
@@ -124,7 +138,8 @@ class LabelEvaluator:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Count the rows of a data set that have ground truth: one row of `COUNTS_SCHEMA`.
 
-        An image without a pseudo label counts as all background.
+        An image without a pseudo label counts as all background, and so do pixels whose pseudo label is 255
+        (ignore), as in an image whose labels are unknown.
         """
         total, images = ConfusionMatrix.zeros(self.num_labels), 0
         for row in table.select(["image_id", "mask"]).to_pylist():
@@ -135,7 +150,7 @@ class LabelEvaluator:
                 self._label(row["image_id"], truth), truth, self.num_labels
             )
             images += 1
-        return _counts_table([("pseudo_label", total, images)])
+        return _counts_table("pseudo_label", total, images)
 
     def _label(self, image_id: str, truth: Tensor) -> Tensor:
         try:
@@ -169,14 +184,30 @@ class Evaluator:
 
 
 def add_up(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[ConfusionMatrix, int]]:
-    """Add up rows of `COUNTS_SCHEMA` by name: name -> (confusion matrix, number of images)."""
-    totals: dict[str, tuple[ConfusionMatrix, int]] = {}
+    """Add up rows of `COUNTS_SCHEMA` by name: name -> (confusion matrix, number of images).
+
+    CAMs have a matrix for each of their thresholds, with a name as from `name_of_threshold`.
+    """
+    totals: dict[str, tuple[ThresholdCounts, int]] = {}
     for row in rows:
-        size = round(len(row["counts"]) ** 0.5)
-        part = ConfusionMatrix(torch.tensor(np.array(row["counts"]).reshape(size, size)))
-        total, images = totals.get(row["name"], (ConfusionMatrix.zeros(size), 0))
-        totals[row["name"]] = (total + part, images + row["images"])
-    return totals
+        total, images = totals.get(row["name"], (None, 0))
+        if total is None:
+            total = ThresholdCounts.zeros(row["labels"], row["thresholds"])
+        cells = torch.tensor(np.asarray(row["cells"], np.int64))
+        total.counts.view(-1)[cells] += torch.tensor(np.asarray(row["counts"], np.int64))
+        totals[row["name"]] = (total, images + row["images"])
+    found: dict[str, tuple[ConfusionMatrix, int]] = {}
+    for name, (total, images) in totals.items():
+        if total.thresholds:
+            found |= {name_of_threshold(t): (matrix, images) for t, matrix in total.matrices().items()}
+        else:
+            found[name] = (ConfusionMatrix(total.counts[..., 0]), images)
+    return found
+
+
+def name_of_threshold(threshold: float) -> str:
+    """Name of the counts of CAMs at a background threshold, such as "cam@0.3"."""
+    return f"cam@{float(threshold)}"
 
 
 def describe_counts(
@@ -192,7 +223,7 @@ def describe_counts(
     found: dict[str, Measure] = {}
     if cams:
         best = max(cams, key=lambda key: totals[key][0].miou())
-        for name, key in (("cam_fixed", f"cam@{threshold:g}"), ("cam_best", best)):
+        for name, key in (("cam_fixed", name_of_threshold(threshold)), ("cam_best", best)):
             figures = describe_measure(*totals[key], class_names)
             found[name] = {"threshold": float(key.removeprefix("cam@")), **figures}
     return found | {key: describe_measure(*totals[key], class_names) for key in totals if key not in cams}
@@ -234,9 +265,14 @@ def _best_class(cam: Tensor, class_index: Tensor, image_hw: tuple[int, ...]) -> 
         zeros = torch.zeros(image_hw, device=cam.device)
         return zeros, zeros.to(torch.uint8)
     best, which = resize_maps(cam[None], (image_hw[0], image_hw[1]))[0].max(0)
-    return best, (class_index.to(which.device)[which] + 1).to(torch.uint8)
+    return best, (upload(class_index, cam.device)[which] + 1).to(torch.uint8)
 
 
-def _counts_table(rows: Iterable[tuple[str, ConfusionMatrix, int]]) -> pa.Table:
-    listed = [{"name": n, "counts": m.counts.flatten().tolist(), "images": i} for n, m, i in rows]
-    return pa.Table.from_pylist(listed, schema=COUNTS_SCHEMA)
+def _counts_table(name: str, total: ConfusionMatrix | ThresholdCounts, images: int) -> pa.Table:
+    """One row of `COUNTS_SCHEMA`."""
+    counts = total.counts.flatten().cpu().numpy()
+    (cells,) = counts.nonzero()
+    thresholds = total.thresholds if isinstance(total, ThresholdCounts) else ()
+    row = {"name": name, "labels": len(total.counts), "thresholds": thresholds, "images": images}
+    row |= {"cells": cells, "counts": counts[cells]}
+    return pa.Table.from_pylist([row], schema=COUNTS_SCHEMA)

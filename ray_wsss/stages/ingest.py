@@ -1,5 +1,6 @@
 """Ingest: write the images of a source to Parquet shards; images that fail a check become error rows."""
 
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,21 @@ from ray_wsss.storage import make_folder, parse_path, printable, remove_tree, wh
 
 ROWS_PER_SHARD = 256
 """Images per shard."""
+ORDER_SEED = 0
+"""Seed of the order that a data set's images are stored in."""
+
+
+def plan_shards(
+    rows: Sequence[SourceRow], rows_per_shard: int = ROWS_PER_SHARD, seed: int = ORDER_SEED
+) -> list[list[SourceRow]]:
+    """Shuffle the rows of a source and cut them into shards; equal arguments give equal shards.
+
+    Sources are often sorted by class. Training reads neighbouring rows together, so they must be as mixed as
+    the whole data set.
+    """
+    shuffled = list(rows)
+    random.Random(seed).shuffle(shuffled)
+    return [shuffled[at : at + rows_per_shard] for at in range(0, len(shuffled), rows_per_shard)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,9 +53,11 @@ class ShardSummary:
     """Counts of one shard, or of several shards added up."""
 
     images: int = 0
-    """Good images, including those without image labels."""
+    """Good images, whether or not their labels are known."""
     unlabelled: int = 0
-    """Good images without image labels."""
+    """Good images whose labels are unknown."""
+    empty: int = 0
+    """Good images that have none of the classes."""
     with_mask: int = 0
     """Good images with a ground-truth mask."""
     errors: list[tuple[str, str, str]] = field(default_factory=list)
@@ -49,6 +67,7 @@ class ShardSummary:
         return ShardSummary(
             images=self.images + other.images,
             unlabelled=self.unlabelled + other.unlabelled,
+            empty=self.empty + other.empty,
             with_mask=self.with_mask + other.with_mask,
             errors=self.errors + other.errors,
         )
@@ -82,7 +101,8 @@ class IngestShard:
             write_table_atomically(table, self.out / "shards" / f"part-{shard_index:05d}.parquet")
         return ShardSummary(
             images=len(good),
-            unlabelled=sum(not row["image_labels"] for row in good),
+            unlabelled=sum(row["image_labels"] is None for row in good),
+            empty=sum(row["image_labels"] == [] for row in good),
             with_mask=sum(row["mask"] is not None for row in good),
             errors=errors,
         )
@@ -109,7 +129,7 @@ class IngestShard:
             "orientation": orientation,
             "height": height,
             "width": width,
-            "image_labels": sorted(row.image_labels or ()),
+            "image_labels": sorted(row.image_labels) if row.image_labels is not None else None,
             "mask": mask,
         }
 
@@ -148,8 +168,12 @@ def finish_ingest(
     source: SourceKind,
     summaries: Iterable[ShardSummary],
     max_errors: int | None = None,
+    order_seed: int | None = None,
 ) -> DatasetMetadata:
     """Write ``errors.parquet``, then ``metadata.json``, which marks the data set as complete.
+
+    Args:
+        order_seed: seed that the rows were shuffled with; None if they are in the order of the source.
 
     Raises:
         UserError: the source lists no images, all images failed, or more than ``max_errors`` images did.
@@ -175,16 +199,21 @@ def finish_ingest(
         source=source,
         images=total.images,
         unlabelled=total.unlabelled,
+        empty=total.empty,
         errors=count,
         has_masks=total.with_mask > 0,
+        order_seed=order_seed,
     )
     metadata.save(out)
     return metadata
 
 
 def summarise(metadata: DatasetMetadata) -> str:
-    """Counts of a data set in one line: "645 images, 5 without labels, 0 errors"."""
-    return f"{metadata.images} images, {metadata.unlabelled} without labels, {metadata.errors} errors"
+    """Counts of a data set in one line, for the user."""
+    return (
+        f"{metadata.images} images, {metadata.unlabelled} without labels (unknown), "
+        f"{metadata.empty} with none of the classes, {metadata.errors} errors"
+    )
 
 
 _OWN_NAMES = frozenset(("shards", "errors.parquet"))

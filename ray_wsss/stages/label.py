@@ -25,7 +25,9 @@ from ray_wsss.data.schema import ROWS_PER_GROUP
 from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.device import upload
+from ray_wsss.ops.losses import IGNORE_LABEL
 from ray_wsss.ops.resize import group_by_size, resize_label_maps, slices_of
+from ray_wsss.runs.classifier_side import with_classifier_side
 from ray_wsss.runs.prepared_images import PreparedImage
 from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.cams import PairCams, cams_of
@@ -50,7 +52,7 @@ LABEL_SCHEMA = pa.schema(
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
-        pa.field("pseudo_label", pa.binary()),  # PNG: 0 background, class c as c + 1
+        pa.field("pseudo_label", pa.binary()),  # PNG: 0 background, class c as c + 1, 255 unknown
         pa.field("segments", pa.list_(SEGMENT)),
         pa.field("error", pa.string()),  # reason for a missing label, else null
     ]
@@ -58,11 +60,9 @@ LABEL_SCHEMA = pa.schema(
 _WRITE_THREADS = 4
 """Threads that encode the labels of a GPU actor, so that the GPU does not wait for PNG encoding."""
 
-# Multiples of `LabelConfig.max_pixels_per_pass`. The activations of a backbone take up to 1 KiB per pixel.
-_COMPUTED = 2
-"""Pixels of pairs' maps that are computed at a time; they take about 40 bytes each."""
 _WAITING = 32
-"""Pixels of pairs' maps in a batch of images: a CAM, later a mask too, 5 bytes each."""
+"""Pixels of the CAMs in a batch of images, as a multiple of `LabelConfig.max_pixels_per_pass`. With the masks
+they take 5 bytes per pixel, against up to 1 KiB for the activations of a backbone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,9 @@ def score_of(segment: Mapping[str, Any]) -> float:
 class SamLabeller:
     """Labels the images of a chunk with a classifier and SAM on one device.
 
-    An image that fails gets a row with the reason in ``error``; the other images are still labelled.
+    An image that fails gets a row with the reason in ``error``; the other images are still labelled. An image
+    whose labels are unknown gets a label map of 255 (ignore), and an image that has none of the classes one
+    of 0 (background).
 
     Args:
         classifier: output of train-classifier.
@@ -100,7 +102,7 @@ class SamLabeller:
         device: str = "cpu",
         images: int = 0,
     ) -> None:
-        self.config, self.sam_config = config, sam
+        self.config, self.sam_config = with_classifier_side(config, classifier), sam
         self.device = torch.device(device)
         model, self.spec = load_classifier(classifier)
         self.model = model.to(self.device)
@@ -108,7 +110,6 @@ class SamLabeller:
         self.sam = self.encoder.sam
         # On a CPU, threads gain nothing: labels are encoded at once, one by one.
         self.writers = ThreadPoolExecutor(_WRITE_THREADS) if self.device.type == "cuda" else None
-        self.max_pixels = _COMPUTED * config.max_pixels_per_pass
 
     def __call__(self, images: Sequence[PreparedImage]) -> tuple[pa.Table, Tally]:
         """Label images: rows of `LABEL_SCHEMA`, in order, and counts and times."""
@@ -117,7 +118,9 @@ class SamLabeller:
             error = image.error if image.error is not None else self._beyond(image.image_labels)
             rows.append({"image_id": image.image_id, "error": error})
         good = [at for at, row in enumerate(rows) if row["error"] is None]
-        tally = Tally(images=len(good), errors=len(rows) - len(good))
+        unknown = [at for at in good if images[at].image_labels is None]
+        tally = Tally(images=len(good), errors=len(rows) - len(good), unknown=len(unknown))
+        good = [at for at in good if images[at].image_labels is not None]
         # Sorting by size fills the classifier's batches, each of which holds images of one size.
         good.sort(key=lambda at: _pixels(images[at]).shape)
         described: list[Callable[[], dict[str, Any]]] = []
@@ -126,6 +129,8 @@ class SamLabeller:
         with tally.phase("write"):
             for at, columns in zip(good, described):
                 rows[at] |= columns()
+            for at in unknown:
+                rows[at] |= _describe_unknown(images[at].image_hw)
             return pa.Table.from_pylist(rows, schema=LABEL_SCHEMA), tally
 
     def _batches(self, images: Sequence[PreparedImage]) -> Iterator[list[PreparedImage]]:
@@ -133,7 +138,7 @@ class SamLabeller:
         batch: list[PreparedImage] = []
         most, pixels = _WAITING * self.config.max_pixels_per_pass, 0
         for image in images:
-            own = len(image.image_labels) * _pixels(image)[..., 0].size
+            own = len(image.image_labels or ()) * _pixels(image)[..., 0].size
             if batch and (len(batch) == self.config.batch_size or pixels + own > most):
                 yield batch
                 batch, pixels = [], 0
@@ -142,8 +147,8 @@ class SamLabeller:
         if batch:
             yield batch
 
-    def _beyond(self, image_labels: Sequence[int]) -> str | None:
-        beyond = [c for c in image_labels if not 0 <= c < len(self.spec.class_names)]
+    def _beyond(self, image_labels: Sequence[int] | None) -> str | None:
+        beyond = [c for c in image_labels or () if not 0 <= c < len(self.spec.class_names)]
         return (
             f"image label is {beyond[0]}; expected 0 to {len(self.spec.class_names) - 1} for this classifier"
             if beyond
@@ -160,7 +165,7 @@ class SamLabeller:
         with tally.phase("encode", self.device):
             embeddings = embeddings_of(self.encoder, batch)
         with tally.phase("prompt", self.device):
-            most = self.max_pixels
+            most = config.max_map_pixels
             points_yx = [find_prompts(group, config, guess=True, max_pixels=most) for group in cams]
             over_all = [
                 replace(group, image_index=torch.tensor(members)[group.image_index])
@@ -201,9 +206,7 @@ class SamLabeller:
             self.model,
             [_pixels(image) for image in chosen],
             [image.image_labels for image in chosen],
-            scales=self.config.scales,
-            flip=self.config.flip,
-            max_pixels=self.max_pixels,
+            self.config,
         )
 
 
@@ -266,6 +269,16 @@ def _by_own_size(images: Sequence[PreparedImage]) -> dict[tuple[int, int], list[
 def _pixels(image: PreparedImage) -> NDArray[np.uint8]:
     assert image.pixels is not None
     return image.pixels
+
+
+def _describe_unknown(image_hw: tuple[int, int]) -> dict[str, Any]:
+    """Columns of `LABEL_SCHEMA` of an image whose labels are unknown: 255 (ignore) everywhere."""
+    return {
+        "height": image_hw[0],
+        "width": image_hw[1],
+        "pseudo_label": encode_mask(np.full(image_hw, IGNORE_LABEL, np.uint8)),
+        "segments": [],
+    }
 
 
 def _describe(image: PreparedImage, result: _Labelled) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from ray_wsss.data.coco import decode_rle
 from ray_wsss.data.images import decode_mask, decode_upright
 from ray_wsss.errors import UserError, did_you_mean
 from ray_wsss.models.sam.build import sam_side_px
-from ray_wsss.ops.resize import resize_maps, shrink, to_tensor
+from ray_wsss.ops.resize import resize_maps, scale_images, shrink, to_tensor
+from ray_wsss.runs.classifier_side import warn_of_large_views
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages
-from ray_wsss.stages.cams import cams_of
+from ray_wsss.stages.cams import cams_of, scale_for_classifier
 from ray_wsss.stages.label import SamLabeller, score_of
 from ray_wsss.storage import parse_path, why_unreadable
 
@@ -95,8 +96,10 @@ class ImageLabeller:
             raise UserError(f"preset is {preset}; expected one of {', '.join(PRESETS)}")
         recipe: Recipe = override(PRESETS[preset], settings or {})
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.config = recipe.label
-        self.labeller = SamLabeller(recipe.label, recipe.sam, parse_path(str(classifier)), device)
+        folder = parse_path(str(classifier))
+        self.labeller = SamLabeller(recipe.label, recipe.sam, folder, device)
+        self.config = self.labeller.config
+        warn_of_large_views(self.config, folder)
         self.prepare = PrepareImages(
             max_side_px=recipe.label.max_side_px, sam_side_px=sam_side_px(recipe.sam)
         )
@@ -150,8 +153,11 @@ class ImageLabeller:
 
     @torch.no_grad()
     def _probabilities(self, pixels: NDArray[np.uint8]) -> list[float]:
-        logits = self.labeller.model(to_tensor([pixels], self.labeller.device)).logits
-        return logits[0].sigmoid().tolist()
+        scale = scale_for_classifier((pixels.shape[0], pixels.shape[1]), self.config)
+        seen = to_tensor([pixels], self.labeller.device)
+        if scale < 1:  # scale_images would enlarge sides below 32 pixels
+            seen = scale_images(seen, scale)
+        return self.labeller.model(seen).logits[0].sigmoid().tolist()
 
     def _label(
         self, prepared: PreparedImage, pixels: NDArray[np.uint8], probabilities: Sequence[float]
@@ -182,13 +188,7 @@ class ImageLabeller:
         """Highest CAM (H, W) over the image's classes, at the image's size; zeros without classes."""
         if not prepared.image_labels or prepared.pixels is None:
             return np.zeros(prepared.image_hw, np.float32)
-        cams = cams_of(
-            self.labeller.model,
-            [prepared.pixels],
-            [prepared.image_labels],
-            scales=self.config.scales,
-            flip=self.config.flip,
-        )
+        cams = cams_of(self.labeller.model, [prepared.pixels], [prepared.image_labels], self.config)
         return resize_maps(cams.cam.amax(0)[None, None], prepared.image_hw)[0, 0].cpu().numpy()
 
 

@@ -12,6 +12,7 @@ from ray_wsss.models.classifier import ClassifierSpec
 from ray_wsss.models.segmenter import SegmenterSpec
 from ray_wsss.models.store import save_model
 from ray_wsss.storage import copy_file, is_remote, remove_tree
+from ray_wsss.training.optimiser import load_optimiser
 
 PROGRESS = "progress.json"
 """File with the progress of the run; a checkpoint without it is incomplete."""
@@ -58,7 +59,7 @@ def restore_checkpoint(
     state = torch.load(folder / "training.pt", map_location=device, weights_only=True)
     model.load_state_dict(state["model"])
     model.to(device)
-    optimiser.load_state_dict(state["optimiser"])
+    load_optimiser(optimiser, state["optimiser"])
     return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
 
 

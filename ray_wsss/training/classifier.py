@@ -1,5 +1,6 @@
 """Train the classifier: classification loss, SAM's segments (SSC) and SAM's masks of CAM peaks (CPM)."""
 
+import logging
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from ray_wsss.data.reader import ShardReader, failed_images
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
+from ray_wsss.models.sam.build import build_decoder
 from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.ops.cam import make_cam
 from ray_wsss.ops.device import mixed_precision
@@ -20,8 +22,16 @@ from ray_wsss.ops.losses import IGNORE_LABEL, StepLosses, classification_loss, c
 from ray_wsss.ops.ssc import ssc_loss
 from ray_wsss.training.cpm import Cpm
 from ray_wsss.training.crops import TrainingCrops
+from ray_wsss.training.image_labels import (
+    known_labels,
+    log_left_out,
+    log_negatives,
+    warn_of_unlearnable,
+)
 from ray_wsss.training.loop import Batch, Counts, Session, TrainingRun, share_of
 from ray_wsss.training.validation import CamValidation
+
+log = logging.getLogger(__name__)
 
 
 class ClassifierStep:
@@ -36,8 +46,8 @@ class ClassifierStep:
         self.cpm = cpm
 
     def counts(self, batch: Batch) -> Counts:
-        """Number of pixels inside the images, for CPM, and of pixels covered by segments, for SSC."""
-        counts = {"inside": batch["inside"].sum()} if self.cpm is not None else {}
+        """Number of pixels that CPM learns from, and of pixels covered by segments, for SSC."""
+        counts = {"inside": _cpm_pixels(batch).sum()} if self.cpm is not None else {}
         return counts | ({"segments": (batch["segments"] > 0).sum()} if "segments" in batch else {})
 
     def __call__(
@@ -45,11 +55,10 @@ class ClassifierStep:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         with mixed_precision(batch["image"].device, self.bf16):
             output = model(batch["image"])
-        features, class_maps = output.features.float(), output.class_maps.float()
         losses = StepLosses(
-            cls=classification_loss(output.logits.float(), batch["image_labels"]),
-            ssc=self._ssc_loss(batch, features, counts) if "segments" in batch else None,
-            cpm=self._cpm_loss(model, batch, class_maps, counts) if self._on(iteration) else None,
+            cls=classification_loss(output.logits, batch["image_labels"]),
+            ssc=self._ssc_loss(batch, output.features, counts) if "segments" in batch else None,
+            cpm=self._cpm_loss(model, batch, output.class_maps, counts) if self._on(iteration) else None,
         )
         return losses.total(self.weights), losses.parts()
 
@@ -66,10 +75,19 @@ class ClassifierStep:
         images, image_labels = batch["image"], batch["image_labels"]
         bare = cast(Classifier, getattr(model, "module", model))  # without DDP: CPM needs no gradient
         pseudo_label = self.cpm(bare, batch)
-        pseudo_label = pseudo_label.masked_fill(~batch["inside"], IGNORE_LABEL)
+        counted = _cpm_pixels(batch)
+        pseudo_label = pseudo_label.masked_fill(~counted, IGNORE_LABEL)
         cam = make_cam(class_maps, image_labels, (images.shape[-2], images.shape[-1]))
         loss = cpm_loss(cam, pseudo_label, self.temperature)
-        return loss * share_of(batch["inside"], counts["inside"])
+        return loss * share_of(counted, counts["inside"])
+
+
+def _cpm_pixels(batch: Batch) -> Tensor:
+    """Pixels (B, P, P) bool inside the images that have a class.
+
+    Without a class there is no CAM to supervise: such pixels would only weaken the loss of the others.
+    """
+    return batch["inside"] & batch["image_labels"].any(1)[:, None, None]
 
 
 def train_classifier(
@@ -83,9 +101,10 @@ def train_classifier(
 ) -> None:
     """Train the classifier on the image labels of ``dataset``, as one of the session's workers.
 
-    Images without labels are left out: their classes may be absent, or present but not annotated.
+    Images whose labels are unknown are left out. Images that have none of the classes are negatives.
 
     Args:
+        recipe: settings whose epochs are resolved (`training.length.resolve_epochs`).
         segments: output of segment-everything; turns SSC on.
         embeddings: output of embed, for ``cpm.view=image``; images that embed failed on are left out.
         validation: data set with ground truth, to measure the CAMs during training.
@@ -96,6 +115,13 @@ def train_classifier(
     metadata = DatasetMetadata.load(dataset)
     config = recipe.classifier
     with_cpm = recipe.cpm.enabled and recipe.cpm.warmup_iters < config.max_iters
+    if recipe.cpm.enabled and not with_cpm and session.rank == 0:
+        log.warning(
+            "cpm.warmup_iters is %d, and CPM never starts, since classifier.max_iters is %d; "
+            "expected a shorter warm-up",
+            recipe.cpm.warmup_iters,
+            config.max_iters,
+        )
     cache = embeddings if with_cpm and recipe.cpm.view == "image" else None
     rows = check_trainable(dataset, config.batch_size, without=failed_images(cache) if cache else set())
     crops = TrainingCrops(
@@ -113,33 +139,53 @@ def train_classifier(
     model.backbone.freeze(config.freeze_stages, config.freeze_norm)
     cpm = _load_cpm(recipe, session) if with_cpm else None
     run = TrainingRun(model=model, spec=spec, config=config, crops=crops, session=session, name="classifier")
-    encoder = cpm.encoder if cpm is not None else None
-    validated = CamValidation(recipe, validation, dataset, encoder, session.device)
+    validated = CamValidation(recipe, validation, dataset, cpm, session.device)
     run.train(ClassifierStep(recipe, cpm), validated)
 
 
 def _load_cpm(recipe: Recipe, session: Session) -> Cpm:
-    config = recipe.classifier
-    crops = 0
-    if recipe.cpm.view == "crop":
-        crops = (config.max_iters - recipe.cpm.warmup_iters) * config.batch_size // session.world_size
-    encoder = load_encoder(recipe.sam, session.device, crops)
-    size = recipe.sam.decode_batch_size
-    return Cpm(encoder, recipe.cpm, decode_batch_size=size, bf16=config.precision == "bf16")
+    config, options = recipe.classifier, {"decode_batch_size": recipe.sam.decode_batch_size}
+    bf16 = config.precision == "bf16"
+    if recipe.cpm.view == "image":
+        return Cpm(build_decoder(recipe.sam).to(session.device), recipe.cpm, bf16=bf16, **options)
+    crops = (config.max_iters - recipe.cpm.warmup_iters) * config.batch_size // session.world_size
+    return Cpm(load_encoder(recipe.sam, session.device, crops), recipe.cpm, bf16=bf16, **options)
 
 
-def check_trainable(dataset: Path, batch_size: int, without: Collection[str] = ()) -> list[int]:
-    """Rows of ``dataset`` with image labels. Raises UserError if they are fewer than one batch.
+def count_trainable(recipe: Recipe, dataset: Path, embeddings: Path | None, *, tell: bool = False) -> int:
+    """Number of images that the classifier is trained on, with CPM if it is enabled.
+
+    Args:
+        tell: as for `check_trainable`.
+
+    Raises:
+        UserError: there are fewer than one batch.
+    """
+    cached = embeddings if recipe.cpm.enabled and recipe.cpm.view == "image" else None
+    without = failed_images(cached) if cached else set()
+    return len(check_trainable(dataset, recipe.classifier.batch_size, without, tell=tell))
+
+
+def check_trainable(
+    dataset: Path, batch_size: int, without: Collection[str] = (), *, tell: bool = False
+) -> list[int]:
+    """Rows of ``dataset`` whose image labels are known. Raises UserError if they are fewer than one batch.
 
     Args:
         without: ids of images to leave out.
+        tell: log how many images are left out or are negatives, and warn of classes that can't be learned.
     """
     reader = ShardReader(dataset)
-    labelled = [row for row in range(len(reader)) if reader.read(row, ["image_labels"])["image_labels"]]
-    rows = [row for row in labelled if reader.image_ids[row] not in without]
+    labels = known_labels(reader)
+    rows = [row for row in labels if reader.image_ids[row] not in without]
+    if tell:
+        log_left_out(len(reader) - len(labels))
+        log_negatives(labels.values())
     if len(rows) < batch_size:
         raise UserError(
-            f"{dataset} has {len(rows)} images with labels; expected at least one batch of {batch_size} "
-            f"(classifier.batch_size)"
+            f"{dataset} has {len(rows)} images with known labels; expected at least one batch of "
+            f"{batch_size} (classifier.batch_size)"
         )
+    if tell:
+        warn_of_unlearnable(labels.values(), DatasetMetadata.load(dataset).class_names)
     return rows

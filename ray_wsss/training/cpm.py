@@ -50,16 +50,18 @@ class Cpm:
     images come from a cache: the geometry of each crop maps peaks to the image, and masks back to the crop.
 
     Args:
-        encoder: SAM with its image encoder.
+        source: SAM with its image encoder; with ``view=image`` SAM alone will do.
         decode_batch_size: prompt sets per pass of SAM's decoder.
         bf16: run the classifier in mixed precision. SAM's encoder has its own precision. SAM's decoder runs
             in float32, because a point's position in SAM's input needs more digits than bfloat16 has.
     """
 
     def __init__(
-        self, encoder: SamEncoder, config: CpmConfig, *, decode_batch_size: int = 32, bf16: bool = False
+        self, source: SamEncoder | Sam, config: CpmConfig, *, decode_batch_size: int = 32, bf16: bool = False
     ) -> None:
-        self.encoder, self.sam, self.config = encoder, encoder.sam, config
+        self.encoder = source if isinstance(source, SamEncoder) else None
+        self.sam = source.sam if isinstance(source, SamEncoder) else source
+        self.config = config
         self.decode_batch_size, self.bf16 = decode_batch_size, bf16
 
     @torch.no_grad()
@@ -77,6 +79,7 @@ class Cpm:
             embeddings = restore_embedding(batch["embedding"], batch.get("embedding_scale"))
             views = self._images_of(plan, cams)
         else:
+            assert self.encoder is not None, "view=crop needs SAM's image encoder"
             # Encode in parts, to bound the memory.
             parts = images.split(self.encoder.batch_size)
             embeddings = torch.cat([self.encoder.encode(self._prepare(part)) for part in parts])

@@ -1,13 +1,12 @@
 """Training crops from Parquet shards; the seed alone decides their order and augmentation."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from ray_wsss.config import AugmentConfig
@@ -17,81 +16,10 @@ from ray_wsss.data.reader import ShardReader
 from ray_wsss.ops.geometry import Geometry
 from ray_wsss.ops.losses import IGNORE_LABEL
 from ray_wsss.training.host_plan import collate, pack_geometry
+from ray_wsss.training.order import WINDOW, IterationBatches, Key
 
 PADDING = 0.45
 """Grey level of the padding, in [0, 1]: about ImageNet's mean, so that normalised padding is about 0."""
-
-Key = tuple[int, int]
-"""(draw, index): iteration x batch size + position in the batch, and the image's index in the crops."""
-
-
-WINDOW = 16
-"""Most row groups shuffled together: 1,024 images of a data set that the ingest stage wrote."""
-
-
-def global_order(groups: Sequence[int], seed: int, epoch: int, window: int = WINDOW) -> list[int]:
-    """Order of the images in one epoch: a permutation, the same on every worker.
-
-    A reader reads whole row groups, so a full shuffle of a large data set would read each group as often as
-    it has images. Instead, the groups are shuffled, and then the images within each ``window`` groups. A data
-    set of at most ``window`` groups is shuffled as a whole.
-
-    Args:
-        groups: row group of each image, in the order of the data set.
-        window: number of row groups that a reader's cache holds while their images are drawn.
-    """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    starts = [at for at, group in enumerate(groups) if at == 0 or group != groups[at - 1]]
-    if len(starts) <= window:
-        return torch.randperm(len(groups), generator=generator).tolist()
-    spans = [range(*span) for span in pairwise([*starts, len(groups)])]
-    shuffled = torch.randperm(len(spans), generator=generator).tolist()
-    order = []
-    for at in range(0, len(spans), window):
-        near = [image for k in shuffled[at : at + window] for image in spans[k]]
-        order += [near[k] for k in torch.randperm(len(near), generator=generator).tolist()]
-    return order
-
-
-class IterationBatches(Sampler[list[Key]]):
-    """A rank's share of the global batch of each iteration from ``start`` to ``stop`` - 1.
-
-    The global batches cut up one endless sequence of images: epoch 0, epoch 1, ... The sequence is the same
-    for any number of workers, and starting at iteration k gives the batches after the first k iterations.
-    ``groups`` and ``window`` are those of `global_order`.
-    """
-
-    def __init__(
-        self,
-        groups: Sequence[int],
-        *,
-        batch_size: int,
-        seed: int,
-        start: int,
-        stop: int,
-        rank: int,
-        world_size: int,
-        window: int = WINDOW,
-    ) -> None:
-        assert batch_size % world_size == 0
-        self.groups, self.batch_size, self.seed = groups, batch_size, seed
-        self.start, self.stop, self.window = start, stop, window
-        share = batch_size // world_size
-        self.mine = range(rank * share, (rank + 1) * share)
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        epoch, order = -1, []
-        for iteration in range(self.start, self.stop):
-            batch = []
-            for p in (iteration * self.batch_size + offset for offset in self.mine):
-                if p // len(self.groups) != epoch:
-                    epoch = p // len(self.groups)
-                    order = global_order(self.groups, self.seed, epoch, self.window)
-                batch.append((p, order[p % len(self.groups)]))
-            yield batch
 
 
 class TrainingCrops(Dataset):
@@ -134,15 +62,28 @@ class TrainingCrops(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def groups(self) -> list[int]:
-        """Row group of each image."""
-        return [self.reader.group_of(row) for row in self.rows]
+    def batches(
+        self, *, batch_size: int, start: int, stop: int, rank: int = 0, world_size: int = 1
+    ) -> IterationBatches:
+        """A rank's share of the batches of iterations ``start`` to ``stop`` - 1."""
+        groups, pieces = self.reader.places_of(self.rows)
+        return IterationBatches(
+            groups.tolist(),
+            pieces.tolist(),
+            batch_size=batch_size,
+            seed=self.seed,
+            start=start,
+            stop=stop,
+            rank=rank,
+            world_size=world_size,
+            window=self.window,
+        )
 
     @property
     def window(self) -> int:
-        """Number of row groups to shuffle together: as many as the reader caches, from 1 to `WINDOW`."""
-        return max(1, min(WINDOW, self.reader.cache_bytes // self.reader.largest_group_bytes))
+        """Number of pieces to draw from at a time: as many as every reader caches, from 1 to `WINDOW`."""
+        readers = (reader for reader in (self.reader, self.labels, self.segments) if reader is not None)
+        return max(1, min(WINDOW, *(reader.cache_bytes // reader.piece_bytes for reader in readers)))
 
     def image_ids(self, indices: Iterable[int]) -> list[str]:
         """Image ids of the crops at these indices."""
@@ -162,7 +103,12 @@ class TrainingCrops(Dataset):
             generator=generator,
         )
         inside = geometry.inside()[0]
-        crop = self._recolour(geometry.apply(image, fill=PADDING).clamp_(0, 1), generator)
+        crop = geometry.apply(image, fill=PADDING).clamp_(0, 1)
+        # The padding keeps its colour. Contrast is changed about the mean of the visible part, not of the
+        # whole image: the difference is one of brightness, which is random anyway, and the work is bounded.
+        shown = (slice(None), *geometry.visible())
+        crop[shown] = self._recolour(crop[shown], generator)
+        assert record["image_labels"] is not None  # unknown labels are no target; as an index, None is all
         image_labels = torch.zeros(self.num_classes)
         image_labels[record["image_labels"]] = 1
         item: dict[str, Tensor | str] = {
@@ -190,11 +136,11 @@ class TrainingCrops(Dataset):
             item["geometry"] = pack_geometry(geometry)
         return item
 
-    def _recolour(self, crop: Tensor, generator: torch.Generator) -> Tensor:
+    def _recolour(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Apply colour jitter and random grey, seeding the global generator from ``generator`` meanwhile."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            return self.grey(self.jitter(crop))
+            return self.grey(self.jitter(pixels))
 
 
 def _read(reader: ShardReader, image_id: str, column: str) -> bytes:

@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from ray_wsss.config import OptimConfig
 from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec
+from ray_wsss.models.modes import eval_mode
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
-from ray_wsss.ops.schedule import poly_lr
 from ray_wsss.training.checkpoints import restore_checkpoint, save_checkpoint
-from ray_wsss.training.crops import IterationBatches, TrainingCrops, make_loader
+from ray_wsss.training.crops import TrainingCrops, make_loader
+from ray_wsss.training.length import describe_length
 from ray_wsss.training.loss_meter import Meter
+from ray_wsss.training.optimiser import build_optimiser, learning_rate, schedule_rates
+from ray_wsss.training.order import IterationBatches
 from ray_wsss.training.tensorboard import Board
 
 log = logging.getLogger(__name__)
@@ -134,6 +137,8 @@ class TrainingRun:
             FloatingPointError: a loss is not finite; earlier checkpoints are kept.
         """
         config, session = self.config, self.session
+        if session.rank == 0 and self.progress.iteration < config.max_iters:
+            log.info(describe_length(self.name, config.max_iters, config.batch_size, len(self.crops)))
         board = Board(session.out, self.progress.iteration, active=session.rank == 0)
         batches = self._batches(session.rank, self.progress.iteration)
         loader = make_loader(
@@ -164,8 +169,7 @@ class TrainingRun:
         # The iteration alone seeds dropout, equally on all workers: a resumed run repeats an uninterrupted
         # one, and several workers draw the same as a single one (`models.data_parallel`).
         torch.manual_seed((config.seed * 1_000_003 + iteration) * 1_009)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(config, iteration)
+        schedule_rates(self.optimiser, config, iteration)
         batch = to_device(batch, self.session.device)
         counts = self._mean_counts(step.counts(batch))
         self.optimiser.zero_grad()
@@ -188,8 +192,7 @@ class TrainingRun:
         return dict(zip(counts, mean / self.config.accumulate))
 
     def _validate(self, validation: Validation, board: Board) -> dict[str, float]:
-        self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(self.model):
             metrics = validation.measure(self.model, self.session)
             if self.session.rank == 0:
                 board.add_picture(validation.picture(self.model), self.progress.iteration)
@@ -213,15 +216,12 @@ class TrainingRun:
             self.session.report(metrics, Path(temporary), best=best)
 
     def _batches(self, rank: int, start: int) -> IterationBatches:
-        return IterationBatches(
-            self.crops.groups,
+        return self.crops.batches(
             batch_size=self.config.batch_size,
-            seed=self.config.seed,
             start=start,
             stop=self.config.max_iters,
             rank=rank,
             world_size=self.session.world_size,
-            window=self.crops.window,
         )
 
     def _images_of(self, iteration: int, rank: int) -> list[str]:
@@ -246,12 +246,6 @@ def share_of(counted: Tensor, mean_count: Tensor) -> Tensor:
     return counted.sum().float() / mean_count.clamp(min=1)
 
 
-def learning_rate(config: OptimConfig, iteration: int) -> float:
-    """Learning rate of an iteration: poly schedule with an optional linear ramp-up."""
-    ramp = min(1.0, (iteration + 1) / config.lr_warmup_iters) if config.lr_warmup_iters else 1.0
-    return ramp * poly_lr(config.lr, iteration, config.max_iters, config.poly_power)
-
-
 def share_of_batch(config: OptimConfig, world_size: int, field_name: str) -> int:
     """Images per worker and pass. Raises UserError if the global batch can't be divided evenly."""
     passes = world_size * config.accumulate
@@ -262,16 +256,6 @@ def share_of_batch(config: OptimConfig, world_size: int, field_name: str) -> int
             f"{passes} ({world_size} workers{times})"
         )
     return config.batch_size // passes
-
-
-def build_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Optimiser of all parameters that are not frozen."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if config.optimiser == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
 
 
 def _set_train_mode(model: Classifier | Segmenter, config: OptimConfig) -> None:

@@ -14,6 +14,7 @@ from ray_wsss.models.segmenter import SegmenterSpec, build_segmenter
 from ray_wsss.ops.device import mixed_precision
 from ray_wsss.ops.losses import IGNORE_LABEL
 from ray_wsss.training.crops import TrainingCrops
+from ray_wsss.training.image_labels import known_labels, log_left_out
 from ray_wsss.training.loop import Batch, Counts, Session, TrainingRun, share_of
 from ray_wsss.training.validation import SegmenterValidation
 
@@ -34,7 +35,7 @@ class SegmenterStep:
         target = batch["pseudo_label"].long()
         with mixed_precision(target.device, self.bf16):
             logits = model(batch["image"])
-        total = F.cross_entropy(logits.float(), target, ignore_index=IGNORE_LABEL, reduction="sum")
+        total = F.cross_entropy(logits, target, ignore_index=IGNORE_LABEL, reduction="sum")
         labelled = target != IGNORE_LABEL
         loss = total / labelled.sum().clamp(min=1) * share_of(labelled, counts["labelled"])
         return loss, {"seg": loss}
@@ -45,7 +46,10 @@ def train_segmenter(
 ) -> None:
     """Train the segmenter on images of ``dataset`` and pseudo labels of ``labels``, as one worker.
 
+    Images whose image labels are unknown are left out. Images that have none of the classes are background.
+
     Args:
+        recipe: settings whose epochs are resolved (`training.length.resolve_epochs`).
         labels: output of label, joined with ``dataset`` by image_id.
         validation: data set with ground truth, to measure the segmenter during training.
 
@@ -77,15 +81,26 @@ def train_segmenter(
     run.train(step, SegmenterValidation(recipe, spec, validation, dataset, session.device))
 
 
-def labelled_rows(dataset: Path, labels: Path, batch_size: int) -> list[int]:
-    """Rows of ``dataset`` with a pseudo label. Raises UserError if they are fewer than one batch."""
+def labelled_rows(dataset: Path, labels: Path, batch_size: int, *, tell: bool = False) -> list[int]:
+    """Rows of ``dataset`` with a pseudo label. Raises UserError if they are fewer than one batch.
+
+    Rows whose image labels are unknown are left out, whatever ``labels`` says of them: version 0.1 labelled
+    them as background.
+
+    Args:
+        tell: log how many images are left out for that.
+    """
     reader, label_reader = ShardReader(dataset), ShardReader(labels)
     good = {
         label_reader.image_ids[i]
         for i in range(len(label_reader))
         if label_reader.read(i, ["error"])["error"] is None
     }
-    rows = [row for row, image_id in enumerate(reader.image_ids) if image_id in good]
+    labelled = [row for row, image_id in enumerate(reader.image_ids) if image_id in good]
+    known = known_labels(reader)
+    rows = [row for row in labelled if row in known]
+    if tell:
+        log_left_out(len(labelled) - len(rows))
     if len(rows) < batch_size:
         raise UserError(
             f"{dataset} and {labels} have {len(rows)} labelled images in common; expected at least one batch "

@@ -1,7 +1,8 @@
 """Validation during training: metrics on a subset of a data set, and pictures of a few images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ray_wsss.config import CpmConfig, LabelConfig, Recipe
+from ray_wsss.config import LabelConfig, Recipe
 from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata
 from ray_wsss.figures.overview import OverviewRow, render_overview
 from ray_wsss.models.classifier import Classifier
-from ray_wsss.models.sam.encoder import SamEncoder
+from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
-from ray_wsss.ops.metrics import ConfusionMatrix
+from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts
 from ray_wsss.ops.resize import resize_map, shrink
 from ray_wsss.runs.chunks import IMAGE_COLUMNS
 from ray_wsss.stages.cams import cams_of
-from ray_wsss.stages.evaluate import CamEvaluator, SegmenterEvaluator, add_up
+from ray_wsss.stages.evaluate import CamEvaluator, SegmenterEvaluator
 from ray_wsss.stages.predict import Predictor
 from ray_wsss.stages.prompting import aggregate, decode_pairs, find_prompts
+from ray_wsss.training.cpm import Cpm
 from ray_wsss.training.loop import Session
 
 PICTURES = 4
@@ -68,7 +70,8 @@ class CamValidation:
     Args:
         validation: data set with ground truth to measure on; None: measure nothing.
         dataset: training data set, drawn if ``validation`` is None.
-        encoder: SAM, for the pseudo labels in the pictures; None: pictures without points and pseudo labels.
+        cpm: has SAM, for the pseudo labels in the pictures; None: pictures without points and pseudo labels.
+            If it has no image encoder, one is loaded for the first picture, and dropped after that.
     """
 
     def __init__(
@@ -76,15 +79,17 @@ class CamValidation:
         recipe: Recipe,
         validation: Path | None,
         dataset: Path,
-        encoder: SamEncoder | None,
+        cpm: Cpm | None,
         device: torch.device,
     ) -> None:
-        self.config = replace(recipe.label, scales=(1.0,), flip=False)
+        # The side that the finished classifier will have by its manifest (`runs.classifier_side`).
+        side_px = recipe.label.classifier_side_px or max(recipe.classifier.augment.long_side_px)
+        self.config = replace(recipe.label, scales=(1.0,), flip=False, classifier_side_px=side_px)
         self.threshold = recipe.evaluate.cam_threshold
         self.device = device
         self.sample = Sample(validation, recipe.classifier.validate_images) if validation else None
         pictured = self.sample or Sample(dataset, PICTURES)
-        self.pictured = _Pictured(pictured, self.config, recipe.cpm, encoder, device)
+        self.pictured = _Pictured(pictured, self.config, recipe, cpm, device)
 
     def measure(self, model: Classifier, session: Session) -> dict[str, float]:
         """CAM mIoU in [0, 1], at the fixed background threshold and at the one with the highest mIoU."""
@@ -92,11 +97,12 @@ class CamValidation:
             return {}
         classes = len(self.sample.class_names)
         evaluator = CamEvaluator(model, classes, self.config, self.threshold, self.device)
-        mious = _mious(evaluator, self.sample, session)
-        if not mious:
+        total = _count_over_workers(evaluator, self.sample, session)
+        if not total.any():
             return {}
-        fixed = mious[f"cam@{self.threshold:g}"]
-        return {"val_miou": fixed, "val_miou_best_threshold": max(mious.values())}
+        matrices = ThresholdCounts(total, tuple(evaluator.thresholds)).matrices()
+        best = max(matrix.miou() for matrix in matrices.values())
+        return {"val_miou": matrices[float(self.threshold)].miou(), "val_miou_best_threshold": best}
 
     def picture(self, model: Classifier) -> NDArray[np.uint8] | None:
         """Draw image, CAM, points, pseudo label and ground truth of a few images; None if none has labels."""
@@ -127,8 +133,9 @@ class SegmenterValidation:
         """mIoU of the segmenter, in [0, 1]."""
         if self.sample is None:
             return {}
-        mious = _mious(SegmenterEvaluator(self._predictor(model)), self.sample, session)
-        return {"val_miou": mious["segmenter"]} if mious else {}
+        evaluator = SegmenterEvaluator(self._predictor(model))
+        total = _count_over_workers(evaluator, self.sample, session)
+        return {"val_miou": ConfusionMatrix(total).miou()} if total.any() else {}
 
     def picture(self, model: Segmenter) -> NDArray[np.uint8] | None:
         """Draw image, prediction and ground truth of a few images; None if none has image labels."""
@@ -147,34 +154,33 @@ class _Pictured:
     """Draws a few images; keeps SAM's embeddings of them, so that SAM encodes each once."""
 
     def __init__(
-        self,
-        sample: Sample,
-        config: LabelConfig,
-        cpm: CpmConfig,
-        encoder: SamEncoder | None,
-        device: torch.device,
+        self, sample: Sample, config: LabelConfig, recipe: Recipe, cpm: Cpm | None, device: torch.device
     ) -> None:
-        self.class_names, self.config, self.cpm = sample.class_names, config, cpm
-        self.encoder, self.device = encoder, device
+        self.class_names, self.config, self.cpm = sample.class_names, config, recipe.cpm
+        self.sam_config, self.device = recipe.sam, device
+        self.sam, self.encoder = (cpm.sam, cpm.encoder) if cpm is not None else (None, None)
         self.records = sample.first(PICTURES)
         self.embeddings: list[Tensor] = []
 
     def draw(self, model: Classifier) -> NDArray[np.uint8] | None:
+        if self.sam is not None and self.records and not self.embeddings:
+            encoder = self.encoder or load_encoder(self.sam_config, self.device)
+            self.embeddings = [encoder([self._pixels(record)]) for record in self.records]
         rows = [self._row(model, k, record) for k, record in enumerate(self.records)]
         return render_overview(rows, self.class_names) if rows else None
 
+    def _pixels(self, record: dict[str, Any]) -> NDArray[np.uint8]:
+        return shrink(decode_image(record["image"], record["orientation"]), self.config.max_side_px)
+
     def _row(self, model: Classifier, k: int, record: dict[str, Any]) -> OverviewRow:
-        pixels = shrink(decode_image(record["image"], record["orientation"]), self.config.max_side_px)
-        cams = cams_of(model, [pixels], [record["image_labels"]], scales=(1.0,), flip=False)
+        pixels = self._pixels(record)
+        cams = cams_of(model, [pixels], [record["image_labels"]], self.config)
         points, maps = [], {}
-        if self.encoder is not None:
-            sam = self.encoder.sam
-            if k == len(self.embeddings):
-                self.embeddings.append(self.encoder([pixels]))
+        if self.sam is not None:
             points_yx = find_prompts(cams, self.cpm, guess=False)
             output = self.cpm.mask_output
-            (masks,) = decode_pairs(sam, self.embeddings[k], [cams], [points_yx], output, len(points_yx))
-            maps["pseudo label"] = aggregate(sam, cams, masks, 1, self.cpm)[0][0].cpu().numpy()
+            (masks,) = decode_pairs(self.sam, self.embeddings[k], [cams], [points_yx], output, len(points_yx))
+            maps["pseudo label"] = aggregate(self.sam, cams, masks, 1, self.cpm)[0][0].cpu().numpy()
             for class_index, found in zip(cams.class_index.tolist(), points_yx):
                 points += [(class_index, x + 0.5, y + 0.5) for y, x in found.tolist()]
         maps |= _truth(record, pixels)
@@ -190,10 +196,12 @@ def _truth(record: dict[str, Any], pixels: NDArray[np.uint8]) -> dict[str, NDArr
     return {"ground truth": resize_map(decode_mask(record["mask"]), (pixels.shape[0], pixels.shape[1]))}
 
 
-def _mious(evaluator: Callable[[pa.Table], pa.Table], sample: Sample, session: Session) -> dict[str, float]:
-    """mIoU by name over the images of all workers; empty if no image has ground truth."""
-    tables = [evaluator(table) for table in sample.tables(session.rank, session.world_size)]
-    own = add_up(row for table in tables for row in table.to_pylist())
-    counts = torch.stack([matrix.counts for matrix, _ in own.values()]).double().to(session.device)
-    total = (session.mean_over_workers(counts) * session.world_size).round().long().cpu()
-    return {name: ConfusionMatrix(counts).miou() for name, counts in zip(own, total)} if total.any() else {}
+def _count_over_workers(
+    evaluator: CamEvaluator | SegmenterEvaluator, sample: Sample, session: Session
+) -> Tensor:
+    """The evaluator's counts, int64 on the CPU, summed over the images of all workers."""
+    # Counts stay on the evaluator's device until the end, so that the host waits for a GPU only once.
+    tables = sample.tables(session.rank, session.world_size)
+    own = reduce(torch.add, (evaluator.count(table)[0].counts for table in tables))
+    own = own.double().to(session.device)
+    return (session.mean_over_workers(own) * session.world_size).round().long().cpu()

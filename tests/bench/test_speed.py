@@ -19,6 +19,7 @@ from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.decoder import decode_prompts
 from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.models.sam.everything import find_masks
+from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts
 from ray_wsss.ops.peaks import find_peaks
 
 pytestmark = pytest.mark.bench
@@ -114,3 +115,20 @@ def test_everything_against_sam_automatic_mask_generator(sam) -> None:
     assert ours() == theirs()
     what = "8 x 8 points on 4 images of 375 x 500 px, SamAutomaticMaskGenerator in a loop"
     assert speedup(what, theirs, ours, turns=3) > 1.5
+
+
+def test_ninety_nine_thresholds_against_a_recount_at_nineteen(cams: np.ndarray) -> None:
+    """CAMs of an image of VOC, at its size: one count against pixels counted again at each threshold."""
+    maps = torch.nn.functional.interpolate(torch.from_numpy(cams[None, -3:]), (375, 500), mode="bilinear")
+    best, which = maps[0].max(0)
+    label, truth = (which + 1).to(torch.uint8), (which.flip(1) + 1).to(torch.uint8)
+    truth[:20] = 255
+
+    def recount() -> list[ConfusionMatrix]:
+        predictions = [torch.where(best > 0.05 * k, label, 0) for k in range(1, 20)]
+        return [ConfusionMatrix.from_labels(prediction, truth, 21) for prediction in predictions]
+
+    def ours() -> ThresholdCounts:
+        return ThresholdCounts.from_scores(best, label, truth, 21, [k / 100 for k in range(1, 100)])
+
+    assert speedup("19 thresholds, counted one by one", recount, ours) > 3

@@ -17,6 +17,7 @@ from ray_wsss.data.folder import read_folder
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata, SourceKind
 from ray_wsss.data.voc import read_voc
+from ray_wsss.stages.ingest import plan_shards
 
 GOOD = ["a1", "a2", "a3", "b1", "b2"]
 BAD = {"text": b"not an image", "truncated": None, "zero": b""}
@@ -89,7 +90,9 @@ def test_every_kind_of_source(kind: SourceKind, tmp_path: Path, monkeypatch: pyt
     assert (metadata.images, metadata.unlabelled, metadata.errors) == (5, 0, 3)
     assert DatasetMetadata.load(tmp_path / "many") == metadata
     many = ShardReader(tmp_path / "many")
-    in_order = [row.image_id for row in source[1]]
+    in_order = [row.image_id for shard in plan_shards(source[1]) for row in shard]
+    assert sorted(in_order) == sorted(row.image_id for row in source[1])
+    assert json.loads((tmp_path / "many" / "metadata.json").read_text())["order_seed"] == 0
     good = [image_id for image_id in in_order if image_id in many.image_ids]
     assert many.image_ids == good
     assert len(good) == 5
@@ -111,3 +114,24 @@ def test_images_are_the_bytes_on_disk(tmp_path: Path) -> None:
     for i in range(len(reader)):
         row = reader.read(i)
         assert row["image"] == (tmp_path / "source" / "images" / row["image_id"]).read_bytes()
+
+
+def test_unknown_labels_and_none_of_the_classes_stay_apart(tmp_path: Path) -> None:
+    root = tmp_path / "folder"
+    _write_images(root / "thing")
+    (root / "thing" / f"{NAMES[0]}.jpg").rename(root / "loose.jpg")
+    metadata = _ingest(read_folder(root), "folder", tmp_path / "a")
+    assert (metadata.images, metadata.unlabelled, metadata.empty) == (5, 1, 0)
+
+    (tmp_path / "table.csv").write_text(f"thing/{NAMES[1]}.jpg,thing\nloose.jpg,\n")
+    metadata = _ingest(read_csv(tmp_path / "table.csv", root), "csv", tmp_path / "b")
+    assert (metadata.images, metadata.unlabelled, metadata.empty) == (2, 1, 0)
+
+    images = [{"id": k, "file_name": name} for k, name in enumerate(("loose.jpg", f"thing/{NAMES[1]}.jpg"))]
+    content = {"images": images, "categories": [{"id": 1, "name": "thing"}]}
+    content["annotations"] = [{"id": 1, "image_id": 0, "category_id": 1}]
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    metadata = _ingest(read_coco(root, tmp_path / "instances.json"), "coco", tmp_path / "c")
+    assert (metadata.images, metadata.unlabelled, metadata.empty) == (2, 0, 1)
+    reader = ShardReader(tmp_path / "c")
+    assert [reader.read(k, ["image_labels"])["image_labels"] for k in range(2)] == [[0], []]

@@ -1,6 +1,7 @@
 """Labelling on Ray: the number of actors changes nothing, and a bad row stops nothing."""
 
 import io
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -14,11 +15,13 @@ from PIL import Image
 
 from ray_wsss.cluster.stages.label import run_label
 from ray_wsss.config import Recipe
+from ray_wsss.config.overrides import override
 from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.data.images import decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata
 from ray_wsss.errors import UserError
+from ray_wsss.runs.manifest import read_manifest
 from ray_wsss.runs.run_report import RunReport
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -62,6 +65,22 @@ def test_a_finished_run_is_left_alone(
     assert _label(small_recipe, dataset, classifier, labels).total.images == 24
     assert "already finished" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in labels.rglob("*")} == before
+
+
+def test_the_side_for_the_classifier_decides(
+    small_recipe: Recipe, dataset: Path, classifier: Path, labels: Path
+) -> None:
+    """The recipe leaves it to the classifier, whose training saw long sides of up to 112 px."""
+    found = read_manifest(labels)
+    assert found is not None
+    assert found["depends_on"]["label.classifier_side_px"] == 112
+    for side_px, fits in ((112, True), (64, False)):
+        recipe = override(small_recipe, {"label.classifier_side_px": side_px})
+        if fits:
+            assert _label(recipe, dataset, classifier, labels).total.images == 24
+            continue
+        with pytest.raises(UserError, match=r"another label\.classifier_side_px \(112, now 64\)"):
+            _label(recipe, dataset, classifier, labels)
 
 
 def _jpeg(height: int, width: int) -> bytes:
@@ -115,6 +134,23 @@ def test_five_percent_of_broken_images_stop_nothing(
     good = [row for image_id, row in rows.items() if row["error"] is None]
     assert len(good) == report.total.images
     assert all(decode_mask(row["pseudo_label"]).shape == (96, 96) for row in good)
+
+
+def test_images_of_unknown_labels_are_counted_told_and_ignored(
+    small_recipe: Recipe, dataset: Path, classifier: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    planted = {3: ("image_labels", None, ""), 4: ("image_labels", [], ""), 9: ("image_labels", None, "")}
+    mixed = _plant(dataset, tmp_path / "mixed", planted)
+    for _ in range(2):  # the second time, the counts come from the parts
+        caplog.clear()
+        report = _label(small_recipe, mixed, classifier, tmp_path / "out")
+        assert (report.total.images, report.total.errors, report.total.unknown) == (24, 0, 2)
+        assert "the labels of 2 of 24 images are unknown" in caplog.text
+    rows = list(_rows(tmp_path / "out").values())
+    found = {k: set(decode_mask(rows[k]["pseudo_label"]).ravel().tolist()) for k in planted}
+    assert found == {3: {255}, 4: {0}, 9: {255}}
+    (run,) = json.loads((tmp_path / "out" / "runs.json").read_text())
+    assert run["figures"]["unknown"] == 2
 
 
 def test_all_rows_bad_is_an_error(

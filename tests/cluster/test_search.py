@@ -48,7 +48,7 @@ def test_optuna_goes_on_from_the_trials_files(space: Space, tmp_path: Path) -> N
     for run in range(3):
         earlier = load_trials(tmp_path)
         waiting = [trial for trial in earlier if trial.status == "waiting"]
-        ask = AskOptuna(space, 100, earlier, seed=1)
+        ask = AskOptuna(space, lambda _: 100, earlier, seed=1)
         search = TrialSearch(tmp_path, waiting, ask, total=40)
         for k in range(15):
             drawn = search.suggest(f"{run} {k}")

@@ -9,6 +9,7 @@ import pytest
 
 from ray_wsss.cli import main
 from ray_wsss.cluster.tune import run
+from ray_wsss.cluster.workers import PROGRESS_LOG
 from ray_wsss.config.settings_file import load_recipe
 from ray_wsss.sweeps.trials import load_trial, load_trials
 
@@ -98,6 +99,44 @@ def test_a_sweep(
     assert (out / "trials.png").exists()
     assert list((out / "trials" / "trial_0001" / "tensorboard").glob("events*"))
     assert json.loads((out / "manifest.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_sweep_over_epochs(dataset: Path, tmp_path: Path) -> None:
+    """Each trial has as many iterations as its epochs of the 24 images stand for."""
+    values = ("classifier.lr", "tune.grid_search([1e-3, 2e-3, 1e30])"), ("classifier.max_iters", "6")
+    space = SPACE
+    for key, value in values:
+        space = space.replace(f'    "{key}": {value},\n', "")
+    space = space.replace("SPACE = {", 'SPACE = {\n    "classifier.epochs": tune.grid_search([0.5, 1.25]),')
+    (tmp_path / "space.py").write_text(space.replace("cpm.warmup_iters", "cpm.warmup_epochs"))
+    data = ["--dataset", str(dataset), "--validation", str(dataset), "--out", str(tmp_path / "sweep")]
+    command = ["sweep", "--space", str(tmp_path / "space.py"), "--scheduler", "none", *data]
+    assert main(command) == 0
+    trials = load_trials(tmp_path / "sweep")
+    assert [(trial.status, trial.max_iters, trial.iteration) for trial in trials] == [
+        ("finished", 2, 2),
+        ("finished", 4, 4),
+    ]
+    settings = json.loads((tmp_path / "sweep" / "manifest.json").read_text())["depends_on"]
+    assert settings["space.classifier.epochs"] == [0.5, 1.25]
+    assert (settings["cpm.warmup_epochs"], settings["cpm.warmup_iters"]) == (1, 3)
+    assert not {"classifier.epochs", "classifier.max_iters"} & settings.keys()
+    assert load_recipe(tmp_path / "sweep" / "best.toml").classifier.epochs in (0.5, 1.25)
+    told = (tmp_path / "sweep" / "trials" / "trial_0000" / PROGRESS_LOG).read_text()
+    assert "cpm.warmup_iters is 3, and CPM never starts" in told
+    assert "classifier: 2 iterations of 8 of 24 images: 0.7 epochs" in told
+
+
+def test_iterations_and_epochs_can_not_both_decide(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    varied = SPACE.replace('"cpm.warmup_iters": 1', '"cpm.warmup_iters": tune.choice([1, 2])')
+    (tmp_path / "space.py").write_text(varied)
+    space = ["--space", str(tmp_path / "space.py")]
+    assert main([*command[:-1], str(tmp_path / "out"), *space, "--cpm.warmup-epochs", "1"]) == 1
+    told = capsys.readouterr().err
+    assert "cpm.warmup_iters is varied, but cpm.warmup_epochs decides it; expected one of them" in told
 
 
 def test_the_same_command_again_is_the_table_at_once(

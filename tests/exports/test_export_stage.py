@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from ray_wsss.cli import main
-from ray_wsss.data.images import encode_mask
+from ray_wsss.data.images import decode_mask, encode_mask
+from ray_wsss.data.schema import write_table_atomically
 from ray_wsss.runs.manifest import Output
+from ray_wsss.stages.label import LABEL_SCHEMA
 from ray_wsss.storage import find_files
 
 FORMATS = ("voc", "coco", "yolo", "label-studio", "folder")
@@ -209,3 +212,28 @@ def test_into_a_bucket(kind: str, export, labelled, bucket: Path) -> None:
     made_at = {"manifest.json"}  # has times and paths
     assert there.keys() == here.keys()
     assert all(there[name] == here[name] for name in here.keys() - made_at)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_image_of_unknown_labels_is_ignored_everywhere_and_has_no_instance(
+    kind: str, labelled, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels, size = tmp_path / "labels", {"height": 40, "width": 56}
+    png = encode_mask(np.full((40, 56), 255, np.uint8))
+    row = {"image_id": "a/b.jpg", "pseudo_label": png, "segments": [], **size}
+    output = Output(labels, "label", {})
+    output.begin()
+    write_table_atomically(
+        pa.Table.from_pylist([row], schema=LABEL_SCHEMA), labels / "shards" / "part-000000.parquet"
+    )
+    output.finish()
+    flags = ["--labels", labels, "--dataset", labelled.dataset, "--out", tmp_path / "out"]
+    assert main(["export", kind, *map(str, flags)]) == 0
+    assert "1 images with 0 masks exported" in capsys.readouterr().out
+    masks = [path for path in (tmp_path / "out").rglob("*.png") if "overlays" not in path.parts]
+    assert len(masks) == {"voc": 2, "folder": 1}.get(kind, 0)
+    for mask in masks:
+        assert (decode_mask(mask.read_bytes()) == 255).all()
+    if kind == "coco":
+        (content,) = (tmp_path / "out").rglob("instances_*.json")
+        assert json.loads(content.read_text())["annotations"] == []

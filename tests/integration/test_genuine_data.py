@@ -13,10 +13,14 @@ def test_coco_val(genuine_data: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     coco = genuine_data / "coco"
     flags = ["--images", str(coco / "images"), "--annotations", str(coco / "annotations/instances_val.json")]
     assert main(["ingest", "coco", *flags, "--out", str(tmp_path / "val")]) == 0
-    assert capsys.readouterr().out == "185 images, 1 without labels, 0 errors\n"
+    assert capsys.readouterr().out == (
+        "185 images, 0 without labels (unknown), 1 with none of the classes, 0 errors\n"
+    )
 
 
 def test_voc(genuine_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--root", str(genuine_data / "voc/VOC2012"), "--split", "train"]
     assert main(["ingest", "voc", *flags, "--out", str(tmp_path / "voc")]) == 0
-    assert capsys.readouterr().out == "4 images, 0 without labels, 0 errors\n"
+    assert capsys.readouterr().out == (
+        "4 images, 0 without labels (unknown), 0 with none of the classes, 0 errors\n"
+    )

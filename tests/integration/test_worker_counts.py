@@ -22,7 +22,7 @@ from ray_wsss.models.store import load_classifier
 from ray_wsss.training.checkpoints import Progress, save_checkpoint
 from ray_wsss.training.classifier import train_classifier
 from ray_wsss.training.local_session import LocalSession
-from ray_wsss.training.loop import build_optimiser
+from ray_wsss.training.optimiser import build_optimiser
 from ray_wsss.training.segmenter import train_segmenter
 
 STEPS = 50
@@ -105,6 +105,18 @@ def start_from(trained: Path, recipe: Recipe, out: Path) -> None:
     folder = out / "checkpoints" / "checkpoint_00000000"
     folder.mkdir(parents=True)
     save_checkpoint(folder, model, spec, build_optimiser(model, recipe.classifier), Progress())
+
+
+def test_passes_of_several_workers_with_frozen_norms_make_the_step_of_one(
+    recipe: Recipe, dataset: Path, tmp_path: Path
+) -> None:
+    """Two steps of two workers in two passes each, with CPM on; one worker in one pass is the reference."""
+    few = override(recipe, {"classifier.max_iters": 2, "classifier.freeze_norm": True})
+    (expected, expected_after) = losses(1, tmp_path, few, dataset, None)
+    (first, after) = losses(2, tmp_path, override(few, {"classifier.accumulate": 2}), dataset, None)
+    assert first.keys() == {"loss_cls", "loss_cpm"}
+    assert first == pytest.approx(expected, abs=1e-4)
+    assert after == pytest.approx(expected_after, abs=1e-3)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from ray_wsss.storage import (
     FoundFile,
     cached_file,
     copy_file,
+    fetch_once,
     find_files,
     growing_folder,
     is_remote,
@@ -151,3 +153,28 @@ def test_why_unreachable(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = botocore.exceptions.NoCredentialsError()
     assert why_unreachable(error) == "the storage can't be used: Unable to locate credentials"
     assert why_unreachable(ValueError("else")) is None
+
+
+def test_what_processes_want_at_once_is_fetched_once(tmp_path):
+    """Threads stand for processes: each opens the lock file itself."""
+    fetched, path = [], tmp_path / "folder" / "weights"
+
+    def fetch(temporary: Path) -> None:
+        fetched.append(temporary)
+        time.sleep(0.2)
+        temporary.write_text("content")
+        if len(fetched) == 1:
+            raise ConnectionError
+
+    def want(_: int) -> str | None:
+        try:
+            fetch_once(path, fetch)
+        except ConnectionError:
+            return None
+        return path.read_text()
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(want, range(6)))
+    assert sorted(found, key=str) == [None, *["content"] * 5]
+    assert len(fetched) == 2
+    assert [p for p in path.parent.iterdir() if p.suffix != ".lock"] == [path]

@@ -12,6 +12,7 @@ from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.runs.chunks import IMAGE_COLUMNS
+from ray_wsss.runs.classifier_side import warn_of_large_views
 from ray_wsss.runs.dependencies import check_classes, dataset_settings
 from ray_wsss.runs.manifest import require_finished
 from ray_wsss.stages.evaluate import (
@@ -56,6 +57,7 @@ def run_evaluate(
     measures: list[tuple[Callable[..., Any], dict[str, Any]]] = []
     if classifier is not None:
         check_classes(dataset, classifier, "classifier")
+        warn_of_large_views(recipe.label, classifier)
         arguments = {"classifier": classifier.absolute(), "config": recipe.label, "threshold": threshold}
         measures.append((CamEvaluator.load, arguments | {"device": device}))
     if labels is not None:

@@ -13,7 +13,15 @@ from ray_wsss.cluster.actors import iterate
 from ray_wsss.cluster.connect import ray_session
 from ray_wsss.config.resources import Cluster
 from ray_wsss.data.schema import DatasetMetadata, SourceKind, SourceRow
-from ray_wsss.stages.ingest import ROWS_PER_SHARD, IngestShard, ShardSummary, begin_ingest, finish_ingest
+from ray_wsss.stages.ingest import (
+    ORDER_SEED,
+    ROWS_PER_SHARD,
+    IngestShard,
+    ShardSummary,
+    begin_ingest,
+    finish_ingest,
+    plan_shards,
+)
 
 
 def run_ingest(
@@ -27,13 +35,14 @@ def run_ingest(
 ) -> DatasetMetadata:
     """Read, verify and write the images of ``rows`` as a data set at ``out``, shard by shard.
 
-    Image bytes go from disk to shard inside one task, and never through Ray's object store.
+    The rows are shuffled first (`stages.ingest.plan_shards`). Image bytes go from disk to shard
+    inside one task, and never through Ray's object store.
 
     Raises:
         UserError: as `stages.ingest.begin_ingest` and `finish_ingest`.
     """
     begin_ingest(out)
-    shards = [rows[at : at + ROWS_PER_SHARD] for at in range(0, len(rows), ROWS_PER_SHARD)]
+    shards = plan_shards(rows, ROWS_PER_SHARD, ORDER_SEED)
     plan = pa.table(
         {
             "shard": list(range(len(shards))),
@@ -53,7 +62,7 @@ def run_ingest(
             summary = json.loads(row["summary"])
             summary["errors"] = [tuple(error) for error in summary["errors"]]
             summaries.append(ShardSummary(**summary))
-    return finish_ingest(out, class_names, source, summaries, max_errors)
+    return finish_ingest(out, class_names, source, summaries, max_errors, ORDER_SEED)
 
 
 def ingest_shard(plan: pa.Table, ingest: IngestShard) -> pa.Table:

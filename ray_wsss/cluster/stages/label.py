@@ -1,22 +1,27 @@
 """Pseudo labels for a data set, on Ray."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
+from ray_wsss.cluster.precision import settle_precision
 from ray_wsss.cluster.run_chunks import RunOptions, run_chunks
 from ray_wsss.cluster.stages.sam import sam_stage
 from ray_wsss.config import Recipe
+from ray_wsss.runs.classifier_side import warn_of_large_views, with_classifier_side
 from ray_wsss.runs.dependencies import (
     cache_settings,
     check_classes,
     dataset_settings,
     sam_settings,
     settings_of,
-    settled,
 )
 from ray_wsss.runs.manifest import Output, file_hash
 from ray_wsss.runs.run_report import RunReport
 from ray_wsss.stages.label import SamLabeller
+
+log = logging.getLogger(__name__)
 
 
 def run_label(
@@ -30,6 +35,8 @@ def run_label(
 ) -> RunReport:
     """Make pseudo labels for every image of ``dataset`` with a trained classifier and SAM.
 
+    Images whose labels are unknown get label maps of 255 (ignore), and a warning tells how many there are.
+
     Args:
         embeddings: output of `run_embed`, read instead of running SAM's encoder.
 
@@ -39,7 +46,17 @@ def run_label(
     """
     check_classes(dataset, classifier, "classifier")
     device = run["resources"].device
-    recipe = settled(recipe, device)
+    recipe = settle_precision(
+        recipe,
+        out,
+        "label",
+        processes=run["resources"],
+        cluster=run["cluster"],
+        overwrite=run.get("overwrite"),
+        encodes=embeddings is None,
+    )
+    recipe = replace(recipe, label=with_classifier_side(recipe.label, classifier))
+    warn_of_large_views(recipe.label, classifier)
     encoder = device if embeddings is None else None
     depends_on = settings_of(recipe, "label") | sam_settings(recipe, encoder) | dataset_settings(dataset)
     depends_on["classifier"] = file_hash(classifier / "model.safetensors")
@@ -54,4 +71,8 @@ def run_label(
         config=recipe.label,
         classifier=classifier.absolute(),
     )
-    return run_chunks(Output(out, "label", depends_on), stage, dataset=dataset, **run)
+    report = run_chunks(Output(out, "label", depends_on), stage, dataset=dataset, **run)
+    if report.total.unknown:
+        told = "the labels of %s of %s images are unknown: their label maps are 255 (ignore) everywhere"
+        log.warning(told, f"{report.total.unknown:,}", f"{report.total.images:,}")
+    return report

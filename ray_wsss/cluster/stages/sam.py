@@ -27,7 +27,7 @@ def sam_stage(
         stage_class: class that takes ``sam``, ``device``, ``images`` (about how many an actor gets) and
             ``arguments``.
         embeddings: output of `run_embed`, read instead of preparing SAM's input.
-        max_side_px: longest side of the classifier's input; None if only SAM sees the images.
+        max_side_px: longest side at which images are labelled; None if only SAM sees the images.
     """
     images = DatasetMetadata.load(dataset).images // resources.actors
     return Stage(

@@ -2,16 +2,18 @@
 
 from pathlib import Path
 
+from ray_wsss.cluster.precision import settle_precision
 from ray_wsss.cluster.workers import fit
 from ray_wsss.config import Recipe
 from ray_wsss.config.resources import Cluster, Workers
 from ray_wsss.runs.dependencies import (
     check_validation,
     classifier_settings,
-    settled,
+    settings_of,
 )
 from ray_wsss.runs.manifest import Output
-from ray_wsss.training.classifier import check_trainable, train_classifier
+from ray_wsss.training.classifier import count_trainable, train_classifier
+from ray_wsss.training.length import resolve_epochs
 from ray_wsss.training.loop import Session, share_of_batch
 
 
@@ -38,11 +40,20 @@ def run_train_classifier(
     Raises:
         UserError: the inputs don't fit together, or there are too few images.
     """
-    recipe = settled(recipe, workers.device)
+    recipe = settle_precision(
+        recipe,
+        out,
+        "train-classifier",
+        processes=workers,
+        cluster=cluster,
+        overwrite=overwrite,
+        encodes=recipe.cpm.enabled and recipe.cpm.view == "crop",
+    )
     settings = classifier_settings(recipe, dataset, segments, embeddings, workers.device)
-    output = Output(out, "train-classifier", settings)
     share_of_batch(recipe.classifier, max(1, workers.workers), "classifier")
-    check_trainable(dataset, recipe.classifier.batch_size)
+    images = count_trainable(recipe, dataset, embeddings, tell=True)
+    recipe = resolve_epochs(recipe, "classifier", images)
+    output = Output(out, "train-classifier", settings | settings_of(recipe, "classifier", "cpm"))
     check_validation(validation, dataset)
     if output.begin(overwrite=overwrite) == "finished":
         output.log_finished(overwrite)

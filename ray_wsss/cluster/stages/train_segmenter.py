@@ -12,6 +12,7 @@ from ray_wsss.runs.dependencies import (
     with_absolute_paths,
 )
 from ray_wsss.runs.manifest import Output, file_hash, require_finished
+from ray_wsss.training.length import resolve_epochs
 from ray_wsss.training.loop import Session, share_of_batch
 from ray_wsss.training.segmenter import labelled_rows, train_segmenter
 
@@ -38,10 +39,11 @@ def run_train_segmenter(
     """
     require_finished(labels, "label")
     recipe = with_absolute_paths(recipe)
-    settings = settings_of(recipe, "segmenter") | dataset_settings(dataset)
-    output = Output(out, "train-segmenter", settings | {"labels": file_hash(labels / "manifest.json")})
+    inputs = dataset_settings(dataset) | {"labels": file_hash(labels / "manifest.json")}
     share_of_batch(recipe.segmenter, max(1, workers.workers), "segmenter")
-    labelled_rows(dataset, labels, recipe.segmenter.batch_size)
+    images = len(labelled_rows(dataset, labels, recipe.segmenter.batch_size, tell=True))
+    recipe = resolve_epochs(recipe, "segmenter", images)
+    output = Output(out, "train-segmenter", settings_of(recipe, "segmenter") | inputs)
     check_validation(validation, dataset)
     if output.begin(overwrite=overwrite) == "finished":
         output.log_finished(overwrite)

@@ -16,21 +16,23 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from ray_wsss.cluster.connect import ray_session, storage_of
+from ray_wsss.cluster.precision import settle_precision
 from ray_wsss.cluster.tune.concurrency import trials_at_once
 from ray_wsss.cluster.tune.recorder import Recorder
 from ray_wsss.cluster.tune.search import AskOptuna, TrialSearch, check_optuna
 from ray_wsss.cluster.tune.space import Space, check_space
 from ray_wsss.cluster.tune.trial import PERCENT, TrialTask
 from ray_wsss.config import Recipe
-from ray_wsss.config.overrides import override
+from ray_wsss.config.overrides import flatten, override
 from ray_wsss.config.resources import Cluster, Workers
 from ray_wsss.config.sweep import Scheduler, SweepOptions
 from ray_wsss.errors import UserError
-from ray_wsss.runs.dependencies import check_validation, classifier_settings, settled
+from ray_wsss.runs.dependencies import check_validation, classifier_settings
 from ray_wsss.runs.manifest import Output, dataset_hash
 from ray_wsss.storage import remove_tree
 from ray_wsss.sweeps.trials import ENDED, Trial, load_trials, trial_folder
-from ray_wsss.training.classifier import check_trainable
+from ray_wsss.training.classifier import count_trainable
+from ray_wsss.training.length import LENGTHS, resolve_epochs
 from ray_wsss.training.loop import share_of_batch
 
 log = logging.getLogger(__name__)
@@ -73,12 +75,22 @@ def run_sweep(
     """
     if workers.workers < 1:
         raise UserError(f"workers_per_trial is {workers.workers}; expected at least 1")
-    recipe = settled(recipe, workers.device)
+    views = {recipe.cpm.view, *(value for key, value in space.bounds() if key == "cpm.view")}
+    recipe = settle_precision(
+        recipe,
+        out,
+        "sweep",
+        processes=workers,
+        cluster=cluster,
+        overwrite=overwrite,
+        encodes=recipe.cpm.enabled and "crop" in views,
+    )
     scheduler = options.scheduler or space.scheduler
     check_space(space, recipe)
-    _check_recipes(recipe, space, workers, scheduler)
+    images = count_trainable(recipe, dataset, embeddings, tell=True)
+    recipe = resolve_epochs(recipe, "classifier", images)
+    _check_recipes(recipe, space, workers, scheduler, images)
     settings = _settings(recipe, space, dataset, segments, embeddings, workers.device)
-    check_trainable(dataset, recipe.classifier.batch_size)
     check_validation(validation, dataset)
     settings |= {"validation": str(validation.absolute()), "validation.sha256": dataset_hash(validation)}
     settings |= {"scheduler": scheduler, "search": options.search, "sample_seed": options.sample_seed}
@@ -88,21 +100,21 @@ def run_sweep(
     output = Output(out, "sweep", settings)
     state = output.begin(overwrite=overwrite)
     count = options.num_samples or space.num_samples
-    total, waiting = _plan(out, space, recipe, options, count)
+    task = TrialTask(
+        recipe=recipe,
+        images=images,
+        dataset=dataset.absolute(),
+        views=_absolute(segments=segments, embeddings=embeddings, validation=validation),
+        out=out.absolute(),
+        workers=workers,
+        metric=space.metric,
+    )
+    total, waiting = _plan(task, space, options, count)
     if not waiting and total <= len(load_trials(out)):
         if state == "finished":
             output.log_finished(overwrite, ", a larger --num-samples adds to it")
     else:
         output.reopen()
-        views = {"segments": segments, "embeddings": embeddings, "validation": validation}
-        task = TrialTask(
-            recipe=recipe,
-            dataset=dataset.absolute(),
-            views={name: path.absolute() for name, path in views.items() if path is not None},
-            out=out.absolute(),
-            workers=workers,
-            metric=space.metric,
-        )
         _set_up_tune()
         with ray_session(cluster.address, verbose=cluster.verbose):
             _tune(task, space, options, scheduler, waiting, total, verbose=cluster.verbose)
@@ -116,9 +128,17 @@ def run_sweep(
     return trials
 
 
-def _check_recipes(recipe: Recipe, space: Space, workers: Workers, scheduler: Scheduler) -> None:
+def _absolute(**views: Path | None) -> dict[str, Path]:
+    return {name: path.absolute() for name, path in views.items() if path is not None}
+
+
+def _check_recipes(recipe: Recipe, space: Space, workers: Workers, scheduler: Scheduler, images: int) -> None:
+    varied = {key for key, _ in space.bounds()} | set(space.domains)
+    for key, epochs in LENGTHS.items():
+        if key in varied and (epochs in varied or flatten(recipe)[epochs] is not None):
+            raise UserError(f"{space.origin}: {key} is varied, but {epochs} decides it; expected one of them")
     for key, value in [("cpm.tau", recipe.cpm.tau), *space.bounds()]:
-        config = override(recipe, {key: value}).classifier
+        config = resolve_epochs(override(recipe, {key: value}), "classifier", images).classifier
         share_of_batch(config, workers.workers, "classifier")
         if scheduler == "asha" and config.validate_every * 2 > config.max_iters:
             raise UserError(
@@ -143,20 +163,24 @@ def _settings(
     measured = {"validate_every": config.validate_every, "validate_images": config.validate_images}
     settings |= {f"classifier.{name}": value for name, value in measured.items()}
     swept = {key for key, _ in space.bounds()} | set(space.domains)
+    # Iterations that differ from trial to trial, as their epochs or the batch size do.
+    swept |= {
+        key
+        for key, epochs in LENGTHS.items()
+        if epochs in swept or (settings[epochs] is not None and "classifier.batch_size" in swept)
+    }
     settings = {key: value for key, value in settings.items() if key not in swept}
     return settings | space.describe() | {"metric": space.metric, "mode": space.mode, "grace": space.grace}
 
 
-def _plan(
-    out: Path, space: Space, recipe: Recipe, options: SweepOptions, count: int
-) -> tuple[int, list[Trial]]:
+def _plan(task: TrialTask, space: Space, options: SweepOptions, count: int) -> tuple[int, list[Trial]]:
     """The number of trials in the sweep, and the trials still to run. New trials are written to disk."""
+    out = task.out
     known = {trial.number: trial for trial in load_trials(out)}
     if options.search == "random":
         for number, params in enumerate(space.sample(count, options.sample_seed)):
             if number not in known:
-                max_iters = params.get("classifier.max_iters", recipe.classifier.max_iters)
-                known[number] = Trial(number=number, params=params, max_iters=max_iters)
+                known[number] = Trial(number=number, params=params, max_iters=task.max_iters(params))
                 known[number].save(out)
     for trial in known.values():
         if trial.status == "failed" and options.retry_failed:
@@ -183,7 +207,7 @@ def _tune(
     log.info("%d trials, %d of them done already; %s", total, total - to_run, arithmetic)
     ask = None
     if options.search == "optuna":
-        ask = AskOptuna(space, task.recipe.classifier.max_iters, earlier, options.sample_seed)
+        ask = AskOptuna(space, task.max_iters, earlier, options.sample_seed)
     folder = task.out / "tune"
     remove_tree(folder)
     tuner = tune.Tuner(

@@ -1,7 +1,7 @@
 """The values that Tune tries next: drawn beforehand, or chosen by Optuna from the results so far."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -65,7 +65,7 @@ class AskOptuna:
     """Draws values with Optuna's default sampler (TPE), which learns from the trials that have ended.
 
     Args:
-        max_iters: iterations of a trial, for spaces that don't vary them.
+        max_iters: gives the iterations of a trial with some values.
         earlier: trials of the sweep so far.
         seed: seed of the sampler, to which 1,000 times the number of earlier trials is added.
 
@@ -73,7 +73,13 @@ class AskOptuna:
         UserError: optuna is not installed, or the space is a grid.
     """
 
-    def __init__(self, space: Space, max_iters: int, earlier: Sequence[Trial], seed: int) -> None:
+    def __init__(
+        self,
+        space: Space,
+        max_iters: Callable[[Mapping[str, Any]], int],
+        earlier: Sequence[Trial],
+        seed: int,
+    ) -> None:
         check_optuna(space)
         import optuna
         from ray.tune.search.optuna import OptunaSearch
@@ -95,8 +101,7 @@ class AskOptuna:
         assert isinstance(drawn, dict)
         self.drawn.add(trial_id)
         params = {key: plain(value) for key, value in drawn.items()}
-        max_iters = params.get("classifier.max_iters", self.max_iters)
-        return Trial(number=number, params=params, max_iters=max_iters)
+        return Trial(number=number, params=params, max_iters=self.max_iters(params))
 
     def tell(self, trial_id: str, trial: Trial) -> None:
         """Learn from a trial that has ended or was stopped."""

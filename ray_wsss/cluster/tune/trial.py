@@ -1,7 +1,7 @@
 """One trial of a sweep: a process that runs a training with Ray Train and reports to Tune."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
@@ -21,6 +21,7 @@ from ray_wsss.config.resources import Workers
 from ray_wsss.sweeps.trials import trial_folder
 from ray_wsss.training.checkpoints import PROGRESS, export_model
 from ray_wsss.training.classifier import train_classifier
+from ray_wsss.training.length import resolve_epochs
 from ray_wsss.training.loop import Session
 
 PERCENT = "percent"
@@ -38,6 +39,8 @@ class TrialTask:
     """The inputs that all trials of a sweep share. All paths are absolute."""
 
     recipe: Recipe
+    images: int
+    """Number of images that trials are trained on."""
     dataset: Path
     views: dict[str, Path]
     """Folders ``segments``, ``embeddings`` and ``validation``, as for `train_classifier`."""
@@ -56,6 +59,14 @@ class TrialTask:
         # reserves the workers' CPUs, and a driver that took some of them could keep another trial's workers
         # waiting.
         return tune.with_resources(sweep_trial, {"memory": 1})
+
+    def recipe_of(self, params: Mapping[str, Any]) -> Recipe:
+        """The recipe of a trial with these values, its epochs resolved."""
+        return resolve_epochs(override(self.recipe, params), "classifier", self.images)
+
+    def max_iters(self, params: Mapping[str, Any]) -> int:
+        """Number of iterations of a trial with these values."""
+        return self.recipe_of(params).classifier.max_iters
 
     def run(self, config: dict[str, Any]) -> None:
         """Train to the end, from the last checkpoint if there is one, and report the validation's figures.
@@ -88,7 +99,7 @@ class _Training:
 
     def start(self) -> None:
         changes = {key: value for key, value in self.config.items() if key != NUMBER}
-        self.recipe = override(self.task.recipe, changes)
+        self.recipe = self.task.recipe_of(changes)
         self.out = trial_folder(self.task.out, self.config[NUMBER])
         self.thread = Thread(target=self._fit, daemon=True)
         self.thread.start()

@@ -2,20 +2,25 @@
 
 import hashlib
 import http.client
+import logging
 import os
+import shutil
 import urllib.request
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from uuid import uuid4
 
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
+from torch import nn
 
 from ray_wsss.config import SamConfig
 from ray_wsss.errors import UserError
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX, build_tiny_sam, tiny_checkpoint
 from ray_wsss.models.weights import read_weights
-from ray_wsss.storage import cached_file, parse_path
+from ray_wsss.storage import cached_file, fetch_once, parse_path
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,26 @@ def build_sam(config: SamConfig) -> Sam:
     return sam.eval().requires_grad_(False)
 
 
+class NoEncoder(nn.Module):
+    """Stands in for SAM's image encoder where embeddings come from elsewhere: its size, no weights."""
+
+    def __init__(self, img_size: int) -> None:
+        super().__init__()
+        self.img_size = img_size
+
+
+def build_decoder(config: SamConfig) -> Sam:
+    """Build SAM as `build_sam` does, but without its image encoder, which has 99 % of ViT-H's weights."""
+    sam = build_sam(config)
+    sam.register_module("image_encoder", NoEncoder(sam.image_encoder.img_size))
+    return sam
+
+
 def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
     """Find or download SAM's weights, and return their local file.
 
     ``config.checkpoint`` comes first (copied to the cache if it is remote). Without it, the tiny SAM's
-    weights come from the package, and Meta's are downloaded.
+    weights come from the package, and Meta's are downloaded: once per machine, by one process.
 
     Args:
         cache: folder of downloads; by default ``$RAY_WSSS_CACHE`` or ``~/.cache/ray_wsss``.
@@ -88,28 +108,47 @@ def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
         return tiny_checkpoint()
     published = PUBLISHED[config.name]
     path = folder / published.file_name
-    if not path.is_file():
-        _download(published, path)
-    return path
-
-
-def _download(published: PublishedCheckpoint, path: Path) -> None:
-    """Download a checkpoint; the file gets its final name only after its hash is verified."""
-    digest = hashlib.sha256()
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(published.url, timeout=30) as response, part.open("wb") as file:
-            while chunk := response.read(1 << 20):
-                digest.update(chunk)
-                file.write(chunk)
-        if digest.hexdigest() != published.sha256:
-            raise UserError(f"{published.url} has SHA-256 {digest.hexdigest()}; expected {published.sha256}")
-        part.replace(path)
+        fetch_once(path, partial(_download, published))
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"SAM's weights can't be downloaded ({error}); put {published.file_name} at {path}, "
             f"or set sam.checkpoint to a file, or set sam.name=tiny to run offline"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
+    _check_hash(published, path)
+    return path
+
+
+def weights_sha256(config: SamConfig) -> str:
+    """Hex SHA-256 of SAM's weights. For Meta's it is known without a download.
+
+    Raises:
+        UserError: the file does not exist or can't be read.
+    """
+    if config.checkpoint is None and config.name in PUBLISHED:
+        return PUBLISHED[config.name].sha256
+    return _sha256(resolve_checkpoint(config))
+
+
+def _download(published: PublishedCheckpoint, path: Path) -> None:
+    """Download a checkpoint to ``path``, and check its hash."""
+    log.info("downloading %s", published.url)
+    with urllib.request.urlopen(published.url, timeout=30) as response, path.open("wb") as file:
+        shutil.copyfileobj(response, file, 1 << 20)
+        if missing := getattr(response, "length", None):  # the connection was cut; urllib reports no error
+            raise http.client.IncompleteRead(b"", missing)
+    _check_hash(published, path, published.url)
+
+
+def _check_hash(published: PublishedCheckpoint, path: Path, source: str | None = None) -> None:
+    """Raise UserError unless the file has the published hash, which manifests note unseen."""
+    if (found := _sha256(path)) != published.sha256:
+        raise UserError(f"{source or path} has SHA-256 {found}; expected {published.sha256}")
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}") from None

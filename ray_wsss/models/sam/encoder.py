@@ -1,5 +1,7 @@
 """SAM's image encoder: from images to embeddings."""
 
+import logging
+import traceback
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,11 @@ from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.fast_vit import RunBlock, compile_block, fast_forward
 from ray_wsss.ops.device import upload
 
+log = logging.getLogger(__name__)
+
+Capability = tuple[int, int]
+"""CUDA compute capability of a GPU, such as (7, 5) of a T4."""
+
 DTYPES: dict[EncoderPrecision, torch.dtype] = {
     "fp32": torch.float32,
     "tf32": torch.float32,
@@ -26,6 +33,11 @@ DTYPES: dict[EncoderPrecision, torch.dtype] = {
     "fp16": torch.float16,
 }
 """Dtype of the encoder's weights, by precision."""
+_BF16_FROM: Capability = (8, 0)
+"""Lowest compute capability with units for bf16, and with torch's fused attention in bf16 (CUDA C++
+Programming Guide, arithmetic instructions; `torch.nn.attention`)."""
+_FUSED_FROM: Capability = (5, 0)
+"""Lowest compute capability with torch's memory-efficient attention in fp32 and fp16."""
 _COMPILE_FROM = {"cpu": 200, "cuda": 10_000}
 """Number of images from which compiling Meta's SAMs pays off, by device type. On 2 CPU cores compiling takes
 20 s and saves 0.25 s (fp32) to 1 s (bf16) per image of ViT-B; the number for GPUs is an estimate."""
@@ -40,7 +52,8 @@ class SamEncoder:
         sam: SAM. Its image encoder is cast to ``precision``; prompt encoder and decoder stay float32.
         batch_size: images per forward pass.
         run_block: result of `models.sam.fast_vit.compile_block`; None: nothing is compiled.
-        or_eager: if compiling fails, warn and run uncompiled instead of raising UserError.
+        or_eager: if the first compiled pass fails and an uncompiled one does not, warn and stay uncompiled
+            instead of raising UserError.
     """
 
     def __init__(
@@ -58,6 +71,7 @@ class SamEncoder:
         # Only the convolutions need this: tensors between the blocks have their channels last already.
         for part in (sam.image_encoder.patch_embed, sam.image_encoder.neck):
             part.to(memory_format=torch.channels_last)
+        self._compiled = False  # whether compiled code has ever run to its end
         self._copies: torch.cuda.Stream | None = None
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -76,6 +90,7 @@ class SamEncoder:
 
         Raises:
             UserError: compiling failed, and `or_eager` is off.
+            Exception: as the uncompiled encoder raises it.
         """
         with torch.autocast(inputs.device.type, enabled=False), matmul_precision(self.precision):
             return torch.cat([self._pass(part)[: len(part)] for part in inputs.split(self.batch_size)])
@@ -86,14 +101,27 @@ class SamEncoder:
         # Compiled code serves one shape, so a smaller batch is filled up.
         full = F.pad(inputs, (0, 0) * 3 + (0, self.batch_size - len(inputs)))
         try:
-            return fast_forward(self.sam.image_encoder, full, self.run_block).float()
-        except TorchDynamoException as error:
-            reason = f"SAM's encoder can't be compiled ({str(error).splitlines()[0]})"
-            if not self.or_eager:
-                raise UserError(f"{reason}; --sam.compile off runs it uncompiled") from error
-            warnings.warn(f"{reason}; it runs uncompiled, slower", stacklevel=2)
-            self.run_block = None
-            return self._pass(inputs)
+            embeddings = fast_forward(self.sam.image_encoder, full, self.run_block).float()
+        # Dynamo, Inductor, Triton and the C++ compiler have errors of their own, so any error may be theirs:
+        # the uncompiled encoder tells. Once compiled code has run, an error of another kind is not about it.
+        except Exception as error:
+            if self._compiled and not isinstance(error, TorchDynamoException):
+                raise
+            traceback.clear_frames(error.__traceback__)  # their tensors may fill the GPU's memory
+            return self._uncompiled(inputs, error)
+        self._compiled = True
+        return embeddings
+
+    def _uncompiled(self, inputs: Tensor, error: Exception) -> Tensor:
+        """Run uncompiled from now on after an error; an error that it has too is raised."""
+        embeddings = fast_forward(self.sam.image_encoder, inputs).float()
+        told = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = f"SAM's encoder can't be compiled ({told})"
+        if not self.or_eager:
+            raise UserError(f"{reason}; --sam.compile off runs it uncompiled") from error
+        warnings.warn(f"{reason}; it runs uncompiled, slower", stacklevel=2)
+        self.run_block = None
+        return embeddings
 
     @torch.no_grad()
     def _upload(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -123,23 +151,50 @@ def load_encoder(config: SamConfig, device: torch.device, images: int = 0) -> Sa
     Raises:
         UserError: as `build_sam`.
     """
+    precision = precision_on(config, device.type)
+    if device.type == "cuda" and (slow := why_slow(precision, torch.cuda.get_device_capability(device))):
+        log.warning("%s: %s", torch.cuda.get_device_name(device), slow)
+    sam = build_sam(config)
+    # Cast before the copy to the device, which would need room for float32 else.
+    sam.image_encoder.to(DTYPES[precision])
     return SamEncoder(
-        build_sam(config).to(device),
-        precision_on(config, device.type),
+        sam.to(device),
+        precision,
         config.encode_batch_size,
         compile_block(flex=device.type == "cuda") if compiles(config, device.type, images) else None,
         or_eager=config.compile == "auto",
     )
 
 
-def precision_on(config: SamConfig, device: str) -> EncoderPrecision:
-    """Precision of the image encoder on a type of torch device; auto is bf16 where the hardware supports it.
+def precision_on(config: SamConfig, device: str, capability: Capability | None = None) -> EncoderPrecision:
+    """Precision of the image encoder on a type of torch device; auto is bf16 where the hardware has it.
 
-    The GPUs that torch still supports all do. For CPUs, the CPU of this machine decides.
+    Other GPUs (T4, V100, RTX 20xx) get fp32. They are several times faster in fp16, but fp16 overflows above
+    65,504, and nobody has checked here that ViT-H's activations stay below; the user may choose fp16.
+    For CPUs, the CPU of this machine decides.
+
+    Args:
+        capability: capability of the GPU, for ``device="cuda"``; None asks this process's own GPU, and is an
+            error without one.
     """
     if config.precision != "auto":
         return config.precision
-    return "bf16" if device == "cuda" or (device == "cpu" and _cpu_multiplies_bf16()) else "fp32"
+    if device == "cuda":
+        return "bf16" if (capability or torch.cuda.get_device_capability()) >= _BF16_FROM else "fp32"
+    return "bf16" if device == "cpu" and _cpu_multiplies_bf16() else "fp32"
+
+
+def why_slow(precision: EncoderPrecision, capability: Capability) -> str | None:
+    """Warning that a GPU is slow at this precision for lack of fused attention; None if it isn't."""
+    attention = "SAM's attention writes out 4096 x 4096 weights per head, which is slow and needs much memory"
+    if capability < _FUSED_FROM:
+        return f"compute capability {capability[0]}.{capability[1]} has no fused attention: {attention}"
+    if precision == "bf16" and capability < _BF16_FROM:
+        return (
+            f"compute capability {capability[0]}.{capability[1]} has neither units nor fused attention for "
+            f"sam.precision bf16: every product is emulated, and {attention}; fp32 and fp16 are faster"
+        )
+    return None
 
 
 def compiles(config: SamConfig, device: str, images: int) -> bool:

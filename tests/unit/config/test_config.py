@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import ray_wsss.config as config_module
-from ray_wsss.config import CpmConfig, Recipe
+from ray_wsss.config import AugmentConfig, CpmConfig, Recipe
 from ray_wsss.config.overrides import flatten, override
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.errors import UserError
@@ -59,12 +59,17 @@ def test_unknown_keys(key, message):
         ("classifier.output_stride", 12, r"^classifier.output_stride is 12; expected one of 4, 8, 16, 32"),
         ("classifier.optimiser", "adam", r"^classifier.optimiser is adam; expected one of sgd, adamw"),
         ("classifier.lr", 0, r"^classifier.lr is 0; expected more than 0"),
+        ("classifier.epochs", 0, r"^classifier.epochs is 0; expected a number above 0"),
+        ("segmenter.epochs", float("inf"), r"^segmenter.epochs is inf; expected a number above 0"),
+        ("cpm.warmup_epochs", -0.5, r"^cpm.warmup_epochs is -0.5; expected 0 or more epochs"),
+        ("segmenter.head_lr_factor", 0, r"^segmenter.head_lr_factor is 0; expected more than 0"),
         ("segmenter.batch_size", 0, r"^segmenter.batch_size is 0"),
         ("segmenter.augment.crop_px", 8, r"^segmenter.augment.crop_px is 8; expected at least 32"),
         ("segmenter.augment.long_side_px", (9, 8), r"^segmenter.augment.long_side_px"),
         ("segmenter.augment.long_side_px", 9, r"^segmenter.augment.long_side_px is 9"),
         ("classifier.loss_weights.cpm", -1, r"^classifier.loss_weights.cpm is -1"),
         ("label.max_side_px", 8, r"^label.max_side_px is 8"),
+        ("label.classifier_side_px", 31, r"^label.classifier_side_px is 31; expected at least 32 pixels, or"),
         ("predict.scales", (1.0, 0.0), r"^predict.scales is \(1.0, 0.0\); expected one or more scales"),
         ("predict.batch_size", 0, r"^predict.batch_size is 0"),
         ("evaluate.cam_threshold", 1.1, r"^evaluate.cam_threshold is 1.1"),
@@ -90,6 +95,15 @@ def test_presets():
     assert PRESETS["coco"].cpm.warmup_iters == 30_000
     assert PRESETS["demo"].sam.name == "tiny"
     assert not PRESETS["demo"].classifier.pretrained
+    for name in ("voc", "coco"):  # the released recipe for segmentation
+        segmenter = PRESETS[name].segmenter
+        assert (segmenter.augment.long_side_px, segmenter.augment.crop_px) == ((256, 768), 384)
+        assert segmenter.augment.jitter == (0.3, 0.3, 0.3, 0.1)
+        assert (segmenter.head_lr_factor, PRESETS[name].classifier.head_lr_factor) == (10.0, 1.0)
+        assert PRESETS[name].classifier.augment == AugmentConfig()
+    demo = PRESETS["demo"]
+    assert demo.classifier.augment == demo.segmenter.augment
+    assert (demo.classifier.head_lr_factor, demo.segmenter.head_lr_factor) == (1.0, 1.0)
     for recipe in PRESETS.values():  # README's figures are of a single view
         assert (recipe.predict.scales, recipe.predict.flip) == ((1.0,), False)
 

@@ -47,6 +47,19 @@ def test_labels_come_from_xml_else_mask_else_nowhere(root):
     assert d.error == "mask d.png: empty file"
 
 
+def test_no_object_is_none_of_the_classes_and_no_source_is_unknown(root):
+    start = XML.index("<object>")
+    (root / "Annotations/a.xml").write_text(XML[:start] + "</annotation>")
+    for name, value in (("b", 0), ("d", 255)):
+        (root / f"SegmentationClass/{name}.png").write_bytes(encode_mask(np.full((8, 10), value, np.uint8)))
+    half = np.full((8, 10), 255, np.uint8)
+    half[0, 0] = 0
+    (root / "SegmentationClass/e.png").write_bytes(encode_mask(half))
+    (root / "ImageSets/Segmentation/val.txt").write_text("a\nb\nc\nd\ne\n")
+    # In d, every pixel of the mask is ignored, so it tells nothing.
+    assert [row.image_labels for row in read_voc(root, "val")[1]] == [(), (), None, None, ()]
+
+
 def test_a_per_class_set_of_main_gives_names_only(root):
     assert [row.image_id for row in read_voc(root, "cat_val")[1]] == ["a", "b"]
 

@@ -138,6 +138,87 @@ def test_weights_from_a_file(tmp_path, kind):
     assert all(torch.equal(state[key], value) for key, value in loaded.network.state_dict().items())
 
 
+FAMILIES = {
+    "resnet": "resnet10t",
+    "regnet": "regnety_002",
+    "convnext": "convnext_atto",
+    "efficientnet": "efficientnet_b0",
+}
+
+
+def whole_model(name: str) -> Any:
+    """A timm model of random weights, with a head; its batch norms have statistics too."""
+    torch.manual_seed(7)
+    model: Any = timm.create_model(name)
+    for key, value in model.state_dict().items():
+        if "running_mean" in key:
+            value.normal_(std=0.1)
+        elif "running_var" in key:
+            value.uniform_(0.5, 2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files_of_whole_timm_models(tmp_path, family):
+    """The features equal the whole model's, whatever its feature extractor calls its parts."""
+    name, path = FAMILIES[family], tmp_path / "weights.pth"
+    model = whole_model(name)
+    torch.save(model.state_dict(), path)
+    backbone = build_backbone(name, output_stride=32, pretrained=True, checkpoint=str(path)).eval()
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = model.forward_intermediates(
+            (images - backbone.mean) / backbone.std, indices=1, intermediates_only=True
+        )[0]
+        assert_close(backbone(images), expected, rtol=1e-4, atol=1e-5)
+    assert expected.std() > 1e-3
+    for module in backbone.modules():
+        assert getattr(module, "pretrained_cfg", {}).get("state_dict") is None
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "resnet10t"])
+@pytest.mark.parametrize("outer", [None, "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", ""])
+def test_files_of_training_programs(tmp_path, name, outer, prefix):
+    """With the prefixes of DistributedDataParallel and torch.compile, and inside an outer dict."""
+    state = {f"{prefix}{key}": value for key, value in whole_model(name).state_dict().items()}
+    path = tmp_path / "weights.pth"
+    torch.save({outer: state, "epoch": 3} if outer else state, path)
+    backbone = build_backbone(name, output_stride=16, pretrained=True, checkpoint=str(path))
+    file = {value.flatten()[0].item() for value in state.values() if value.ndim > 1}
+    ours = backbone.network.state_dict()
+    loaded = {value.flatten()[0].item() for value in ours.values() if value.ndim > 1}
+    assert len(loaded) > 5
+    assert loaded < file
+
+
+def test_files_that_lack_a_part_are_refused(tmp_path):
+    """Also where timm renames the parts, and itself would leave the missing one random."""
+    path = tmp_path / "weights.pth"
+    state = whole_model("convnext_atto").state_dict()
+
+    def build(state: dict[str, torch.Tensor]) -> None:
+        torch.save(state, path)
+        build_backbone("convnext_atto", output_stride=32, pretrained=True, checkpoint=str(path))
+
+    missing = "stages.3.blocks.1.mlp.fc1.weight"
+    without = {key: value for key, value in state.items() if key != missing}
+    with pytest.raises(UserError, match=r"stages_3.blocks.1.mlp.fc1.weight is missing .* \(1 of \d+ tensors"):
+        build(without)
+    with pytest.raises(UserError, match="does not fit the backbone"):
+        build(without | {missing: torch.zeros(3, 3)})
+    with pytest.raises(UserError, match="does not fit the backbone"):
+        build({"something.else": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("stride", [16, 32])
+def test_files_for_networks_that_can_not_be_backbones(tmp_path, name, stride):
+    """Windows and tokens have no output stride: refused before the file is read."""
+    with torch.device("meta"), pytest.raises(UserError, match=f"timm can't build {name} at output stride"):
+        build_backbone(name, output_stride=stride, pretrained=True, checkpoint=str(tmp_path / "absent"))
+
+
 def test_unusable_checkpoints_are_user_errors(tmp_path):
     def build(content: bytes | object, name: str = "weights.pth") -> None:
         path = tmp_path / name

@@ -3,9 +3,14 @@
 import hashlib
 import http.client
 import pickle
+import subprocess
+import sys
+import time
 import urllib.request
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -13,7 +18,13 @@ from safetensors.torch import save_file
 
 from ray_wsss.config import SamConfig
 from ray_wsss.errors import UserError
-from ray_wsss.models.sam.build import PUBLISHED, PublishedCheckpoint, build_sam, resolve_checkpoint
+from ray_wsss.models.sam.build import (
+    PUBLISHED,
+    PublishedCheckpoint,
+    build_sam,
+    resolve_checkpoint,
+    weights_sha256,
+)
 from ray_wsss.models.sam.tiny import build_tiny_sam, tiny_checkpoint
 
 
@@ -119,6 +130,11 @@ def publish(tmp_path, monkeypatch):
     return do
 
 
+def files_in(cache: Path) -> list[Path]:
+    """All but locks."""
+    return [path for path in cache.iterdir() if path.suffix != ".lock"]
+
+
 VIT_B = SamConfig(name="vit_b")
 CONTENT = bytes(range(256)) * 10_000
 
@@ -129,7 +145,7 @@ def test_a_download_with_the_right_hash_is_kept(publish, monkeypatch):
     path = resolve_checkpoint(VIT_B)
     assert path == cache / "sam_b.pth"
     assert path.read_bytes() == CONTENT
-    assert list(cache.iterdir()) == [path]
+    assert files_in(cache) == [path]
     source.unlink()
     assert resolve_checkpoint(VIT_B) == path
 
@@ -138,14 +154,14 @@ def test_a_download_with_another_hash_is_refused(publish):
     _, cache = publish(CONTENT, hashlib.sha256(b"other").hexdigest())
     with pytest.raises(UserError, match=f"{hashlib.sha256(CONTENT).hexdigest()}; expected"):
         resolve_checkpoint(VIT_B, cache)
-    assert list(cache.iterdir()) == []
+    assert files_in(cache) == []
 
 
 def test_offline_the_error_says_what_to_put_where(publish):
     _, cache = publish(None, "0")
     with pytest.raises(UserError, match=rf"put sam_b.pth at {cache}/sam_b.pth.*sam.checkpoint.*tiny"):
         resolve_checkpoint(VIT_B, cache)
-    assert list(cache.iterdir()) == []
+    assert files_in(cache) == []
 
 
 def test_a_broken_connection_is_a_user_error(publish, monkeypatch):
@@ -157,7 +173,7 @@ def test_a_broken_connection_is_a_user_error(publish, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", fail)
     with pytest.raises(UserError, match="can't be downloaded"):
         resolve_checkpoint(VIT_B, cache)
-    assert list(cache.iterdir()) == []
+    assert files_in(cache) == []
 
 
 def test_an_interrupted_download_leaves_nothing(publish, monkeypatch):
@@ -179,7 +195,115 @@ def test_an_interrupted_download_leaves_nothing(publish, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Interrupted())
     with pytest.raises(KeyboardInterrupt):
         resolve_checkpoint(VIT_B, cache)
-    assert list(cache.iterdir()) == []
+    assert files_in(cache) == []
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `CONTENT` slowly, or only its first ``sent`` bytes; counts requests."""
+
+    def __init__(self, sent: int = len(CONTENT)) -> None:
+        self.sent, self.requests = sent, 0
+        super().__init__(("127.0.0.1", 0), Serve)
+        self.url = f"http://127.0.0.1:{self.server_port}/sam_b.pth"
+
+    def __enter__(self) -> "Server":
+        self.thread = Thread(target=self.serve_forever)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.thread.join()
+        self.server_close()
+
+
+class Serve(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Server)
+        self.server.requests += 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT[:1000])
+        time.sleep(1)  # long enough for every process to want the file
+        self.wfile.write(CONTENT[1000 : self.server.sent])
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from ray_wsss.config import SamConfig
+from ray_wsss.models.sam import build
+
+class Local(build.PublishedCheckpoint):
+    url = sys.argv[1]
+
+build.PUBLISHED["vit_b"] = Local("sam_b.pth", sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+print(len(build.resolve_checkpoint(SamConfig(name="vit_b"), Path(sys.argv[3])).read_bytes()))
+"""
+
+
+def test_processes_of_one_machine_download_once(tmp_path):
+    with Server() as server:
+        command = [
+            sys.executable,
+            "-c",
+            FETCH,
+            server.url,
+            hashlib.sha256(CONTENT).hexdigest(),
+            str(tmp_path),
+        ]
+        pipe = subprocess.PIPE
+        processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        told = [process.communicate(timeout=60)[0] for process in processes]
+    assert told == [f"{len(CONTENT)}\n"] * 3
+    assert server.requests == 1
+    assert files_in(tmp_path) == [tmp_path / "sam_b.pth"]
+
+
+def test_a_download_that_is_cut_off_leaves_nothing(tmp_path, monkeypatch):
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    for sent in (2000, len(CONTENT)):
+        with Server(sent) as server:
+            monkeypatch.setitem(PUBLISHED, "vit_b", LocalCheckpoint("sam_b.pth", sha256, server.url))
+            if sent < len(CONTENT):
+                with pytest.raises(UserError, match=r"can't be downloaded \(IncompleteRead"):
+                    resolve_checkpoint(VIT_B, tmp_path)
+                assert files_in(tmp_path) == []
+            else:  # and the next attempt begins anew
+                assert resolve_checkpoint(VIT_B, tmp_path).read_bytes() == CONTENT
+
+
+def test_the_hash_of_a_published_file_needs_no_file(publish, monkeypatch):
+    _, cache = publish(None, "abc")
+    monkeypatch.setenv("RAY_WSSS_CACHE", str(cache))
+    assert weights_sha256(VIT_B) == "abc"
+    assert not cache.exists()
+    shipped = hashlib.sha256(tiny_checkpoint().read_bytes()).hexdigest()
+    for checkpoint in (None, str(tiny_checkpoint())):
+        assert weights_sha256(SamConfig(name="tiny", checkpoint=checkpoint)) == shipped
+    assert weights_sha256(SamConfig(name="vit_b", checkpoint=str(tiny_checkpoint()))) == shipped
+
+
+def test_another_file_in_the_place_of_a_published_one_is_refused(publish):
+    """Manifests note the published hash without a look at the file."""
+    _, cache = publish(CONTENT, hashlib.sha256(CONTENT).hexdigest())
+    cache.mkdir()
+    (cache / "sam_b.pth").write_bytes(b"other")
+    with pytest.raises(UserError, match=rf"{cache}/sam_b.pth has SHA-256 .*; expected"):
+        resolve_checkpoint(VIT_B, cache)
 
 
 def test_published_hashes_are_whole():

@@ -1,14 +1,16 @@
 """Segmenting everything in many images at once against segment_anything's generator, one image at a time."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 from segment_anything import SamAutomaticMaskGenerator
 from torch import Tensor
+from torch.nn import functional as F
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ray_wsss.models.sam.everything as everything
 from ray_wsss.config import SegmentsConfig
@@ -122,7 +124,7 @@ def test_batch_and_slice_sizes_dont_matter(tiny_sam, embeddings, monkeypatch):
     config = replace(LENIENT, points_per_side=5)
     expected = find_masks(tiny_sam, embeddings, SIZES_HW, config, decode_batch_size=1000)
     for decode_batch_size, slice_px in [(1, 2**22), (7, 1), (25, 3 * 128**2), (32, 2**22)]:
-        monkeypatch.setattr(everything, "SLICE_PX", slice_px)
+        monkeypatch.setitem(everything.SLICE_PX, "cpu", slice_px)
         found = find_masks(tiny_sam, embeddings, SIZES_HW, config, decode_batch_size=decode_batch_size)
         for masks, reference, image_hw in zip(found, expected, SIZES_HW, strict=True):
             assert torch.equal(masks.points_xy, reference.points_xy)
@@ -131,6 +133,41 @@ def test_batch_and_slice_sizes_dont_matter(tiny_sam, embeddings, monkeypatch):
             slices = list(masks_at_image_size(tiny_sam, masks, image_hw))
             assert all(part.numel() <= max(slice_px, image_hw[0] * image_hw[1]) for part in slices)
             assert (torch.cat(slices).sum((1, 2)) == masks.areas).all()
+
+
+class CountOps(TorchDispatchMode):
+    """Counts torch's operators, each of which is at least one kernel on a GPU; views launch none."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def test_few_kernels_per_candidate_on_a_gpu(tiny_sam, monkeypatch):
+    """Its slice size, here with the CPU; the logits are small, as only the number of masks matters."""
+    torch.manual_seed(0)
+    masks = 256
+    logits = F.interpolate(torch.randn(masks, 1, 8, 8), (64, 64), mode="bicubic")[:, 0] * 4
+    iou, points = torch.rand(masks), torch.rand(masks, 2, dtype=torch.float64)
+    config = SegmentsConfig()
+    scale = (1024 // tiny_sam.image_encoder.img_size) ** 2  # this SAM's input is smaller
+
+    def measure(slice_px: int) -> tuple[FoundMasks, float]:
+        monkeypatch.setitem(everything.SLICE_PX, "cpu", slice_px // scale)
+        with torch.no_grad(), CountOps() as ops:
+            found = everything._measure(tiny_sam, logits, iou, points, (96, 128), config)
+            list(masks_at_image_size(tiny_sam, found, (96, 128)))
+        return found, ops.count / masks
+
+    on_cpu, per_mask_cpu = measure(everything.SLICE_PX["cpu"])
+    on_gpu, per_mask_gpu = measure(everything.SLICE_PX["cuda"])
+    assert per_mask_cpu > 9
+    assert per_mask_gpu < 1
+    for field in fields(FoundMasks):
+        ours, theirs = getattr(on_gpu, field.name), getattr(on_cpu, field.name)
+        assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
 
 
 def test_an_image_alone_gives_the_same(tiny_sam, embeddings):

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-from ray_wsss.ops.metrics import ConfusionMatrix
+from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts
 
 NUM_CLASSES = 5
 
@@ -97,3 +97,81 @@ def test_json_round_trip(prediction: torch.Tensor, truth: torch.Tensor):
 def test_rows_that_are_no_square_are_refused():
     with pytest.raises(ValueError, match="expected 2 each"):
         ConfusionMatrix.from_list([[1, 2], [3]])
+
+
+THRESHOLDS = sorted({k / 100 for k in range(1, 100)} | {0.0, 0.421, 0.3 + 1e-9, 1 / 3, 1.0})
+"""Hundredths, and others: two that float32 can't tell apart, and both ends."""
+
+
+def recount(score: torch.Tensor, label: torch.Tensor, truth: torch.Tensor, t: float) -> torch.Tensor:
+    """The counts at one threshold as its definition says."""
+    return ConfusionMatrix.from_labels(torch.where(score > t, label, 0), truth, NUM_CLASSES).counts
+
+
+@pytest.fixture
+def score(truth: torch.Tensor) -> torch.Tensor:
+    """Scores of which every third is a threshold in float32, or one of the floats beside it."""
+    generator = torch.Generator().manual_seed(2)
+    drawn = torch.rand(truth.shape, generator=generator).flatten()
+    edges = torch.tensor(THRESHOLDS)
+    beside = [edges, edges.nextafter(edges + 1), edges.nextafter(edges - 1)]
+    special = torch.cat([*beside, torch.tensor([-0.0, -1.0, 2.0, torch.inf, -torch.inf, torch.nan])])
+    drawn[: 2 * len(special) : 2] = special[: drawn[: 2 * len(special) : 2].numel()]
+    assert 2 * len(special) < drawn.numel()
+    return drawn.view(truth.shape)
+
+
+def test_one_count_serves_every_threshold(
+    score: torch.Tensor, prediction: torch.Tensor, truth: torch.Tensor
+) -> None:
+    counted = ThresholdCounts.from_scores(score, prediction, truth, NUM_CLASSES, THRESHOLDS)
+    matrices = counted.matrices()
+    assert list(matrices) == THRESHOLDS
+    for t, matrix in matrices.items():
+        assert torch.equal(matrix.counts, recount(score, prediction, truth, t)), t
+    assert not torch.equal(matrices[0.3].counts, matrices[0.31].counts)
+    assert torch.equal(matrices[0.3].counts, matrices[0.3 + 1e-9].counts)
+
+
+@pytest.mark.parametrize("k", range(1, 100))
+def test_a_score_on_a_threshold_is_not_above_it(k: int) -> None:
+    edge = torch.tensor([k / 100])
+    scores = torch.cat([edge.nextafter(edge - 1), edge, edge.nextafter(edge + 1)])
+    ones = torch.ones(3, dtype=torch.uint8)
+    thresholds = [n / 100 for n in range(1, 100)]
+    counted = ThresholdCounts.from_scores(scores, ones, ones, 2, thresholds).matrices()
+    assert counted[k / 100].to_list() == [[0, 0], [2, 1]]
+
+
+def test_threshold_counts_of_parts_add_up(
+    score: torch.Tensor, prediction: torch.Tensor, truth: torch.Tensor
+) -> None:
+    total = ThresholdCounts.zeros(NUM_CLASSES, THRESHOLDS)
+    for part in zip(score, prediction, truth):
+        total = total + ThresholdCounts.from_scores(*part, NUM_CLASSES, THRESHOLDS)
+    whole = ThresholdCounts.from_scores(score, prediction, truth, NUM_CLASSES, THRESHOLDS)
+    assert torch.equal(total.counts, whole.counts)
+    assert total.counts.sum() == (truth != 255).sum()
+    with pytest.raises(ValueError, match="5 and 5 classes, 104 and 2 thresholds"):
+        _ = whole + ThresholdCounts.zeros(NUM_CLASSES, [0.1, 0.2])
+    with pytest.raises(ValueError, match="expected equal numbers of classes and equal thresholds"):
+        _ = ThresholdCounts.zeros(2, [0.1]) + ThresholdCounts.zeros(2, [0.2])
+
+
+def test_without_thresholds_a_label_map_is_counted_as_it_is(
+    score: torch.Tensor, prediction: torch.Tensor, truth: torch.Tensor
+) -> None:
+    counted = ThresholdCounts.from_scores(score, prediction, truth, NUM_CLASSES, [])
+    expected = ConfusionMatrix.from_labels(prediction, truth, NUM_CLASSES).counts
+    assert torch.equal(counted.counts[..., 0], expected)
+    assert counted.matrices() == {}
+
+
+def test_labels_with_scores_out_of_range_are_refused() -> None:
+    score, good, bad = torch.ones(2), torch.tensor([0, 1]), torch.tensor([0, 3])
+    with pytest.raises(ValueError, match="truth has label 3"):
+        ThresholdCounts.from_scores(score, good, bad, 3, [0.5])
+    with pytest.raises(ValueError, match="prediction has label 3"):
+        ThresholdCounts.from_scores(score, bad, good, 3, [0.5])
+    ignored = ThresholdCounts.from_scores(score, good, torch.tensor([255, 255]), 3, [0.5])
+    assert not ignored.counts.any()

@@ -1,6 +1,7 @@
 """What a report is collected from: folders, figures of runs, metrics, images to choose."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from ray_wsss.config import LabelConfig
 from ray_wsss.ops.metrics import ConfusionMatrix
 from ray_wsss.report.find_run import Metrics, StageFolder, find_run
 from ray_wsss.report.gallery_source import choose_images
 from ray_wsss.report.history import describe_stage, describe_training, describe_work
 from ray_wsss.report.metrics import make_confusions, make_table, measured
 from ray_wsss.report.survey import Survey, SurveyedImage, confusion_of, mean_iou
+from ray_wsss.report.write_report import _label_config
 from ray_wsss.runs.manifest import NewerFormatError
 from ray_wsss.stages.evaluate import describe_confusion
 
@@ -48,6 +51,18 @@ def run(done: int, before: int, seconds: float | None = 10.0) -> dict[str, Any]:
             "images_per_s": done / 5,
         },
     }
+
+
+def test_the_gallery_has_the_cams_of_the_labels() -> None:
+    """Also of labels of version 0.1, whose classifier saw images at the size of the labels."""
+    made_with = {"label.tau": 0.4, "label.scales": [0.5, 1.0], "label.max_side_px": 700}
+    old = _label_config(folder([], settings=made_with))
+    assert old == LabelConfig(tau=0.4, scales=(0.5, 1.0), max_side_px=700, classifier_side_px=700)
+    new = _label_config(folder([], settings=made_with | {"label.classifier_side_px": 112}))
+    assert new == replace(old, classifier_side_px=112)
+    unlimited = _label_config(folder([], settings=made_with | {"label.classifier_side_px": None}))
+    assert unlimited == replace(old, classifier_side_px=None)
+    assert _label_config(None) == LabelConfig()
 
 
 def test_speed_is_that_of_the_run_that_did_most() -> None:

@@ -9,7 +9,13 @@ from PIL import Image
 from rich.console import Console
 
 from ray_wsss.figures.metrics_table import metrics_table
-from ray_wsss.figures.overview import OverviewRow, class_colour, paint_labels, save_overview
+from ray_wsss.figures.overview import (
+    OverviewRow,
+    class_colour,
+    paint_labels,
+    render_overview,
+    save_overview,
+)
 
 
 def row(seed: int) -> OverviewRow:
@@ -41,6 +47,24 @@ def test_overview_has_a_column_per_stage_and_a_row_per_image(tmp_path, rows):
     for class_index in range(3):
         near = np.abs(legend.astype(int) - class_colour(class_index)).sum(-1) < 12
         assert near.sum() > 50
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_a_row_without_a_cam_leaves_its_cell_empty(lacking):
+    rows = [row(0), row(1)]
+    del rows[lacking].cams["CAM with CPM"]
+    pixels = render_overview(rows, ["a", "b", "c"])
+    cells = np.linspace(0, pixels.shape[1], 7 + 1).astype(int)
+    heights = (slice(50, 180), slice(260, 380))
+    drawn = np.array(
+        [
+            [(pixels[height, left:right] < 200).any(-1).mean() > 0.3 for left, right in pairwise(cells)]
+            for height in heights
+        ]
+    )
+    expected = np.ones((2, 7), bool)
+    expected[lacking, 2] = False
+    np.testing.assert_array_equal(drawn, expected)
 
 
 def test_overview_of_background_alone_needs_no_legend(tmp_path):
@@ -106,3 +130,20 @@ def test_table():
     assert "gone" not in lines
     assert "0.30" in text
     assert text.index("CAM, best threshold"[:8]) < text.index("segmenter")
+
+
+@pytest.mark.parametrize("metrics", [{}, {"data": {"dataset": "d"}}, {"later_measure": {"miou": 1.0}}])
+def test_a_table_without_a_known_measure_is_empty(metrics):
+    assert metrics_table(metrics).row_count == 0
+    printed(metrics)
+
+
+def test_a_table_of_measures_with_different_classes():
+    one = {"miou": 0.5, "images": 7, "iou": {"background": 0.9, "cat": 0.2}}
+    other = {"miou": 0.6, "images": 7, "iou": {"background": 0.8, "dog": 0.3}}
+    for metrics in ({"pseudo_label": one, "segmenter": other}, {"segmenter": one, "pseudo_label": other}):
+        lines = [[cell.strip() for cell in line.split("│")[1:4]] for line in printed(metrics).splitlines()]
+        classes = {line[0]: line[1:] for line in lines if line and line[0] in ("cat", "dog")}
+        swapped = "pseudo_label" in list(metrics)[1:]
+        assert classes["cat"] == (["-", "20.0"] if swapped else ["20.0", "-"])
+        assert classes["dog"] == (["30.0", "-"] if swapped else ["-", "30.0"])

@@ -107,7 +107,7 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, data):
 def test_rows_without_labels_or_orientation_are_fine(tmp_path):
     rows = [row(PNG, image_labels=None, orientation=None), row(PNG, orientation=0), row(PNG, orientation=6)]
     plain, zero, turned = prepared(tmp_path, rows, PrepareImages(max_side_px=100, sam_side_px=SAM_PX))
-    assert (plain.error, plain.image_labels, plain.image_hw) == (None, (), (60, 80))
+    assert (plain.error, plain.image_labels, plain.image_hw) == (None, None, (60, 80))
     assert zero.image_hw == (60, 80)
     np.testing.assert_array_equal(turned.pixels, np.rot90(SCENE, -1))
 

@@ -1,7 +1,9 @@
 """What a result depends on, and embeddings that are another SAM's."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -18,6 +20,7 @@ from ray_wsss.runs.dependencies import (
     check_classes,
     dataset_settings,
     embeddings_settings,
+    noted_precision,
     sam_settings,
     settings_of,
     settled,
@@ -67,13 +70,29 @@ def test_unfinished_embeddings_are_refused(embeddings):
 
 
 def test_the_precision_of_sams_encoder_decides():
-    """Where the encoder runs, with auto resolved; fp32 is not noted, as before there was a choice."""
+    """Where the encoder runs, with auto settled; fp32 is not noted, as before there was a choice."""
     fp32, bf16, auto = (override(DEMO, {"sam.precision": name}) for name in ("fp32", "bf16", "auto"))
     on_cpu = sam_settings(fp32, "cpu")
     assert on_cpu == sam_settings(auto) == sam_settings(bf16) == sam_settings(fp32, "cuda")
-    assert sam_settings(auto, "cuda") == sam_settings(bf16, "cpu") == on_cpu | {"sam.precision": "bf16"}
-    assert settled(auto, "cuda").sam.precision == "bf16"
-    assert sam_settings(settled(auto, "cpu"), "cuda") == sam_settings(auto, "cpu")
+    assert sam_settings(settled(auto, "bf16"), "cuda") == sam_settings(bf16, "cpu")
+    assert sam_settings(bf16, "cpu") == on_cpu | {"sam.precision": "bf16"}
+    assert sam_settings(settled(auto, "fp32"), "cuda") == on_cpu
+
+
+def test_the_precision_that_an_output_was_begun_with(tmp_path):
+    assert noted_precision(tmp_path, "embed") is None
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / precision
+        Output(out, "embed", sam_settings(settled(DEMO, precision), "cuda")).begin()
+        assert noted_precision(out, "embed") == precision
+        assert noted_precision(out, "label") is None
+
+
+def test_the_heads_learning_rate_is_noted_unless_it_is_the_backbones():
+    """Trainings of version 0.1, which had no such setting, can be resumed."""
+    assert "segmenter.head_lr_factor" not in settings_of(DEMO, "segmenter")
+    assert "classifier.head_lr_factor" not in settings_of(Recipe(), "classifier")
+    assert settings_of(Recipe(), "segmenter")["segmenter.head_lr_factor"] == 10
 
 
 def test_embeddings_made_in_bf16(embeddings, tmp_path):
@@ -189,3 +208,51 @@ def test_classes_of_network_and_data_set(scene_dataset, tmp_path):
 
 def test_the_batch_size_of_sams_encoder_decides_nothing():
     assert settings_of(override(DEMO, {"sam.encode_batch_size": 1}), "sam") == settings_of(DEMO, "sam")
+
+
+@pytest.mark.parametrize("section", ["classifier", "segmenter"])
+def test_a_backbones_file_decides_by_its_content(section, tmp_path):
+    key, number = f"{section}.backbone_checkpoint", iter(range(99))
+
+    def settings(path: Path, content: str) -> dict[str, Any]:
+        path.write_text(content)
+        return settings_of(override(DEMO, {key: str(path), f"{section}.pretrained": True}), section)
+
+    def resumes(begun: dict[str, Any], now: dict[str, Any]) -> bool:
+        out = tmp_path / f"out{next(number)}"
+        Output(out, "train", begun).begin()
+        (out / "model.json").write_text("{}")  # a result: without one the folder would be free
+        try:
+            return Output(out, "train", now).begin() == "unfinished"
+        except UserError:
+            return False
+
+    a, b = tmp_path / "a.pth", tmp_path / "b.pth"
+    begun = settings(a, "weights")
+    assert begun[f"{key}.sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert resumes(begun, settings(a, "weights"))
+    assert resumes(begun, settings(b, "weights"))
+    assert not resumes(begun, settings(a, "others"))
+    assert not resumes(begun, settings_of(override(DEMO, {f"{section}.pretrained": True}), section))
+
+    with pytest.raises(UserError, match=rf"holds a run with another {key}.sha256 \("):
+        Output(tmp_path / "out0", "train", settings(a, "others")).begin()
+    old = {name: value for name, value in begun.items() if name != f"{key}.sha256"}  # version 0.1
+    assert resumes(old, settings(a, "weights"))
+    assert not resumes(old, settings(b, "weights"))
+    fingerprints = {
+        Output(tmp_path, "train", found).fingerprint
+        for found in (begun, settings(b, "weights"), settings(b, "others"), old)
+    }
+    assert len(fingerprints) == 3
+
+
+def test_without_a_backbones_file_the_settings_are_those_of_version_0_1():
+    for section in ("classifier", "segmenter"):
+        settings = settings_of(DEMO, section)
+        assert settings[f"{section}.backbone_checkpoint"] is None
+        assert f"{section}.backbone_checkpoint.sha256" not in settings
+    absent = override(DEMO, {"classifier.backbone_checkpoint": "/absent", "classifier.pretrained": True})
+    assert "classifier.backbone_checkpoint" not in settings_of(absent, "segmenter")
+    with pytest.raises(UserError, match="/absent can't be read"):
+        settings_of(absent, "classifier")

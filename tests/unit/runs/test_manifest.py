@@ -1,6 +1,7 @@
 """Output folders: claimed once, resumed by the same command, never mixed."""
 
 import json
+import re
 import shutil
 
 import pyarrow as pa
@@ -71,7 +72,9 @@ def test_a_claim_without_results_is_free(output, left):
         (output.out / name).write_text("" if name.startswith("empty") else "[]")
     other = Output(output.out, "embed", {"sam.precision": "bf16"})
     assert other.begin() == "new"
-    assert read_manifest(other.out) == {**read_manifest(other.out), "stage": "embed", "state": "unfinished"}
+    found = read_manifest(other.out)
+    assert found is not None
+    assert (found["stage"], found["state"]) == ("embed", "unfinished")
     with pytest.raises(UserError, match="was claimed by another embed run in the meantime"):
         output.finish()
     assert other.begin() == "unfinished"
@@ -261,3 +264,18 @@ def test_a_manifest_of_version_0_1_has_no_format(output):
     path.write_text(json.dumps(content))
     assert read_manifest(output.out) == content
     assert output.begin() == "unfinished"
+
+
+@pytest.mark.parametrize("number", ["1", None, [1], {"major": 1}, True])
+def test_a_format_that_is_no_number_is_refused(output, number):
+    output.begin()
+    path = output.out / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": number}))
+    expected = rf"format in {re.escape(str(path))} is .*; expected a number"
+    for read in (
+        output.begin,
+        lambda: read_manifest(output.out),
+        lambda: require_finished(output.out, "label"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            read()

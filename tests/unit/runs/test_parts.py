@@ -23,6 +23,8 @@ def test_a_part_keeps_rows_and_counts_but_no_seconds(parts):
     parts.write(CHUNKS[0], TABLE, TALLY)
     assert pq.read_table(parts.path(0)).equals(TABLE)
     assert parts.read_tally(CHUNKS[0]) == Tally(images=2, prompts=9, masks=4, errors=1)
+    parts.write(CHUNKS[0], TABLE, Tally(images=2, unknown=1))
+    assert parts.read_tally(CHUNKS[0]) == Tally(images=2, unknown=1)
 
 
 def test_equal_content_is_equal_bytes(parts):

@@ -13,7 +13,9 @@ def test_tallies_add_up():
     total, one = Tally(), Tally(images=2, prompts=9, masks=4, errors=1, seconds={"encode": 1.5})
     for _ in range(2):
         total.add(one)
-    total.add(Tally(masks=1, seconds={"write": 0.5}))
+    total.add(Tally(masks=1, unknown=2, seconds={"write": 0.5}))
+    assert total.unknown == 2
+    total.unknown = 0
     assert total == Tally(images=4, prompts=18, masks=9, errors=2, seconds={"encode": 3.0, "write": 0.5})
     assert one.seconds == {"encode": 1.5}
     assert Tally() == Tally(seconds={})

@@ -23,6 +23,7 @@ from ray_wsss.stages.evaluate import (
     LabelEvaluator,
     SegmenterEvaluator,
     add_up,
+    describe_counts,
 )
 
 CONFIG = LabelConfig(scales=(1.0,), flip=False)
@@ -130,6 +131,30 @@ def test_cam_counts_at_every_threshold(table, classifier_dir):
     counts = [found[f"cam@{t:g}"][0].counts[:, 0].sum() for t in THRESHOLDS]
     assert counts == sorted(counts)
     assert counts[0] < counts[-1]
+
+
+def test_results_of_cams(table, classifier_dir):
+    """At the fixed threshold, also if no other has its value, and at the best of all."""
+    rows = CamEvaluator.load(classifier_dir, CONFIG, 0.421)(table).to_pylist()
+    (row,) = rows
+    assert len(row["cells"]) < 2_000  # of 7 x 7 x 101: zeros don't travel
+    mious = {name: matrix.miou() for name, (matrix, _) in add_up(rows).items()}
+    found = describe_counts(rows, tuple("abcdef"), 0.421)
+    assert list(found) == ["cam_fixed", "cam_best"]
+    for measure in found.values():
+        assert set(measure) == {"threshold", "miou", "iou", "confusion", "images"}
+        assert measure["images"] == 5
+    assert found["cam_fixed"].get("threshold") == 0.421
+    assert found["cam_fixed"]["miou"] == mious["cam@0.421"]
+    assert found["cam_best"]["miou"] == max(mious.values())
+    assert mious[f"cam@{found['cam_best'].get('threshold')}"] == max(mious.values())
+
+
+def test_a_threshold_close_to_another_keeps_its_own_counts(table, classifier_dir):
+    close = 0.3000001  # as a text of six digits it would be 0.3
+    rows = CamEvaluator.load(classifier_dir, CONFIG, close)(table).to_pylist()
+    assert {"cam@0.3", "cam@0.3000001"} < add_up(rows).keys()
+    assert describe_counts(rows, tuple("abcdef"), close)["cam_fixed"].get("threshold") == close
 
 
 def test_parts_add_up(table, classifier_dir, labels_dir, segmenter_dir):

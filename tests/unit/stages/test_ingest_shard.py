@@ -15,7 +15,14 @@ from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata, SourceRow
 from ray_wsss.data.voc import read_voc
 from ray_wsss.errors import UserError
-from ray_wsss.stages.ingest import IngestShard, ShardSummary, begin_ingest, finish_ingest, summarise
+from ray_wsss.stages.ingest import (
+    IngestShard,
+    ShardSummary,
+    begin_ingest,
+    finish_ingest,
+    plan_shards,
+    summarise,
+)
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
 
@@ -124,24 +131,42 @@ def test_reasons(tmp_path):
 
 def test_good_rows_survive_bad_neighbours_and_odd_names(tmp_path):
     good = [put(tmp_path / f"{k}.jpg", jpeg()) for k in range(3)]
-    rows = [row(good[0], image_labels=(1,)), row(tmp_path / "x\udcff.jpg"), row(good[1]), row(good[2])]
+    rows = [row(good[0], image_labels=(1,)), row(tmp_path / "x\udcff.jpg"), row(good[1])]
+    rows.append(row(good[2], image_labels=()))
     summary = IngestShard(tmp_path / "out")(rows, 7)
-    assert (summary.images, summary.unlabelled, summary.with_mask) == (3, 2, 0)
+    assert (summary.images, summary.unlabelled, summary.empty, summary.with_mask) == (3, 1, 1, 0)
     assert [error[0] for error in summary.errors] == ["x\\udcff.jpg"]
     reader = ShardReader(tmp_path / "out")
     assert reader.image_ids == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [reader.read(k, ["image_labels"])["image_labels"] for k in range(3)] == [[1], None, []]
     assert [p.name for p in (tmp_path / "out/shards").iterdir()] == ["part-00007.parquet"]
+
+
+def test_shards_of_a_sorted_source_are_mixed():
+    """Folders are read class by class; every shard gets about as many images of each class."""
+    rows = [row(Path(f"{k:04d}.jpg"), image_labels=(k // 1000,)) for k in range(2000)]
+    shards = plan_shards(rows, 250)
+    assert [len(shard) for shard in shards] == [250] * 8
+    assert sorted((r for shard in shards for r in shard), key=lambda r: r.image_id) == rows
+    for shard in shards:
+        assert 80 < sum(r.image_labels == (0,) for r in shard) < 170
+    assert shards == plan_shards(rows, 250)
+    assert [r for shard in plan_shards(rows, 300) for r in shard] == [r for shard in shards for r in shard]
+    assert shards != plan_shards(rows, 250, seed=1)
+    assert plan_shards([], 250) == []
 
 
 def test_finish_writes_errors_and_metadata(tmp_path):
     summaries = [
-        ShardSummary(images=640, unlabelled=5, with_mask=1),
+        ShardSummary(images=640, unlabelled=5, empty=3, with_mask=1),
         ShardSummary(images=4, errors=[("a", "a.jpg", "empty file")]),
     ]
     metadata = finish_ingest(tmp_path, ["cat"], "csv", summaries, max_errors=1)
     assert metadata == DatasetMetadata.load(tmp_path)
     assert metadata.has_masks
-    assert summarise(metadata) == "644 images, 5 without labels, 1 errors"
+    assert summarise(metadata) == (
+        "644 images, 5 without labels (unknown), 3 with none of the classes, 1 errors"
+    )
     assert pq.read_table(tmp_path / "errors.parquet").to_pylist() == [
         {"image_id": "a", "path": "a.jpg", "reason": "empty file"}
     ]

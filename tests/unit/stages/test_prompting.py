@@ -127,6 +127,15 @@ def test_cams_use_eval_mode_and_restore_the_models(make_classifier, images, imag
     assert not model.training
 
 
+def test_cams_leave_frozen_norms_frozen(make_classifier, images, image_labels):
+    model = make_classifier().train()
+    model.backbone.set_norm_eval()
+    before = [module.training for module in model.modules()]
+    assert set(before) == {True, False}
+    find_cams(model, to_tensor(images, torch.device("cpu")), image_labels, scales=(1.0,), flip=False)
+    assert [module.training for module in model.modules()] == before
+
+
 @pytest.mark.parametrize(
     "changes",
     [

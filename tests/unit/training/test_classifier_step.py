@@ -15,6 +15,7 @@ from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.training.classifier import ClassifierStep
 from ray_wsss.training.cpm import Cpm
 from ray_wsss.training.crops import TrainingCrops
+from ray_wsss.training.host_plan import collate
 from ray_wsss.training.loop import split_batch
 
 AUGMENT = AugmentConfig(long_side_px=(40, 80), crop_px=64, jitter_probability=0, grey_probability=0)
@@ -124,3 +125,48 @@ def test_mixed_precision_is_close_and_leaves_losses_in_full_precision(recipe, mo
         assert rounded[name].dtype == torch.float32
         assert_close(rounded[name], value, atol=0.02, rtol=0.05)
         assert rounded[name] != value
+
+
+@pytest.fixture
+def made_batch(scene_dataset, made):
+    """Makes the same crops again, of which some images are said to have none of the classes."""
+    crops = TrainingCrops(scene_dataset, list(range(14)), num_classes=6, augment=AUGMENT, seed=3, **made)
+
+    def make(empty: tuple[int, ...], chosen: tuple[int, ...] = tuple(range(8))) -> dict:
+        items = [crops[(k, k)] for k in chosen]
+        for k, item in zip(chosen, items):
+            if k in empty:
+                item["image_labels"] = torch.zeros(6)
+        return collate(items)
+
+    return make
+
+
+def test_images_without_a_class_are_negatives_and_no_part_of_cpm(recipe, model, made_batch, tiny_sam):
+    """CPM's loss and gradient are those of the other images alone."""
+    cpm = Cpm(SamEncoder(tiny_sam), recipe.cpm)
+    found = []
+    for batch in (made_batch((1, 4)), made_batch((), (0, 2, 3, 5, 6, 7))):
+        parts = run_step(recipe, cpm, model, batch, iteration=3)[1]
+        (gradient,) = torch.autograd.grad(parts["cpm"], model.to_class_maps.weight, retain_graph=True)
+        found.append((parts["cpm"], gradient))
+        logits = model(batch["image"]).logits
+        expected = F.binary_cross_entropy(logits.sigmoid(), batch["image_labels"])
+        assert_close(parts["cls"], expected)
+    assert_close(found[0][0], found[1][0])
+    assert_close(found[0][1], found[1][1], atol=1e-5, rtol=1e-3)
+    assert found[0][1].any()
+
+
+def test_a_batch_without_any_class(recipe, model, made_batch, tiny_sam):
+    batch = made_batch(tuple(range(8)))
+    cpm = Cpm(SamEncoder(tiny_sam), recipe.cpm)
+    assert not cpm(model, batch).any()
+    total, parts = run_step(recipe, cpm, model, batch, iteration=3)
+    (gradient,) = torch.autograd.grad(total, model.to_class_maps.weight)
+    assert parts["cpm"] == 0
+    assert parts["ssc"] > 0
+    assert total.isfinite()
+    assert gradient.isfinite().all()
+    expected = F.binary_cross_entropy(model(batch["image"]).logits.sigmoid(), torch.zeros(8, 6))
+    assert_close(parts["cls"], expected)

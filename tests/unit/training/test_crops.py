@@ -1,8 +1,7 @@
-"""The order of training and the crops: what they depend on, and what they don't."""
+"""The crops: what they depend on, and what they don't."""
 
 import io
 import pickle
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,59 +14,10 @@ from ray_wsss.config import AugmentConfig
 from ray_wsss.data.images import encode_mask
 from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
 from ray_wsss.ops.losses import IGNORE_LABEL
-from ray_wsss.training.crops import PADDING, IterationBatches, TrainingCrops, global_order, make_loader
+from ray_wsss.training.crops import PADDING, TrainingCrops, make_loader
+from ray_wsss.training.order import IterationBatches
 
 PLAIN = AugmentConfig(long_side_px=(40, 80), crop_px=48, jitter_probability=0.0, grey_probability=0.0)
-
-
-def order(rank: int = 0, world_size: int = 1, start: int = 0, seed: int = 0) -> list[list[tuple[int, int]]]:
-    batches = IterationBatches(
-        [0] * 10, batch_size=4, seed=seed, start=start, stop=10, rank=rank, world_size=world_size
-    )
-    assert len(list(batches)) == len(batches)
-    return list(batches)
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_global_batches_do_not_depend_on_the_number_of_workers(world_size):
-    ranks = [order(rank, world_size) for rank in range(world_size)]
-    assert [list(chain(*parts)) for parts in zip(*ranks)] == order()
-
-
-@pytest.mark.parametrize("start", [1, 4, 9])
-def test_starting_later_skips_iterations(start):
-    assert order(start=start) == order()[start:]
-    assert order(1, 2, start=start) == order(1, 2)[start:]
-
-
-def test_every_image_once_per_epoch_in_another_order():
-    draws, rows = zip(*chain(*order()))
-    assert draws == tuple(range(40))
-    epochs = [rows[k : k + 10] for k in range(0, 40, 10)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len(set(epochs)) == 4
-    assert order(seed=1) != order()
-
-
-def test_large_data_sets_are_shuffled_by_row_groups():
-    groups = [image // 8 for image in range(400)]
-    order = global_order(groups, seed=3, epoch=1, window=4)
-    assert sorted(order) == list(range(400))
-    windows = [{groups[image] for image in order[at : at + 32]} for at in range(0, 400, 32)]
-    assert [len(near) for near in windows] == [4] * 12 + [2]  # each group is read once
-    assert len(set.union(*windows)) == 50
-    first = [groups[image] for image in order[:32]]
-    assert first != sorted(first)
-    assert max(windows[0]) - min(windows[0]) > 4  # from all over the data set
-    assert order != global_order(groups, seed=3, epoch=2, window=4)
-    assert order == global_order(groups, seed=3, epoch=1, window=4)
-
-
-def test_a_small_data_set_is_shuffled_as_a_whole():
-    groups = [image // 100 for image in range(400)]
-    order = global_order(groups, seed=0, epoch=0, window=4)
-    assert len({groups[image] for image in order[:40]}) == 4
-    assert order == global_order([0] * 400, seed=0, epoch=0)
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -162,6 +112,28 @@ def test_colour_changes_and_geometry_stays(folders):
         assert torch.equal(plain[name], coloured[name])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AugmentConfig(long_side_px=(32, 64), crop_px=48, jitter=(0.9, 0.9, 0.9, 0.5), jitter_probability=1.0),
+        AugmentConfig(long_side_px=(32, 64), crop_px=48, jitter_probability=0.0, grey_probability=1.0),
+    ],
+    ids=["jitter", "grey"],
+)
+def test_padding_keeps_its_colour(folders, augment):
+    """Whatever becomes of the image's colours, normalised padding stays about 0."""
+    crops, padded = crops_of(folders, augment), 0
+    for draw in range(40):
+        item = crops[draw, draw % 4]
+        image, inside = item["image"], item["inside"]
+        assert isinstance(image, torch.Tensor)
+        assert isinstance(inside, torch.Tensor)
+        padding = image[:, ~inside]
+        assert (padding == PADDING).all()
+        padded += padding.numel() > 0
+    assert padded > 20
+
+
 def test_loader_collates_in_order_and_crops_can_be_sent_to_workers(folders):
     crops = pickle.loads(pickle.dumps(crops_of(folders)))
     batches = IterationBatches([0] * 4, batch_size=2, seed=0, start=0, stop=3, rank=0, world_size=1)
@@ -173,3 +145,42 @@ def test_loader_collates_in_order_and_crops_can_be_sent_to_workers(folders):
         assert torch.equal(batch["image"][1], crops[keys[1]]["image"])
         assert torch.equal(batch["plan"].image_labels, batch["image_labels"])
     assert len(loaded) == 3
+
+
+@pytest.mark.parametrize("cached_groups", [8, 5])
+def test_a_batch_has_images_from_all_over_a_sorted_data_set(tmp_path, cached_groups):
+    rows = [
+        {
+            "image_id": f"{k // 8}-{k}",
+            "image": png(np.zeros((40, 40, 3), np.uint8)),
+            "orientation": 1,
+            "height": 40,
+            "width": 40,
+            "image_labels": [k // 8],
+        }
+        for k in range(64)
+    ]
+    table = pa.Table.from_pylist(rows, schema=IMAGE_SCHEMA)
+    write_table_atomically(table, tmp_path / "shards/part-00000.parquet", rows_per_group=8)
+    crops = TrainingCrops(tmp_path, list(range(64)), num_classes=8, augment=PLAIN, seed=0)
+    crops.reader.cache_bytes = cached_groups * crops.reader.piece_bytes
+    assert crops.window == cached_groups
+    batches = crops.batches(batch_size=8, start=0, stop=8)
+    loaded = list(make_loader(crops, batches, workers=0, pin_memory=False))
+    assert sorted(image_id for batch in loaded for image_id in batch["image_id"]) == sorted(
+        row["image_id"] for row in rows
+    )
+    kinds = [len({image_id[0] for image_id in batch["image_id"]}) for batch in loaded]
+    assert min(kinds) >= 2
+    assert np.mean(kinds) > 2.9
+
+
+def test_the_window_fits_the_caches_of_all_readers(folders):
+    crops = crops_of(folders)
+    assert crops.labels is not None
+    crops.labels.cache_bytes = 3 * crops.labels.piece_bytes
+    assert crops.window == 3
+    crops.reader.cache_bytes = 2 * crops.reader.piece_bytes
+    assert crops.window == 2
+    crops.reader.cache_bytes = 1
+    assert crops.window == 1

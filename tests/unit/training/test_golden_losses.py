@@ -1,6 +1,6 @@
 """The losses of 50 steps of the demo's recipe: they change on purpose or by mistake.
 
-After a change on purpose, ``WRITE_GOLDEN=1 pytest tests/unit/stages/test_golden_losses.py`` writes them
+After a change on purpose, ``WRITE_GOLDEN=1 pytest tests/unit/training/test_golden_losses.py`` writes them
 anew; say in the commit why they changed.
 """
 
@@ -63,4 +63,5 @@ def test_the_golden_run_has_all_parts():
     assert [set(entry) for entry in golden] == [
         {"loss_cls", "loss_ssc"} | ({"loss_cpm"} if step >= WARMUP else set()) for step in range(STEPS)
     ]
-    assert golden[-1]["loss_cls"] < golden[0]["loss_cls"]
+    first, last = (sum(entry["loss_cls"] for entry in part) for part in (golden[:10], golden[-10:]))
+    assert last < first  # of ten steps, since batches differ by more than a step learns

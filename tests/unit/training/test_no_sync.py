@@ -20,19 +20,21 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ray_wsss.config import AugmentConfig, EncoderPrecision
+from ray_wsss.config import AugmentConfig, EncoderPrecision, LabelConfig
 from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.ops.ssc import ssc_loss
 from ray_wsss.stages.cams import find_cams
+from ray_wsss.stages.evaluate import CamEvaluator
 from ray_wsss.stages.prompting import find_prompts
 from ray_wsss.training.classifier import ClassifierStep
 from ray_wsss.training.cpm import Cpm
 from ray_wsss.training.crops import TrainingCrops
 from ray_wsss.training.host_plan import collate
 from ray_wsss.training.loop import split_batch
+from ray_wsss.training.validation import Sample
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -256,6 +258,23 @@ def test_without_a_plan_a_step_waits(gpu, scene_dataset, made, make_classifier, 
         with pytest.raises(REFUSED):
             ssc_loss(features, batch["segments"])
         ssc_loss(features, batch["segments"], bounds=bounds)
+
+
+def test_measuring_cams_never_waits(gpu, scene_dataset, made, make_classifier, monkeypatch):
+    """Not even for an image, once its pixels are on the GPU: all counts come back together at the end."""
+    model = gpu.put(make_classifier(tuple("abcdef")))
+    monkeypatch.setattr(
+        "ray_wsss.stages.cams.to_tensor",
+        lambda images, device: gpu.put(torch.zeros(len(images), 3, *images[0].shape[:2])),
+    )
+    config = LabelConfig(scales=(1.0, 1.5))
+    evaluator = CamEvaluator(model, 6, config, 0.421, torch.device("cuda"))
+    sample = Sample(scene_dataset, 3)
+    with gpu:
+        parts = [evaluator.count(table) for table in sample.tables(0, 1)]
+    assert [images for _, images in parts] == [0, 1, 1, 1]
+    assert all(counts.counts.is_cuda for counts, _ in parts)
+    assert gpu.ops > 100
 
 
 def test_labelling_waits(gpu, scene_dataset, made, make_classifier):

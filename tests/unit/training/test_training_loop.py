@@ -25,7 +25,8 @@ from ray_wsss.stages.evaluate import CamEvaluator, add_up
 from ray_wsss.training.checkpoints import MODEL_FILES, export_model
 from ray_wsss.training.classifier import train_classifier
 from ray_wsss.training.local_session import LocalSession
-from ray_wsss.training.loop import learning_rate, share_of_batch
+from ray_wsss.training.loop import share_of_batch
+from ray_wsss.training.optimiser import learning_rate
 from ray_wsss.training.segmenter import train_segmenter
 
 RECIPE: Recipe = override(
@@ -45,6 +46,7 @@ RECIPE: Recipe = override(
         "segmenter.checkpoint_every": 2,
         "segmenter.log_every": 1,
         "segmenter.aspp_dim": 8,
+        "segmenter.head_lr_factor": 10.0,
         "segmenter.augment.long_side_px": (56, 72),
         "segmenter.augment.crop_px": 64,
     },
@@ -150,6 +152,48 @@ def test_a_resumed_run_ends_bit_identical(train, undisturbed, tmp_path, die_at):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
+def test_a_checkpoint_of_version_0_1_resumes_bit_identical(train, tmp_path):
+    """That version had one group of parameters and no factor for the head."""
+    recipe = override(RECIPE, {"segmenter.head_lr_factor": 1.0})
+    undisturbed = Recorder(tmp_path / "undisturbed")
+    train(recipe, undisturbed)
+    with pytest.raises(Interrupted):
+        train(recipe, Recorder(tmp_path / "cut", die_at=3))
+    folder = LocalSession(tmp_path / "cut").latest_checkpoint()
+    assert folder is not None
+    state = torch.load(folder / "training.pt", weights_only=True)
+    backbone, head = state["optimiser"]["param_groups"]
+    state["optimiser"]["param_groups"] = [{**backbone, "params": backbone["params"] + head["params"]}]
+    torch.save(state, folder / "training.pt")
+    resumed = Recorder(tmp_path / "cut")
+    train(recipe, resumed)
+    assert values(resumed.metrics) == values(undisturbed.metrics)[2:]
+    ours, theirs = final(resumed), final(undisturbed)
+    assert ours.pop("name") == theirs.pop("name")
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_the_head_learns_at_its_own_rate(train, tmp_path):
+    """One step of SGD from the same weights and batch, at factors 1 and 10."""
+    plain = {"optimiser": "sgd", "lr": 1e-3, "weight_decay": 0.0, "momentum": 0.0, "lr_warmup_iters": 0}
+    weights = {}
+    for factor in (1.0, 10.0, 1e-9):  # the last one hardly moves the head
+        changes = plain | {"max_iters": 1, "head_lr_factor": factor}
+        names = ("classifier", "segmenter")
+        run = Recorder(tmp_path / str(factor))
+        train(override(RECIPE, {f"{name}.{k}": v for name in names for k, v in changes.items()}), run)
+        weights[factor] = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    moved = 0
+    for name, start in weights[1e-9].items():
+        one, ten = weights[1.0][name], weights[10.0][name]
+        if name.startswith("backbone."):
+            assert torch.equal(one, ten)
+        else:
+            torch.testing.assert_close(ten - start, 10 * (one - start), rtol=1e-2, atol=1e-5)
+            moved += bool((one != start).any())
+    assert moved
+
+
 def test_a_finished_run_does_nothing_more(train, undisturbed):
     session = Recorder(undisturbed.out)
     train(RECIPE, session)
@@ -198,6 +242,31 @@ def test_several_passes_make_the_same_step(train, tmp_path):
         torch.testing.assert_close(*[final(run)["model"] for run in runs], atol=1e-5, rtol=1e-4)
     else:
         assert losses[1][0] == pytest.approx(losses[0][0], rel=0.2)
+
+
+def test_several_passes_with_cpm_keep_norms_frozen_and_make_the_same_step(scene_dataset, tmp_path):
+    """CPM puts the model into eval mode in every pass; the passes after it must still see frozen norms."""
+    runs = []
+    for k in (1, 2):
+        changes = {
+            "accumulate": k,
+            "freeze_norm": True,
+            "optimiser": "sgd",
+            "lr": 0.1,
+            "lr_warmup_iters": 0,
+            "max_iters": 1,
+        }
+        runs.append(Recorder(tmp_path / str(k)))
+        recipe = override(RECIPE, {f"classifier.{key}": value for key, value in changes.items()})
+        train_classifier(override(recipe, {"cpm.warmup_iters": 0}), scene_dataset, runs[-1])
+    assert runs[0].metrics[0]["loss_cpm"] > 0
+    assert values(runs[1].metrics)[0] == pytest.approx(values(runs[0].metrics)[0], abs=1e-5)
+    one, two = (final(run)["model"] for run in runs)
+    running = [name for name in two if "running_" in name]
+    assert running
+    for name in running:  # as initialised
+        assert torch.equal(two[name], torch.full_like(two[name], float("var" in name))), name
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
 
 
 def test_validation_is_reported_and_the_best_network_kept(train_on, scene_dataset, tmp_path):
@@ -326,7 +395,7 @@ def test_a_batch_that_cannot_be_divided_is_a_user_error():
 
 def test_too_few_images_are_a_user_error(scene_dataset, labels_dir, tmp_path):
     large = override(RECIPE, {"classifier.batch_size": 15, "segmenter.batch_size": 14})
-    with pytest.raises(UserError, match=r"14 images with labels; expected at least one batch of 15"):
+    with pytest.raises(UserError, match=r"14 images with known labels; expected at least one batch of 15"):
         train_classifier(large, scene_dataset, LocalSession(tmp_path))
     with pytest.raises(UserError, match=r"13 labelled images in common; .* one batch of 14"):
         train_segmenter(large, scene_dataset, labels_dir, LocalSession(tmp_path))

@@ -1,0 +1,42 @@
+"""How long a training is: its epochs as iterations."""
+
+from fractions import Fraction
+from math import ceil
+from typing import Any, Literal
+
+from ray_wsss.config import Recipe
+from ray_wsss.config.overrides import override
+
+LENGTHS = {"classifier.max_iters": "classifier.epochs", "cpm.warmup_iters": "cpm.warmup_epochs"}
+"""Settings in iterations for which there is one in epochs, which decides them if it is given."""
+
+
+def iterations_of(epochs: float, images: int, batch_size: int) -> int:
+    """Iterations of ``batch_size`` images that make ``epochs`` epochs of ``images`` images, rounded up."""
+    # As the decimal number that was written: 0.07 * 100 is above 7 in floating point, and would become 8.
+    return ceil(Fraction(str(epochs)) * images / batch_size)
+
+
+def resolve_epochs(recipe: Recipe, network: Literal["classifier", "segmenter"], images: int) -> Recipe:
+    """``recipe`` with the iterations that its epochs stand for; without epochs the iterations stay.
+
+    ``max_iters`` follows from ``epochs`` of the network's section; for the classifier, ``cpm.warmup_iters``
+    also follows from ``cpm.warmup_epochs``. Resolving again changes nothing, as long as the epochs, the batch
+    size and the number of images are the same.
+
+    Args:
+        images: number of images that the network is trained on.
+    """
+    config = recipe.classifier if network == "classifier" else recipe.segmenter
+    changes: dict[str, Any] = {}
+    if config.epochs is not None:
+        changes[f"{network}.max_iters"] = iterations_of(config.epochs, images, config.batch_size)
+    if network == "classifier" and recipe.cpm.warmup_epochs is not None:
+        changes["cpm.warmup_iters"] = iterations_of(recipe.cpm.warmup_epochs, images, config.batch_size)
+    return override(recipe, changes)
+
+
+def describe_length(name: str, iterations: int, batch_size: int, images: int) -> str:
+    """``classifier: 52,880 iterations of 8 of 10,582 images: 40.0 epochs``."""
+    epochs = iterations * batch_size / images
+    return f"{name}: {iterations:,} iterations of {batch_size:,} of {images:,} images: {epochs:,.1f} epochs"

@@ -1,0 +1,57 @@
+"""One segmenter step: shares of a batch add up to the whole, however unevenly its pixels are labelled."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from ray_wsss.models.store import load_segmenter
+from ray_wsss.ops.losses import IGNORE_LABEL
+from ray_wsss.training.loop import split_batch
+from ray_wsss.training.segmenter import SegmenterStep
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, Any]:
+    """Eight crops, of which one has no label at all, and the others fewer and fewer labelled pixels."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 7, (8, 32, 32), generator=generator, dtype=torch.uint8)
+    for k in range(8):
+        labels[k, : 4 * k] = IGNORE_LABEL
+    labels[3] = IGNORE_LABEL
+    return {"image": torch.rand(8, 3, 32, 32, generator=generator), "pseudo_label": labels}
+
+
+@pytest.fixture(scope="module")
+def model(segmenter_dir):
+    """In eval mode, since the batch norm of the head would see only a share of the batch."""
+    return load_segmenter(segmenter_dir)[0]
+
+
+def test_the_loss_is_the_mean_over_all_labelled_pixels(model, batch):
+    step = SegmenterStep()
+    loss, parts = step(model, batch, step.counts(batch), 0)
+    per_pixel = F.cross_entropy(
+        model(batch["image"]), batch["pseudo_label"].long().clamp(max=6), reduction="none"
+    )
+    assert_close(loss, per_pixel[batch["pseudo_label"] != IGNORE_LABEL].mean())
+    assert parts["seg"] is loss
+
+
+@pytest.mark.parametrize("images", [1, 2, 4])
+def test_the_mean_over_passes_and_workers_is_the_gradient_of_the_whole_batch(model, batch, images):
+    step = SegmenterStep()
+
+    def gradient_of(part: dict, counts: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, _ = step(model, part, counts, 0)
+        (gradient,) = torch.autograd.grad(loss, model.head[-1].weight)
+        return gradient, loss.detach()
+
+    whole, whole_loss = gradient_of(batch, step.counts(batch))
+    parts = list(split_batch(batch, images))
+    mean_counts = {name: count / len(parts) for name, count in step.counts(batch).items()}
+    gradients, losses = zip(*(gradient_of(part, mean_counts) for part in parts))
+    assert_close(torch.stack(gradients).mean(0), whole, atol=1e-5, rtol=1e-4)
+    assert_close(torch.stack(losses).mean(), whole_loss)
