@@ -129,6 +129,11 @@ class LabelConfig(PromptingConfig):
         check(self, lambda v: v >= 1, "batch_size cam_batch_size", "at least 1 image")
 
     @property
+    def max_map_pixels(self) -> int:
+        """Pixels of the maps of (image, class) pairs that are computed at a time, about 40 bytes each."""
+        return 2 * self.max_pixels_per_pass
+
+    @property
     def max_batch_pixels(self) -> float:
         """Pixels of the images of one forward pass, at their own scale."""
         return self.max_pixels_per_pass / max(1.0, *self.scales) ** 2

@@ -86,8 +86,6 @@ def cams_of(
     images: Sequence[NDArray[np.uint8]],
     image_labels: Sequence[Sequence[int] | None],
     config: LabelConfig,
-    *,
-    max_pixels: int | None = None,
 ) -> PairCams:
     """Multi-scale CAMs of decoded images, on the model's device (`find_cams`), as labelling makes them.
 
@@ -95,9 +93,8 @@ def cams_of(
         images: (H, W, 3) RGB, all of one size, at most ``config.max_side_px``; the CAMs have the same size.
         image_labels: indices of the classes that each image has. Without any, or with None for unknown
             labels, an image has no CAM.
-        config: scales, flip, and the long side for the classifier: None is no limit here
+        config: scales, flip, pixels at a time, and the long side for the classifier: None is no limit here
             (`runs.classifier_side.with_classifier_side` finds the classifier's own).
-        max_pixels: as for `find_cams`.
     """
     present = torch.zeros(len(images), model.num_classes)
     for k, classes in enumerate(image_labels):
@@ -105,7 +102,9 @@ def cams_of(
     shrink = scale_for_classifier((images[0].shape[0], images[0].shape[1]), config)
     scales = [scale * shrink for scale in config.scales]
     on_device = to_tensor(images, model.device)
-    return find_cams(model, on_device, present, scales=scales, flip=config.flip, max_pixels=max_pixels)
+    return find_cams(
+        model, on_device, present, scales=scales, flip=config.flip, max_pixels=config.max_map_pixels
+    )
 
 
 def scale_for_classifier(image_hw: tuple[int, int], config: LabelConfig) -> float:

@@ -60,11 +60,9 @@ LABEL_SCHEMA = pa.schema(
 _WRITE_THREADS = 4
 """Threads that encode the labels of a GPU actor, so that the GPU does not wait for PNG encoding."""
 
-# Multiples of `LabelConfig.max_pixels_per_pass`. The activations of a backbone take up to 1 KiB per pixel.
-_COMPUTED = 2
-"""Pixels of pairs' maps that are computed at a time; they take about 40 bytes each."""
 _WAITING = 32
-"""Pixels of pairs' maps in a batch of images: a CAM, later a mask too, 5 bytes each."""
+"""Pixels of the CAMs in a batch of images, as a multiple of `LabelConfig.max_pixels_per_pass`. With the masks
+they take 5 bytes per pixel, against up to 1 KiB for the activations of a backbone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +110,6 @@ class SamLabeller:
         self.sam = self.encoder.sam
         # On a CPU, threads gain nothing: labels are encoded at once, one by one.
         self.writers = ThreadPoolExecutor(_WRITE_THREADS) if self.device.type == "cuda" else None
-        self.max_pixels = _COMPUTED * config.max_pixels_per_pass
 
     def __call__(self, images: Sequence[PreparedImage]) -> tuple[pa.Table, Tally]:
         """Label images: rows of `LABEL_SCHEMA`, in order, and counts and times."""
@@ -168,7 +165,7 @@ class SamLabeller:
         with tally.phase("encode", self.device):
             embeddings = embeddings_of(self.encoder, batch)
         with tally.phase("prompt", self.device):
-            most = self.max_pixels
+            most = config.max_map_pixels
             points_yx = [find_prompts(group, config, guess=True, max_pixels=most) for group in cams]
             over_all = [
                 replace(group, image_index=torch.tensor(members)[group.image_index])
@@ -210,7 +207,6 @@ class SamLabeller:
             [_pixels(image) for image in chosen],
             [image.image_labels for image in chosen],
             self.config,
-            max_pixels=self.max_pixels,
         )
 
 

@@ -1,5 +1,6 @@
 """The default budgets of pixels fit a GPU with 16 GiB: computed without memory, on torch's meta device."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -24,6 +25,12 @@ VIEWS = (0.5, 1.0, 1.5, 2.0)
 NAMES = tuple(f"class {k}" for k in range(80))
 BYTES_OF_PAIRS = 5 * 32 + 40 * 2
 """Bytes of pairs' maps per pixel of a pass: those that wait and those that are computed (`stages.label`)."""
+
+
+@pytest.fixture(autouse=True)
+def no_autocast(monkeypatch) -> None:
+    """torch has no autocast for the meta device; the heads switch it off anyway."""
+    monkeypatch.setattr("torch.autocast", lambda *args, **options: nullcontext())
 
 
 class Live(TorchDispatchMode):

@@ -54,9 +54,9 @@ def test_a_contest_in_parts_has_the_result_of_the_whole(tiny_sam, pairs, confide
 def test_cams_and_prompts_in_parts_are_those_of_the_whole(make_classifier, max_pixels):
     model = make_classifier()
     images = [make_scene(seed, 48, 56).image for seed in range(3)]
-    present, options = [[0, 1, 2], [], [0, 2]], {"scales": (0.5, 1.0), "flip": True}
-    whole = cams_of(model, images, present, **options)
-    parts = cams_of(model, images, present, **options, max_pixels=max_pixels)
+    present, config = [[0, 1, 2], [], [0, 2]], LabelConfig(scales=(0.5, 1.0))
+    whole = cams_of(model, images, present, config)
+    parts = cams_of(model, images, present, replace(config, max_pixels_per_pass=max(1, max_pixels // 2)))
     assert torch.equal(parts.cam, whole.cam)
     config = PromptingConfig(tau=0.3, min_distance_px=4)
     expected = find_prompts(whole, config, guess=True)
