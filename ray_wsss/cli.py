@@ -38,7 +38,7 @@ def _run(argv: list[str]) -> int:
     if argv[:1] == ["--version"]:
         print(f"ray-wsss {__version__}")
         return 0
-    if any(word.startswith(("--tyro-print-completion", "--tyro-write-completion")) for word in argv):
+    if any(word.startswith("--tyro-print-completion") for word in argv):
         print_completion(argv)
         return 0
     try:

@@ -18,9 +18,9 @@ from ray_wsss.config import Recipe
 from ray_wsss.data.images import decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.models.sam.build import sam_side_px
-from ray_wsss.runs.chunks import Chunk, plan_chunks
 from ray_wsss.runs.parts import Parts
 from ray_wsss.runs.prepared_images import PrepareImages
+from ray_wsss.runs.read_chunks import Chunk, plan_chunks
 from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.label import SamLabeller
 

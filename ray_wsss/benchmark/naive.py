@@ -17,8 +17,8 @@ from ray_wsss.data.images import decode_image, encode_mask
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.losses import IGNORE_LABEL
-from ray_wsss.runs.chunks import IMAGE_COLUMNS, Chunk, read_chunk
 from ray_wsss.runs.classifier_side import with_classifier_side
+from ray_wsss.runs.read_chunks import IMAGE_COLUMNS, Chunk, read_chunk
 from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.cams import scale_for_classifier
 from ray_wsss.stages.label import LABEL_SCHEMA

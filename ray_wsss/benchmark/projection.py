@@ -42,7 +42,7 @@ class Deployment:
     """Images per second of one actor.
     Assumed: SAM ViT-H on a data-centre GPU, whose encoder alone takes about 0.15 s (its authors)."""
     images_per_chunk: int = 64
-    """Images per chunk, the unit of work (`runs.chunks.ROWS_PER_CHUNK`)."""
+    """Images per chunk, the unit of work (`runs.read_chunks.ROWS_PER_CHUNK`)."""
     images_per_shard: int = 256
     """Images per shard, a file of the data set (`stages.ingest.ROWS_PER_SHARD`)."""
     image_mb: float = 0.2

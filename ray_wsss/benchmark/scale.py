@@ -20,9 +20,9 @@ from PIL import Image
 from ray_wsss.data.reader import shard_paths
 from ray_wsss.data.schema import IMAGE_SCHEMA, ROWS_PER_GROUP, DatasetMetadata, write_table_atomically
 from ray_wsss.errors import UserError
-from ray_wsss.runs.chunks import ROWS_PER_CHUNK
 from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages
+from ray_wsss.runs.read_chunks import ROWS_PER_CHUNK
 from ray_wsss.runs.tally import Tally
 
 log = logging.getLogger(__name__)

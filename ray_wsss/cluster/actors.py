@@ -16,7 +16,7 @@ from ray_wsss.cluster.capacity import check_resources
 from ray_wsss.config.resources import Resources
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
-from ray_wsss.runs.chunks import Chunk, plan_chunks, read_chunk
+from ray_wsss.runs.read_chunks import Chunk, plan_chunks, read_chunk
 
 
 class StageActor:

@@ -21,11 +21,11 @@ class _Export:
     out: Path
     """Folder for the export."""
     labels: Path | None = None
-    """Output of label; needs --dataset."""
+    """Output of label; needs --dataset. Give this or --predictions."""
     dataset: Path | None = None
     """Data set that --labels belong to."""
     predictions: Path | None = None
-    """Output of predict, instead of --labels; needs --images."""
+    """Output of predict; needs --images. Give this or --labels."""
     images: Path | None = None
     """Folder that --predictions were made from, or a data set with the same images."""
     filters: FilterFlags = field(default_factory=ExportFilter)

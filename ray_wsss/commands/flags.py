@@ -59,7 +59,7 @@ class Settings:
     config: Path | None = None
     """TOML file with settings that replace the preset's, such as the best.toml of a sweep."""
     preset: PresetName = "voc"
-    """Preset with the defaults of all settings. Without it the one that --config or --space names."""
+    """Preset with the defaults of all settings. Without it the one that --config names, if it names one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,8 @@
 """All commands by name, in the order of the pipeline, and how their flags are parsed."""
 
+import contextlib
 import inspect
+import io
 from dataclasses import MISSING, dataclass, fields, make_dataclass
 from typing import Annotated, Any, Union
 
@@ -66,7 +68,8 @@ COMMANDS: dict[str, type | Group] = {
 OVERVIEW = """Image-level labels in, pixel masks out.
 
 The steps are the pipeline, in order; run-all runs steps 2 to 7. 'ray-wsss COMMAND --help' lists the
-flags of a command, 'ray-wsss --version' shows the version.
+flags of a command, where (paper), (supplement) and (code) say that a value is that of the S2C paper,
+of its supplement, or of its released code. 'ray-wsss --version' shows the version.
 """
 
 
@@ -119,7 +122,12 @@ def print_completion(argv: list[str]) -> None:
         ]
 
     everything = _union([choice(name, command) for name, command in COMMANDS.items()])
-    tyro.cli(everything, prog=PROG, args=argv, registry=PARSERS)
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+        tyro.cli(everything, prog=PROG, args=argv, registry=PARSERS)
+    for line in script.getvalue().splitlines():
+        # Shells would offer each line of a help text as a word of its own (tyro 1.0.17).
+        print(line.replace(r"\n", " ") if line.startswith("COMPLETION_SPEC") else line)
 
 
 def _parse_name(commands: dict[str, Any], prog: str, description: str, argv: list[str]) -> Any:
@@ -132,7 +140,7 @@ def _parse_name(commands: dict[str, Any], prog: str, description: str, argv: lis
     """
     if argv and not argv[0].startswith("-"):
         hint = did_you_mean(argv[0], list(commands), f"expected one of {', '.join(commands)}")
-        raise UserError(f"{prog} has no command {argv[0]}; {hint}")
+        raise UserError(f"no command '{' '.join([*prog.split()[1:], argv[0]])}'; {hint}")
     stubs = [
         Annotated[make_dataclass(f"Stub{k}", []), tyro.conf.subcommand(name, description=summary_of(command))]
         for k, (name, command) in enumerate(commands.items())

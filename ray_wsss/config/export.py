@@ -18,10 +18,11 @@ class ExportFilter:
     """
 
     min_score: float | None = None
-    """Lowest score of a mask: SAM's predicted IoU times the mean CAM, in [0, 1].
-    Masks below it become 255 (ignore)."""
+    """Lowest score of a mask: SAM's predicted IoU times the mean CAM, in [0, 1]. Needs --labels.
+    Masks below it are left out; label maps have 255 (ignore) in their place."""
     min_area_px: int = 1
-    """Smallest area of an instance, in pixels, at least 1. Smaller ones become 255 (ignore)."""
+    """Smallest area of an instance, in pixels, at least 1.
+    Smaller ones are left out; label maps have 255 (ignore) in their place."""
     classes: tuple[str, ...] = ()
     """Classes to export, renumbered in the order of the data set. Without it all classes."""
 

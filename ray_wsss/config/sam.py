@@ -23,7 +23,7 @@ class SamConfig:
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """Precision of the image encoder; its embeddings are float32.
     auto: bf16 on GPUs from compute capability 8.0 and on CPUs with AVX512-BF16 or AMX, else fp32.
-    On GPUs an output that was begun keeps its precision, and all GPUs of a cluster count."""
+    On GPUs a resumed run keeps the precision it began with, else the oldest GPU of the cluster decides."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether torch.compile makes the image encoder faster, which takes half a minute at the start.
     auto: on if there are enough images to gain from it."""
@@ -45,7 +45,7 @@ class PromptingConfig:
     section: ClassVar[str] = "prompting"
 
     tau: float = 0.5
-    """Lowest CAM value that becomes a prompt, in [0, 1] (paper: 0.5; 0.4 to 0.7 score alike)."""
+    """CAM value above which a peak becomes a prompt, in [0, 1] (paper: 0.5; 0.4 to 0.7 score alike)."""
     min_distance_px: int = 10
     """Smallest distance between two peaks, and of a peak to the border, in pixels (paper: d = 10)."""
     keep_global_max: Literal["always", "if_empty", "never"] = "if_empty"
@@ -119,7 +119,7 @@ class LabelConfig(PromptingConfig):
     """Images of one size per forward pass of the classifier, at least 1."""
     max_pixels_per_pass: int = 8_000_000
     """Pixels that the classifier sees in one forward pass, at the largest scale, at least 1.
-    Larger images go in smaller batches, and all other maps follow. The default fits a GPU with 16 GiB."""
+    It limits memory: larger images go in smaller batches. The default fits a GPU with 16 GiB."""
 
     def __post_init__(self) -> None:
         PromptingConfig.__post_init__(self)

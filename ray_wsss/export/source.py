@@ -19,8 +19,8 @@ from ray_wsss.data.reader import ShardReader, open_shard
 from ray_wsss.data.schema import DatasetMetadata, locate
 from ray_wsss.errors import UserError
 from ray_wsss.export.record import MaskScores
-from ray_wsss.runs.chunks import plan_chunks, read_chunk
 from ray_wsss.runs.manifest import dataset_hash, file_hash, require_finished
+from ray_wsss.runs.read_chunks import plan_chunks, read_chunk
 from ray_wsss.stages.label import score_of
 from ray_wsss.storage import parse_path, printable, why_unreadable
 

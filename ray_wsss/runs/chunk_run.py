@@ -8,9 +8,9 @@ from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.data.reader import open_shard
 from ray_wsss.data.schema import write_errors
 from ray_wsss.errors import TooManyFailedError, UserError
-from ray_wsss.runs.chunks import Chunk, plan_chunks
 from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.parts import Parts
+from ray_wsss.runs.read_chunks import Chunk, plan_chunks
 from ray_wsss.runs.run_report import Failures
 from ray_wsss.runs.tally import Tally
 

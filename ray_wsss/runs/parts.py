@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from ray_wsss.data.reader import open_parquet
 from ray_wsss.data.schema import ROWS_PER_GROUP, write_table_atomically
-from ray_wsss.runs.chunks import Chunk
+from ray_wsss.runs.read_chunks import Chunk
 from ray_wsss.runs.tally import COUNTS, Tally
 from ray_wsss.storage import read_side_by_side
 

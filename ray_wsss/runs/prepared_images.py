@@ -14,8 +14,8 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from ray_wsss.data.embeddings import open_embeddings
 from ray_wsss.data.images import decode_image
 from ray_wsss.ops.resize import shrink
-from ray_wsss.runs.chunks import IMAGE_COLUMNS, Chunk, read_chunk
 from ray_wsss.runs.failures import fault_of, reason_of
+from ray_wsss.runs.read_chunks import IMAGE_COLUMNS, Chunk, read_chunk
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

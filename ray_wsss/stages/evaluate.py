@@ -19,8 +19,8 @@ from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.device import upload
 from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts
 from ray_wsss.ops.resize import resize_maps, shrink
-from ray_wsss.runs.chunks import plan_chunks, read_chunk
 from ray_wsss.runs.classifier_side import with_classifier_side
+from ray_wsss.runs.read_chunks import plan_chunks, read_chunk
 from ray_wsss.stages.cams import PairCams, cams_of
 from ray_wsss.stages.predict import Predictor
 

@@ -16,11 +16,10 @@ from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
 from ray_wsss.models.sam.build import build_decoder
 from ray_wsss.models.sam.encoder import load_encoder
-from ray_wsss.ops.cam import make_cam
 from ray_wsss.ops.device import mixed_precision
-from ray_wsss.ops.losses import IGNORE_LABEL, StepLosses, classification_loss, cpm_loss
+from ray_wsss.ops.losses import StepLosses, classification_loss
 from ray_wsss.ops.ssc import ssc_loss
-from ray_wsss.training.cpm import Cpm
+from ray_wsss.training.cpm import Cpm, cpm_pixels, supervise_cam
 from ray_wsss.training.crops import TrainingCrops
 from ray_wsss.training.image_labels import (
     known_labels,
@@ -47,7 +46,7 @@ class ClassifierStep:
 
     def counts(self, batch: Batch) -> Counts:
         """Number of pixels that CPM learns from, and of pixels covered by segments, for SSC."""
-        counts = {"inside": _cpm_pixels(batch).sum()} if self.cpm is not None else {}
+        counts = {"inside": cpm_pixels(batch).sum()} if self.cpm is not None else {}
         return counts | ({"segments": (batch["segments"] > 0).sum()} if "segments" in batch else {})
 
     def __call__(
@@ -72,22 +71,8 @@ class ClassifierStep:
 
     def _cpm_loss(self, model: nn.Module, batch: Batch, class_maps: Tensor, counts: Counts) -> Tensor:
         assert self.cpm is not None
-        images, image_labels = batch["image"], batch["image_labels"]
         bare = cast(Classifier, getattr(model, "module", model))  # without DDP: CPM needs no gradient
-        pseudo_label = self.cpm(bare, batch)
-        counted = _cpm_pixels(batch)
-        pseudo_label = pseudo_label.masked_fill(~counted, IGNORE_LABEL)
-        cam = make_cam(class_maps, image_labels, (images.shape[-2], images.shape[-1]))
-        loss = cpm_loss(cam, pseudo_label, self.temperature)
-        return loss * share_of(counted, counts["inside"])
-
-
-def _cpm_pixels(batch: Batch) -> Tensor:
-    """Pixels (B, P, P) bool inside the images that have a class.
-
-    Without a class there is no CAM to supervise: such pixels would only weaken the loss of the others.
-    """
-    return batch["inside"] & batch["image_labels"].any(1)[:, None, None]
+        return supervise_cam(class_maps, self.cpm(bare, batch), batch, counts["inside"], self.temperature)
 
 
 def train_classifier(

@@ -18,13 +18,16 @@ from ray_wsss.config import CpmConfig
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
 from ray_wsss.models.sam.encoder import SamEncoder, sam_input_hw
+from ray_wsss.ops.cam import make_cam
 from ray_wsss.ops.device import mixed_precision, upload
 from ray_wsss.ops.geometry import Geometry
+from ray_wsss.ops.losses import IGNORE_LABEL, cpm_loss
 from ray_wsss.ops.prompts import pad_points, points_to_sam_frame
 from ray_wsss.stages.cams import PairCams, find_cams
 from ray_wsss.stages.embed import restore_embedding
 from ray_wsss.stages.prompting import NO_MASK, choose_masks, compete, find_peak_mask
 from ray_wsss.training.host_plan import HostPlan, make_plan
+from ray_wsss.training.loop import Batch, share_of
 
 MAX_PEAKS = 64
 """Most peaks of a CAM that prompt SAM; the highest ones are taken. On a GPU each costs a pass over the CAMs
@@ -124,6 +127,31 @@ class Cpm:
             if count:
                 views.append(View(pairs, geometry, sam_input_hw(self.sam, image_hw)))
         return views
+
+
+def supervise_cam(
+    class_maps: Tensor, pseudo_label: Tensor, batch: Batch, mean_count: Tensor, temperature: float
+) -> Tensor:
+    """CPM's loss: cross-entropy of the single-scale CAMs with SAM's pseudo labels of the crops.
+
+    Args:
+        class_maps: (B, C, h, w), with gradient.
+        pseudo_label: (B, P, P) uint8, from `Cpm`.
+        mean_count: pixels that the loss averages over, as a mean over all passes and workers.
+        temperature: divisor of the CAM, above 0.
+    """
+    counted = cpm_pixels(batch)
+    target = pseudo_label.masked_fill(~counted, IGNORE_LABEL)
+    cam = make_cam(class_maps, batch["image_labels"], (target.shape[-2], target.shape[-1]))
+    return cpm_loss(cam, target, temperature) * share_of(counted, mean_count)
+
+
+def cpm_pixels(batch: Batch) -> Tensor:
+    """Pixels (B, P, P) bool that CPM learns from: those inside the images that have a class.
+
+    Without a class there is no CAM to supervise: such pixels would only weaken the loss of the others.
+    """
+    return batch["inside"] & batch["image_labels"].any(1)[:, None, None]
 
 
 def find_points(cams: PairCams, config: CpmConfig) -> tuple[Int[Tensor, "N K 2"], Bool[Tensor, "N K"]]:

@@ -23,7 +23,7 @@ from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
 from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts
 from ray_wsss.ops.resize import resize_map, shrink
-from ray_wsss.runs.chunks import IMAGE_COLUMNS
+from ray_wsss.runs.read_chunks import IMAGE_COLUMNS
 from ray_wsss.stages.cams import cams_of
 from ray_wsss.stages.evaluate import CamEvaluator, SegmenterEvaluator
 from ray_wsss.stages.predict import Predictor

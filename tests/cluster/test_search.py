@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from ray_wsss.cluster.tune.run import make_scheduler
+from ray_wsss.cluster.tune.scheduler import make_scheduler
 from ray_wsss.cluster.tune.search import AskOptuna, TrialSearch, check_optuna
 from ray_wsss.cluster.tune.space import Space, load_space
 from ray_wsss.cluster.tune.trial import NUMBER, PERCENT

@@ -14,12 +14,12 @@ from ray_wsss.config.resources import Cluster, Workers
 from ray_wsss.data.schema import DatasetMetadata, write_errors, write_table_atomically
 from ray_wsss.models.sam.build import sam_side_px
 from ray_wsss.models.segmenter import SegmenterSpec
-from ray_wsss.runs.chunks import plan_chunks
 from ray_wsss.runs.dependencies import dataset_settings, settings_of
 from ray_wsss.runs.history import recorded_run
 from ray_wsss.runs.manifest import Output, file_hash
 from ray_wsss.runs.parts import Parts
 from ray_wsss.runs.prepared_images import PrepareImages
+from ray_wsss.runs.read_chunks import plan_chunks
 from ray_wsss.stages.evaluate import LabelEvaluator, add_up, describe_confusion
 from ray_wsss.stages.label import SamLabeller
 from ray_wsss.storage import write_json

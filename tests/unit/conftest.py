@@ -16,9 +16,9 @@ from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.models.segmenter import SegmenterSpec
 from ray_wsss.models.store import save_model
-from ray_wsss.runs.chunks import plan_chunks
 from ray_wsss.runs.parts import Parts
 from ray_wsss.runs.prepared_images import PrepareImages
+from ray_wsss.runs.read_chunks import plan_chunks
 from ray_wsss.stages.embed import SamEmbedder
 from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
 from ray_wsss.stages.segment_everything import SegmentEverything

@@ -22,8 +22,8 @@ from ray_wsss.errors import UserError
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.report.gallery_source import GallerySource, choose_images
 from ray_wsss.report.survey import survey
-from ray_wsss.runs.chunks import IMAGE_COLUMNS, plan_chunks, read_chunk
 from ray_wsss.runs.prepared_images import PrepareImages, pack_images, unpack_images
+from ray_wsss.runs.read_chunks import IMAGE_COLUMNS, plan_chunks, read_chunk
 from ray_wsss.stages.evaluate import CamEvaluator, LabelEvaluator, add_up
 from ray_wsss.stages.label import LABEL_SCHEMA, SamLabeller
 from ray_wsss.training.classifier import check_trainable, train_classifier

@@ -11,10 +11,10 @@ from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
-from ray_wsss.runs.chunks import IMAGE_COLUMNS
 from ray_wsss.runs.classifier_side import warn_of_large_views
 from ray_wsss.runs.dependencies import check_classes, dataset_settings
 from ray_wsss.runs.manifest import require_finished
+from ray_wsss.runs.read_chunks import IMAGE_COLUMNS
 from ray_wsss.stages.evaluate import (
     CamEvaluator,
     Evaluator,

@@ -9,19 +9,18 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from ray_wsss.cluster.connect import ray_session, storage_of
 from ray_wsss.cluster.precision import settle_precision
 from ray_wsss.cluster.tune.concurrency import trials_at_once
 from ray_wsss.cluster.tune.recorder import Recorder
+from ray_wsss.cluster.tune.scheduler import make_scheduler
 from ray_wsss.cluster.tune.search import AskOptuna, TrialSearch, check_optuna
 from ray_wsss.cluster.tune.space import Space, check_space
-from ray_wsss.cluster.tune.trial import PERCENT, TrialTask
+from ray_wsss.cluster.tune.trial import TrialTask
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import flatten, override
 from ray_wsss.config.resources import Cluster, Workers
@@ -36,9 +35,6 @@ from ray_wsss.training.length import LENGTHS, resolve_epochs
 from ray_wsss.training.loop import share_of_batch
 
 log = logging.getLogger(__name__)
-
-REDUCTION = 2
-"""ASHA keeps 1 / 2 of the trials at its grace period, and again at 2, 4, ... times the grace period."""
 
 
 def run_sweep(
@@ -228,30 +224,6 @@ def _tune(
         ),
     )
     tuner.fit()
-
-
-def make_scheduler(name: Scheduler, space: Space, earlier: Sequence[Trial] = ()) -> TrialScheduler:
-    """The scheduler that stops weak trials. It first learns the reports of ``earlier`` trials that ended."""
-    if name == "none":
-        return FIFOScheduler()
-    scheduler = ASHAScheduler(
-        time_attr=PERCENT,
-        metric=space.metric,
-        mode=space.mode,
-        max_t=100,
-        grace_period=cast(int, 100 * space.grace),
-        reduction_factor=REDUCTION,
-    )
-    for trial in earlier:
-        stand_in: Any = SimpleNamespace(trial_id=f"earlier {trial.number}")
-        controller: Any = None  # ASHA of Ray 2.60 does not use it
-        if trial.status in ENDED:
-            scheduler.on_trial_add(controller, stand_in)
-            for entry in trial.curve:
-                if (value := entry.get(space.metric)) is not None:
-                    percent = 100 * entry["iteration"] / trial.max_iters
-                    scheduler.on_trial_result(controller, stand_in, {PERCENT: percent, space.metric: value})
-    return scheduler
 
 
 def _set_up_tune() -> None:

@@ -10,9 +10,9 @@ import pytest
 from ray_wsss.benchmark.projection import Deployment, project
 from ray_wsss.benchmark.scale import Sleeper, common_time, read_times, steady_rate, write_dots
 from ray_wsss.errors import UserError
-from ray_wsss.runs.chunks import plan_chunks
 from ray_wsss.runs.parts import Parts
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages
+from ray_wsss.runs.read_chunks import plan_chunks
 
 JOB = Path(__file__).parents[3] / "jobs" / "benchmark.py"
 

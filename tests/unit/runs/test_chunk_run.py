@@ -10,8 +10,8 @@ import pytest
 from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.errors import TooManyFailedError, UserError
 from ray_wsss.runs.chunk_run import ChunkRun
-from ray_wsss.runs.chunks import Chunk
 from ray_wsss.runs.manifest import Output
+from ray_wsss.runs.read_chunks import Chunk
 from ray_wsss.runs.tally import Tally
 
 

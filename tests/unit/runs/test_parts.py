@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_wsss.runs.chunks import Chunk
 from ray_wsss.runs.parts import Parts
+from ray_wsss.runs.read_chunks import Chunk
 from ray_wsss.runs.tally import Tally
 from ray_wsss.storage import replace_atomically
 

@@ -10,10 +10,10 @@ import torch
 from ray_wsss.config import EmbedConfig, LabelConfig, SamConfig
 from ray_wsss.errors import UserError
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
-from ray_wsss.runs.chunks import plan_chunks
 from ray_wsss.runs.failures import fault_of, reason_of
 from ray_wsss.runs.parts import Parts
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages
+from ray_wsss.runs.read_chunks import plan_chunks
 from ray_wsss.runs.resilient import mark_failed, run_stage
 from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.embed import SamEmbedder

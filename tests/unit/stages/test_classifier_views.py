@@ -28,9 +28,9 @@ from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.models.store import load_classifier
 from ray_wsss.report.gallery_source import ChosenImage, GallerySource
 from ray_wsss.report.survey import survey
-from ray_wsss.runs.chunks import plan_chunks
 from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.prepared_images import PrepareImages
+from ray_wsss.runs.read_chunks import plan_chunks
 from ray_wsss.stages.cams import cams_of
 from ray_wsss.stages.compare_prompts import ExampleMaker, Pair
 from ray_wsss.stages.evaluate import CamEvaluator

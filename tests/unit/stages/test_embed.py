@@ -17,9 +17,9 @@ from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
 from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
-from ray_wsss.runs.chunks import Chunk, plan_chunks
 from ray_wsss.runs.parts import Parts
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages, pack_images, unpack_images
+from ray_wsss.runs.read_chunks import Chunk, plan_chunks
 from ray_wsss.stages.embed import SamEmbedder, embeddings_of
 from ray_wsss.stages.label import SamLabeller
 

@@ -22,8 +22,8 @@ from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.ops.pseudo_label import stability_score
 from ray_wsss.ops.resize import shrink, to_tensor
-from ray_wsss.runs.chunks import plan_chunks
 from ray_wsss.runs.prepared_images import PrepareImages
+from ray_wsss.runs.read_chunks import plan_chunks
 from ray_wsss.stages.cams import find_cams
 from ray_wsss.stages.label import LABEL_SCHEMA, SamLabeller
 from ray_wsss.stages.prompting import find_prompts

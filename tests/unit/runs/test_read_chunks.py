@@ -20,8 +20,8 @@ from ray_wsss.data.images import decode_image
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import IMAGE_SCHEMA
 from ray_wsss.errors import UserError
-from ray_wsss.runs.chunks import plan_chunks, read_chunk
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages, pack_images
+from ray_wsss.runs.read_chunks import plan_chunks, read_chunk
 
 SAM_PX = 128
 NULLABLE = pa.schema([field.with_nullable(True) for field in IMAGE_SCHEMA])
