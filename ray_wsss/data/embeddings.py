@@ -25,7 +25,8 @@ EMBEDDING_SCHEMA = pa.schema(
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("height", pa.int32()),  # pixels of the image
         pa.field("width", pa.int32()),
-        pa.field("shape", pa.list_(pa.int32(), 3)),  # D, h, w
+        # D, h, w; not a list of fixed size, in which pyarrow before 26 can't read a null.
+        pa.field("shape", pa.list_(pa.int32())),
         pa.field("embedding", pa.binary()),  # row-major: int8 if there is a scale, else fp16
         pa.field("scale", pa.list_(pa.float32())),  # int8 only, (D,): factor of each channel's values
         pa.field("error", pa.string()),  # why there is no embedding; null if there is one

@@ -115,7 +115,9 @@ class SamEncoder:
     def _uncompiled(self, inputs: Tensor, error: Exception) -> Tensor:
         """Run uncompiled from now on after an error; an error that it has too is raised."""
         embeddings = fast_forward(self.sam.image_encoder, inputs).float()
-        told = next(iter(str(error).splitlines()), "") or type(error).__name__
+        # Before the reason, torch 2.7 may write a line that says who raised it.
+        lines = str(error).removeprefix("backend='inductor' raised:\n").splitlines()
+        told = next(iter(lines), "") or type(error).__name__
         reason = f"SAM's encoder can't be compiled ({told})"
         if not self.or_eager:
             raise UserError(f"{reason}; --sam.compile off runs it uncompiled") from error

@@ -53,10 +53,27 @@ def entry(
     }
 
 
-def write_cache(folder, entries) -> None:
-    table = pa.Table.from_pylist(entries, schema=EMBEDDING_SCHEMA)
+def write_cache(folder, entries, schema: pa.Schema = EMBEDDING_SCHEMA) -> None:
+    table = pa.Table.from_pylist(entries, schema=schema)
     write_table_atomically(table, folder / "shards" / "part-000000.parquet")
     (folder / "manifest.json").write_text("{}")
+
+
+def test_no_null_is_in_a_list_of_fixed_size():
+    """No version of pyarrow before 26 can read one."""
+    nullable = [field for field in EMBEDDING_SCHEMA if field.nullable]
+    assert nullable
+    assert not [field.name for field in nullable if pa.types.is_fixed_size_list(field.type)]
+
+
+def test_shapes_of_fixed_size_are_read(tmp_path, embedding):
+    """As version 0.1 wrote them."""
+    fixed = pa.field("shape", pa.list_(pa.int32(), 3))
+    schema = EMBEDDING_SCHEMA.set(EMBEDDING_SCHEMA.get_field_index("shape"), fixed)
+    write_cache(tmp_path, [entry("good", embedding)], schema)
+    assert pq.read_schema(tmp_path / "shards" / "part-000000.parquet").equals(schema)
+    found = EmbeddingCache(tmp_path).read("good", (60, 80))
+    np.testing.assert_array_equal(found.values, embedding.astype(np.float16))
 
 
 def test_half_precision_is_numpys(embedding):

@@ -66,9 +66,9 @@ def test_output_stride(name, stride):
 @pytest.mark.parametrize("name", ["resnet50", "resnet101", "convnext_tiny", "regnety_002"])
 @pytest.mark.parametrize("stride", [8, 16])
 def test_output_stride_of_other_timm_families(name, stride):
-    with torch.device("meta"):  # shapes only
-        backbone = build_backbone(name, output_stride=stride, pretrained=False).eval()
-        features = backbone(torch.rand(2, 3, 96, 64))
+    # With values, although only shapes count: timm 1.0.24 and older can't build all of these on "meta".
+    backbone = build_backbone(name, output_stride=stride, pretrained=False).eval()
+    features = backbone(torch.rand(2, 3, 96, 64))
     assert features.shape == (2, backbone.out_channels, 96 // stride, 64 // stride)
 
 

@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from ray_wsss.ops.peaks import _find_crowded, find_peaks, keep_global_maximum
 
+LEVELS = np.array([0.0, 0.25, 0.5, 0.7, 0.75, 1.0], np.float32).tolist()
+"""Values of random maps. NumPy 1 finds 0.7 itself unequal to its float32, which hypothesis would refuse."""
+
 
 def skimage_peaks(
     cam: torch.Tensor, tau: float, min_distance_px: int, max_peaks: float = np.inf
@@ -91,7 +94,7 @@ def test_equal_to_skimage_on_plateaus(min_distance_px: int):
     cam=arrays(
         np.float32,
         st.tuples(st.integers(1, 3), st.integers(1, 14), st.integers(1, 14)),
-        elements=st.sampled_from([0.0, 0.25, 0.5, 0.7, 0.75, 1.0]),
+        elements=st.sampled_from(LEVELS),
     ),
     tau=st.sampled_from([0.0, 0.5, 0.7, 1.0]),
     min_distance_px=st.integers(1, 8),
@@ -120,7 +123,7 @@ def test_the_highest_peaks_are_skimages_highest(path, max_peaks: int, min_distan
     cam=arrays(
         np.float32,
         st.tuples(st.integers(1, 3), st.integers(1, 14), st.integers(1, 14)),
-        elements=st.sampled_from([0.0, 0.25, 0.5, 0.7, 0.75, 1.0]),
+        elements=st.sampled_from(LEVELS),
     ),
     tau=st.sampled_from([0.0, 0.5, 0.7]),
     min_distance_px=st.integers(1, 8),
