@@ -1,7 +1,7 @@
 """Prompting SAM as the released S2C code does it: one image, one class, one decoder call at a time.
 
-It uses segment_anything's own predictor, scikit-image's peaks, and NumPy for the rest. `stages.prompting` is
-compared with it in speed, and in the pseudo labels, which this code makes independently.
+It uses segment_anything's own predictor, scikit-image's peaks, and NumPy for the rest. `stages.point_prompts`
+is compared with it in speed, and in the pseudo labels, which this code makes independently.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class NaivePrompter:
     """Turns the CAMs of an image into its pseudo label.
 
     Args:
-        guess: as for `stages.prompting.find_prompts`.
+        guess: as for `stages.point_prompts.find_prompts`.
     """
 
     def __init__(self, sam: Sam, config: PromptingConfig, *, guess: bool) -> None:

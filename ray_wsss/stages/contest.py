@@ -11,7 +11,7 @@ from ray_wsss.models.sam.encoder import sam_input_hw
 from ray_wsss.ops.pseudo_label import LabelContest, stability_score
 from ray_wsss.ops.resize import slices_of
 from ray_wsss.stages.cams import PairCams
-from ray_wsss.stages.prompting import PairMasks, score_pairs, upscale_masks
+from ray_wsss.stages.point_prompts import PairMasks, score_pairs, upscale_masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Contest:
 def hold_contest(
     sam: Sam, cams: PairCams, masks: PairMasks, num_images: int, config: PromptingConfig, max_pixels: int
 ) -> Contest:
-    """The labels and masks of `prompting.aggregate`, and scores, from a few pairs at a time.
+    """The labels and masks of `point_prompts.aggregate`, and scores, from a few pairs at a time.
 
     All maps of floats together have ``max_pixels`` pixels per kind at a time, or those of one pair. What
     stays are bytes: a mask for each pair, and a label for each image.

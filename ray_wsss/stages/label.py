@@ -33,7 +33,7 @@ from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.cams import PairCams, cams_of
 from ray_wsss.stages.contest import Contest, hold_contest
 from ray_wsss.stages.embed import embeddings_of
-from ray_wsss.stages.prompting import PairMasks, decode_pairs, find_prompts
+from ray_wsss.stages.point_prompts import PairMasks, decode_pairs, find_prompts
 from ray_wsss.stages.region_prompts import decode_regions
 
 SEGMENT = pa.struct(

@@ -15,7 +15,7 @@ from ray_wsss.models.sam.decoder import decode_prompts
 from ray_wsss.models.sam.encoder import sam_input_hw
 from ray_wsss.ops.regions import box_around, peak_regions
 from ray_wsss.stages.cams import PairCams
-from ray_wsss.stages.prompting import PairMasks, choose_masks
+from ray_wsss.stages.point_prompts import PairMasks, choose_masks
 
 _SURE = 10.0
 """Logit of a mask prompt inside the mask, and minus the logit outside: SAM's mask prompts are logits."""
@@ -29,7 +29,7 @@ def decode_regions(
     config: LabelConfig,
     batch_size: int,
 ) -> list[PairMasks]:
-    """SAM's mask of every pair, like `prompting.decode_pairs`, but prompted with boxes or masks.
+    """SAM's mask of every pair, like `point_prompts.decode_pairs`, but prompted with boxes or masks.
 
     `LabelConfig.prompts` names the kind of prompt. If a pair has several boxes, its mask has the highest
     logit of their masks at each pixel, and the mean of their predicted IoUs.

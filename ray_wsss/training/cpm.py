@@ -2,7 +2,7 @@
 
 The host never waits for a GPU in this module: tensor shapes follow from the batch's plan, or are upper
 bounds. Prompt sets are therefore padded to `MAX_PEAKS` points; labelling, instead, batches prompt sets of
-equal length (`stages.prompting`).
+equal length (`stages.point_prompts`).
 """
 
 from dataclasses import dataclass
@@ -19,13 +19,14 @@ from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
 from ray_wsss.models.sam.encoder import SamEncoder, sam_input_hw
 from ray_wsss.ops.cam import make_cam
+from ray_wsss.ops.cpm_loss import cpm_loss
 from ray_wsss.ops.device import mixed_precision, upload
 from ray_wsss.ops.geometry import Geometry
-from ray_wsss.ops.losses import IGNORE_LABEL, cpm_loss
-from ray_wsss.ops.prompts import pad_points, points_to_sam_frame
+from ray_wsss.ops.losses import IGNORE_LABEL
+from ray_wsss.ops.prompt_batches import pad_points, points_to_sam_frame
 from ray_wsss.stages.cams import PairCams, find_cams
 from ray_wsss.stages.embed import restore_embedding
-from ray_wsss.stages.prompting import NO_MASK, choose_masks, compete, find_peak_mask
+from ray_wsss.stages.point_prompts import NO_MASK, choose_masks, compete, find_peak_mask
 from ray_wsss.training.host_plan import HostPlan, make_plan
 from ray_wsss.training.loop import Batch, share_of
 

@@ -26,8 +26,8 @@ from ray_wsss.ops.resize import resize_map, shrink
 from ray_wsss.runs.read_chunks import IMAGE_COLUMNS
 from ray_wsss.stages.cams import cams_of
 from ray_wsss.stages.evaluate import CamEvaluator, SegmenterEvaluator
+from ray_wsss.stages.point_prompts import aggregate, decode_pairs, find_prompts
 from ray_wsss.stages.predict import Predictor
-from ray_wsss.stages.prompting import aggregate, decode_pairs, find_prompts
 from ray_wsss.training.cpm import Cpm
 from ray_wsss.training.loop import Session
 

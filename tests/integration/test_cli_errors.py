@@ -87,7 +87,9 @@ def test_out_is_a_data_set(refuse: Refuse, source: tuple[Path, Path], dataset: P
         ["ingest", "coco", "--images", images, "--annotations", annotations, "--out", dataset],
         "is already a data set",
     )
-    refuse(["train-classifier", "--dataset", dataset, "--out", dataset, *TRAIN], "is not an output of ray-wsss")
+    refuse(
+        ["train-classifier", "--dataset", dataset, "--out", dataset, *TRAIN], "is not an output of ray-wsss"
+    )
 
 
 def test_out_holds_something_else(refuse: Refuse, dataset: Path, classifier: Path, tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def decode_prompts(
     """Decode the masks of N prompt sets, each on its own image embedding.
 
     Padding sets of different lengths with label -1 would change the masks. So callers either batch sets of
-    equal length (`ops.prompts.bucket_by_count`), or mark in ``valid`` the points that only fill up a set.
+    equal length (`ops.prompt_batches.bucket_by_count`), or mark in ``valid`` the points that only fill a set
+    up.
 
     Args:
         embeddings: (N, D, h, w) image embeddings, one per prompt set.

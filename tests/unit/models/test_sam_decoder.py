@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
 from ray_wsss.models.sam.encoder import SamEncoder, prepare_images, sam_input_hw
 from ray_wsss.models.sam.tiny import build_tiny_sam
-from ray_wsss.ops.prompts import points_to_sam_frame
+from ray_wsss.ops.prompt_batches import points_to_sam_frame
 
 SIZES_HW = [(60, 100), (128, 128), (150, 90), (41, 37), (300, 210)]
 

@@ -14,7 +14,7 @@ from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages
 from ray_wsss.stages.cams import PairCams, cams_of
 from ray_wsss.stages.contest import hold_contest
 from ray_wsss.stages.label import SamLabeller
-from ray_wsss.stages.prompting import PairMasks, aggregate, find_prompts, upscale_masks
+from ray_wsss.stages.point_prompts import PairMasks, aggregate, find_prompts, upscale_masks
 
 HW = (40, 56)
 SAM = SamConfig(name="tiny", precision="fp32")

@@ -26,7 +26,7 @@ from ray_wsss.runs.prepared_images import PrepareImages
 from ray_wsss.runs.read_chunks import plan_chunks
 from ray_wsss.stages.cams import find_cams
 from ray_wsss.stages.label import LABEL_SCHEMA, SamLabeller
-from ray_wsss.stages.prompting import find_prompts
+from ray_wsss.stages.point_prompts import find_prompts
 
 CONFIG = LabelConfig(tau=0.3, min_distance_px=4, scales=(1.0,), max_side_px=100)
 LARGE_HW = (150, 200)

@@ -18,7 +18,7 @@ from ray_wsss.models.sam.encoder import SamEncoder, sam_input_hw
 from ray_wsss.ops.geometry import Geometry
 from ray_wsss.ops.pseudo_label import confidence_map, mask_scores
 from ray_wsss.stages.cams import find_cams
-from ray_wsss.stages.prompting import compete, decode_sets, find_prompts
+from ray_wsss.stages.point_prompts import compete, decode_sets, find_prompts
 from ray_wsss.training.cpm import Cpm, crop_to_frame, masks_to_crop
 from ray_wsss.training.crops import TrainingCrops
 from ray_wsss.training.host_plan import collate, make_plan, pack_geometry, unpack_geometry

@@ -28,7 +28,7 @@ from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.ops.ssc import ssc_loss
 from ray_wsss.stages.cams import find_cams
 from ray_wsss.stages.evaluate import CamEvaluator
-from ray_wsss.stages.prompting import find_prompts
+from ray_wsss.stages.point_prompts import find_prompts
 from ray_wsss.training.classifier import ClassifierStep
 from ray_wsss.training.cpm import Cpm
 from ray_wsss.training.crops import TrainingCrops

@@ -16,7 +16,7 @@ from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.ops.resize import to_tensor
 from ray_wsss.stages.cams import find_cams
-from ray_wsss.stages.prompting import aggregate, decode_pairs, find_prompts
+from ray_wsss.stages.point_prompts import aggregate, decode_pairs, find_prompts
 
 HW = (64, 88)
 PRESENT = [(0, 0), (0, 2), (2, 1), (3, 0), (3, 1), (3, 2)]  # (image, class); image 1 has none

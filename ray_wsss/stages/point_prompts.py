@@ -17,7 +17,7 @@ from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
 from ray_wsss.models.sam.encoder import sam_input_hw
 from ray_wsss.ops.device import upload
 from ray_wsss.ops.peaks import find_peaks, keep_global_maximum
-from ray_wsss.ops.prompts import bucket_by_count, points_to_sam_frame
+from ray_wsss.ops.prompt_batches import bucket_by_count, points_to_sam_frame
 from ray_wsss.ops.pseudo_label import assign_labels, confidence_map, mask_scores
 from ray_wsss.ops.resize import resize_maps, slices_of
 from ray_wsss.stages.cams import PairCams

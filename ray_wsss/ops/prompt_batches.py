@@ -1,4 +1,4 @@
-"""Point prompts for SAM, batched over images and classes."""
+"""Batches of point prompts in SAM's frame, from the peaks of many images and classes."""
 
 from dataclasses import dataclass
 

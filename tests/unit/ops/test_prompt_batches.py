@@ -4,7 +4,7 @@ import pytest
 import torch
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from ray_wsss.ops.prompts import bucket_by_count, pad_points, points_to_sam_frame
+from ray_wsss.ops.prompt_batches import bucket_by_count, pad_points, points_to_sam_frame
 
 
 def slow_prompt_sets(peak_mask: torch.Tensor) -> dict[int, list[tuple[int, int, list[list[int]]]]]:
