@@ -70,7 +70,7 @@ def _describe(error: Exception) -> str:
 
 
 def _reader_has_gone() -> bool:
-    """Whether standard output is a pipe without a reader; a network connection may be broken as well."""
+    """True if standard output is a pipe without a reader; a broken connection raises the same error."""
     try:
         descriptor = sys.stdout.fileno()
     except OSError:  # not a file: captured by a test or a notebook

@@ -89,7 +89,7 @@ class LabelBenchmark:
         )
 
     def _compare(self, outputs: Sequence[str]) -> dict[str, Any]:
-        """Whether all label maps are equal, and the numbers of pixels and images that differ."""
+        """Compare label maps: equality, and the numbers of pixels and images that differ."""
         readers = [ShardReader(self.work / name) for name in outputs]
         differing_images = differing = pixels = 0
         for i, image_id in enumerate(readers[0].image_ids):

@@ -48,11 +48,11 @@ class SamBenchmark:
     work: Path
     """Folder for inputs and results."""
     compile: bool
-    """Whether to measure our encoder compiled as well."""
+    """Measure our encoder compiled as well."""
     ray: bool
-    """Whether to measure the embed command on Ray as well."""
+    """Measure the embed command on Ray as well."""
     profile: bool
-    """Whether to list the operations that take the most time."""
+    """List the operations that take the most time."""
 
     @torch.no_grad()
     def run(self) -> dict[str, Any]:

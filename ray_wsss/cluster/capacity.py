@@ -9,6 +9,9 @@ import ray
 from ray_wsss.config.resources import Share, counted, describe_resources
 from ray_wsss.errors import UserError
 
+ACCELERATOR = "accelerator_type:"
+"""Start of the name of the resource by which Ray marks the type of a node's GPUs."""
+
 
 def check_resources(*, count: int, share: Share, what: str, spare_cpus: float = 0) -> None:
     """Raise UserError if the cluster has no room for some processes; Ray would wait for ever.
@@ -46,8 +49,9 @@ def live_nodes() -> list[dict[str, float]]:
 def describe_cluster() -> dict[str, Any]:
     """Numbers of nodes, CPUs and GPUs, and types of accelerator, of the cluster, for the record of a run."""
     nodes = live_nodes()
-    prefix = "accelerator_type:"
-    kinds = {name.removeprefix(prefix) for node in nodes for name in node if name.startswith(prefix)}
+    kinds = {
+        name.removeprefix(ACCELERATOR) for node in nodes for name in node if name.startswith(ACCELERATOR)
+    }
     sums = {kind.lower() + "s": sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
     return {"nodes": len(nodes), **sums, "accelerators": sorted(kinds)}
 

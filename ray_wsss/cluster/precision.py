@@ -6,7 +6,7 @@ from pathlib import Path
 import ray
 import torch
 
-from ray_wsss.cluster.capacity import check_resources, live_nodes, room_on
+from ray_wsss.cluster.capacity import ACCELERATOR, check_resources, live_nodes, room_on
 from ray_wsss.cluster.connect import ray_session
 from ray_wsss.config import EncoderPrecision, Recipe
 from ray_wsss.config.resources import Cluster, Resources, Share, Workers
@@ -78,7 +78,7 @@ def ask_gpus(share: Share) -> list[Capability]:
     check_resources(count=1, share=share, what="a process with SAM")
     nodes = [node for node in live_nodes() if room_on(node, share)]
     # Ray names the type of a node's GPUs as a resource; nodes without that name count as one type.
-    kinds = {next((name for name in node if name.startswith("accelerator_type:")), None) for node in nodes}
+    kinds = {next((name for name in node if name.startswith(ACCELERATOR)), None) for node in nodes}
     asked = [
         ray.remote(_capability)
         .options(num_cpus=0, num_gpus=_SLIVER, resources={kind: 0.001} if kind else None)

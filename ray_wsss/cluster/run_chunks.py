@@ -61,14 +61,14 @@ class RunOptions(TypedDict):
     resources: Resources
     cluster: Cluster
     overwrite: NotRequired[bool | None]
-    """As for `runs.manifest.Output.begin`."""
+    """Make the output again; see `runs.manifest.Output.begin`."""
     limit: NotRequired[ErrorLimit]
     """How many images may fail; the default `ErrorLimit` without it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoneBlock:
-    """What the driver learns about a block; an actor has written the results."""
+    """Counts and failures of a block, for the driver; an actor has written the results."""
 
     tally: Tally
     failed: Failures = field(default_factory=Failures)

@@ -104,7 +104,7 @@ class ExportVoc(_SplitExport):
     """Pascal VOC: JPEGImages, SegmentationClass, SegmentationObject, ImageSets, labelmap.txt."""
 
     instances: InstancesBy = "components"
-    """What counts as an object: each connected component, or all pixels of a class in an image."""
+    """Objects: connected components, or all pixels of a class in an image as one."""
     boundary_px: int = 0
     """Width of the band on either side of an outline that becomes 255 (ignore), in pixels, 0 or more."""
     format_name: ClassVar[str] = "voc"
@@ -126,7 +126,7 @@ class ExportCoco(_SplitExport):
     """COCO: an instances JSON with masks as RLE, scores and points."""
 
     instances: InstancesBy = "components"
-    """What counts as an instance: each connected component, or all pixels of a class in an image."""
+    """Instances: connected components, or all pixels of a class in an image as one."""
     polygons: bool = False
     """Write polygons instead of RLE; a cut joins each hole to its outline."""
     format_name: ClassVar[str] = "coco"
@@ -159,7 +159,7 @@ class ExportLabelStudio(_Export):
     """Label Studio: tasks with brush predictions to correct, and the labelling interface for them."""
 
     instances: InstancesBy = "components"
-    """What counts as a region: each connected component, or all pixels of a class in an image."""
+    """Regions: connected components, or all pixels of a class in an image as one."""
     url_prefix: str = "/data/local-files/?d="
     """Start of an image's address in a task, before images/NAME.jpg.
     The default is for local storage with --out as its root."""

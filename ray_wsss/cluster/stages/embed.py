@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Unpack
 
-from ray_wsss.cluster.precision import settle_precision
 from ray_wsss.cluster.run_chunks import RunOptions, run_chunks
-from ray_wsss.cluster.stages.sam import sam_stage
+from ray_wsss.cluster.stages.sam import sam_stage, settle_stage
 from ray_wsss.config import Recipe
 from ray_wsss.runs.dependencies import dataset_settings, sam_settings, settings_of
 from ray_wsss.runs.manifest import Output
@@ -26,14 +25,7 @@ def run_embed(
         UserError: as `run_chunks`.
     """
     resources = run["resources"]
-    recipe = settle_precision(
-        recipe,
-        out,
-        "embed",
-        processes=run["resources"],
-        cluster=run["cluster"],
-        overwrite=run.get("overwrite"),
-    )
+    recipe = settle_stage(recipe, out, "embed", run)
     depends_on = settings_of(recipe, "embed") | sam_settings(recipe, resources.device)
     depends_on |= dataset_settings(dataset)
     stage = sam_stage(SamEmbedder, recipe, dataset=dataset, resources=resources, config=recipe.embed)

@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from ray_wsss.cluster.precision import settle_precision
 from ray_wsss.cluster.run_chunks import RunOptions, run_chunks
-from ray_wsss.cluster.stages.sam import sam_stage
+from ray_wsss.cluster.stages.sam import sam_stage, settle_stage
 from ray_wsss.config import Recipe
 from ray_wsss.runs.classifier_side import warn_of_large_views, with_classifier_side
 from ray_wsss.runs.dependencies import (
@@ -46,15 +45,7 @@ def run_label(
     """
     check_classes(dataset, classifier, "classifier")
     device = run["resources"].device
-    recipe = settle_precision(
-        recipe,
-        out,
-        "label",
-        processes=run["resources"],
-        cluster=run["cluster"],
-        overwrite=run.get("overwrite"),
-        encodes=embeddings is None,
-    )
+    recipe = settle_stage(recipe, out, "label", run, encodes=embeddings is None)
     recipe = replace(recipe, label=with_classifier_side(recipe.label, classifier))
     warn_of_large_views(recipe.label, classifier)
     encoder = device if embeddings is None else None

@@ -3,12 +3,26 @@
 from pathlib import Path
 from typing import Any
 
-from ray_wsss.cluster.run_chunks import Stage
+from ray_wsss.cluster.precision import settle_precision
+from ray_wsss.cluster.run_chunks import RunOptions, Stage
 from ray_wsss.config import Recipe
 from ray_wsss.config.resources import Resources
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.models.sam.build import sam_side_px
 from ray_wsss.runs.prepared_images import PrepareImages
+
+
+def settle_stage(recipe: Recipe, out: Path, stage: str, run: RunOptions, *, encodes: bool = True) -> Recipe:
+    """`cluster.precision.settle_precision` with the actors, cluster and overwrite of ``run``."""
+    return settle_precision(
+        recipe,
+        out,
+        stage,
+        processes=run["resources"],
+        cluster=run["cluster"],
+        overwrite=run.get("overwrite"),
+        encodes=encodes,
+    )
 
 
 def sam_stage(

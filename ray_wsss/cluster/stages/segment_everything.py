@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Unpack
 
-from ray_wsss.cluster.precision import settle_precision
 from ray_wsss.cluster.run_chunks import RunOptions, run_chunks
-from ray_wsss.cluster.stages.sam import sam_stage
+from ray_wsss.cluster.stages.sam import sam_stage, settle_stage
 from ray_wsss.config import Recipe
 from ray_wsss.runs.dependencies import cache_settings, dataset_settings, sam_settings, settings_of
 from ray_wsss.runs.manifest import Output
@@ -30,15 +29,7 @@ def run_segment_everything(
         UserError: the embeddings come from another SAM or lack images, or as `run_chunks`.
     """
     resources = run["resources"]
-    recipe = settle_precision(
-        recipe,
-        out,
-        "segment-everything",
-        processes=run["resources"],
-        cluster=run["cluster"],
-        overwrite=run.get("overwrite"),
-        encodes=embeddings is None,
-    )
+    recipe = settle_stage(recipe, out, "segment-everything", run, encodes=embeddings is None)
     encoder = resources.device if embeddings is None else None
     depends_on = settings_of(recipe, "segments") | sam_settings(recipe, encoder) | dataset_settings(dataset)
     depends_on |= cache_settings(embeddings, recipe, dataset)

@@ -29,7 +29,7 @@ class WorkersNote:
     """Id of the workers' placement group."""
 
     def driver_is_gone(self) -> bool:
-        """Whether the trial's driver has ended, so that nothing can start new workers."""
+        """True once the trial's driver has ended, so that nothing can start new workers."""
         try:
             ray.get_actor(self.driver)
         except ValueError:
