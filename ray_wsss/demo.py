@@ -128,8 +128,8 @@ def make_scenes(
         if (out / name / "metadata.json").exists():
             continue
         images, annotations = write_scene_coco(out / "coco", name, seeds)
-        class_names, rows = read_coco(images, annotations)
-        run_ingest(class_names, rows, source="coco", out=out / name, max_errors=0, cluster=cluster)
+        source = read_coco(images, annotations)
+        run_ingest(source, out=out / name, max_errors=0, cluster=cluster)
 
 
 def _evaluate(out: Path, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
