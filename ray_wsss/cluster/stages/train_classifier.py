@@ -61,6 +61,7 @@ def run_train_classifier(
     if output.begin(overwrite=overwrite) == "finished":
         output.log_finished(overwrite)
         return
+    warn_of_near_duplicates(validation, dataset)
 
     source = dataset.absolute()
     views = {"segments": segments, "embeddings": embeddings, "validation": validation}
