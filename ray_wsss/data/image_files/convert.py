@@ -50,6 +50,8 @@ def convert_image(data: bytes, config: DecodeConfig) -> ConvertedImage:
     remarks = [("first of several pages or frames", f"1 of {pages}")] if pages > 1 else []
     if samples is None:
         return ConvertedImage(data=data, remarks=remarks)
+    if samples.lost_bits and config.intensity != "full":
+        remarks.append(("16 bits read as 8", "pip install -e '.[deep]' reads them, for --intensity"))
     values, chosen = _choose_channels(samples, config.channels)
     ends, stretched = _find_ends(values, config, shared=samples.is_colour)
     remarks += [*chosen, *stretched]

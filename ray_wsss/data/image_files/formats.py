@@ -32,7 +32,7 @@ _TESTS: dict[str, Callable[[bytes], bool]] = {
     "WEBP": lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP",
     "BMP": lambda head: head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADER_BYTES,
     "GIF": lambda head: head.startswith((b"GIF87a", b"GIF89a")),
-    "PPM": lambda head: head[:1] == b"P" and head[1:2] in b"123456fF" and head[2:3] in b"\n\r\t ",
+    "PPM": lambda head: head[:1] == b"P" and head[1:2] in b"123456fF" and head[2:3].isspace(),
     "JPEG2000": lambda head: head.startswith((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")),
     "AVIF": lambda head: head[4:8] == b"ftyp" and b"avi" in (head[8:11], head[16:19], head[20:23]),
     "HEIF": lambda head: head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS,

@@ -1,7 +1,7 @@
 """Values of images that have more than 8 bits a channel, or other channels than red, green, blue and alpha.
 
 Pillow reduces 16-bit colour to 8 bits, and reads no TIFF of two or of many channels. Those are read with
-torchvision and tifffile, which are imported when such a file is met.
+tifffile and imagecodecs, which are imported when such a file is met.
 """
 
 import logging
@@ -15,7 +15,7 @@ from PIL import Image
 
 from ray_wsss.data.image_files.formats import find_format
 from ray_wsss.data.image_files.opening import DECODER_ERRORS, ImageError, check_size, load_image, open_image
-from ray_wsss.data.images import apply_orientation
+from ray_wsss.data.images import apply_orientation, decode_image
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
@@ -40,6 +40,8 @@ class Samples:
     """(H, W) opacity in [0, 1]."""
     is_plain: bool = True
     """Whether `decode_image` reads the file too, and keeps the high bytes of its values."""
+    lost_bits: bool = False
+    """Whether the file has 16 bits, but only 8 can be read without the package imagecodecs."""
     pages: int = 1
     """Pages of the file; the values are those of the first."""
 
@@ -78,21 +80,20 @@ def _read_deep_png(data: bytes) -> Samples | None:
     image = load_image(data)  # raises ImageError for what is damaged
     if "transparency" in image.info:
         return None  # a transparent colour, which Pillow knows how to treat
-    import torch
-    from torchvision.io import ImageReadMode, decode_png
-
     try:
-        values = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    except RuntimeError as error:
-        raise ImageError(f"corrupt PNG ({str(error).splitlines()[0]})") from error
-    channels = values.shape[0]
-    return _split_alpha(
-        values.permute(1, 2, 0).numpy(), has_alpha=channels in (2, 4), is_colour=channels >= 3
-    )
+        from imagecodecs import png_decode
+    except ImportError:
+        return Samples(values=decode_image(data), lost_bits=True)
+    try:
+        values = np.asarray(png_decode(data))
+    except DECODER_ERRORS as error:
+        raise ImageError(f"corrupt PNG ({error})") from error
+    channels = values.shape[2]
+    return _split_alpha(values, has_alpha=channels in (2, 4), is_colour=channels >= 3)
 
 
 def _read_tiff(data: bytes, all_channels: bool) -> Samples | None:
-    """Values of the first page; None if Pillow reads all of it, or tifffile can't parse the file."""
+    """Values of the first page; None if Pillow reads all of it."""
     import tifffile
 
     # It logs what it finds wrong; here that is the reason of an error, or doesn't matter.
@@ -111,17 +112,22 @@ def _read_tiff(data: bytes, all_channels: bool) -> Samples | None:
     except ImageError:
         raise
     except (*DECODER_ERRORS, tifffile.TiffFileError) as error:
-        return _why_not(data, error)
+        return _read_without(data, error, all_channels)
 
 
-def _why_not(data: bytes, error: Exception) -> None:
-    """None if Pillow can read the file, though with 8 bits. Raises ImageError if it can't."""
+def _read_without(data: bytes, error: Exception, all_channels: bool) -> Samples | None:
+    """What Pillow reads of a TIFF that tifffile could not. Raises ImageError if that is nothing."""
+    lacks_package = "imagecodecs" in str(error)
     try:
-        load_image(data)
+        if not (lacks_package and all_channels):
+            image = load_image(data)
+            return (
+                None if is_deep_grey(image) else Samples(values=decode_image(data), lost_bits=lacks_package)
+            )
     except ImageError as problem:
-        if "imagecodecs" in str(error):
-            raise ImageError("TIFF of a rarer compression; pip install -e '.[tiff]' reads it") from error
-        raise problem from error
+        if not lacks_package:
+            raise problem from error
+    raise ImageError("TIFF of a rarer compression; pip install -e '.[deep]' reads it") from error
 
 
 def _channels_in_pages(file: "TiffFile") -> int:
