@@ -161,8 +161,9 @@ def _scale(values: NDArray[Any], ends: NDArray[np.float64] | None) -> NDArray[np
     scaled = np.empty(values.shape, np.uint8)
     for k in range(values.shape[2]):  # one at a time: floats of all channels would take much memory
         span = max(high[k] - low[k], np.finfo(np.float32).tiny)
-        bright = (values[..., k].astype(np.float64) - low[k]) * (255 / span)
-        scaled[..., k] = np.rint(np.nan_to_num(np.clip(bright, 0, 255)))
+        with np.errstate(over="ignore", invalid="ignore"):  # by values that are infinite, or nearly
+            bright = np.clip((values[..., k].astype(np.float64) - low[k]) * (255 / span), 0, 255)
+        scaled[..., k] = np.rint(np.nan_to_num(bright))
     return scaled
 
 

@@ -5,7 +5,7 @@ tifffile and imagecodecs, which are imported when such a file is met.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -102,13 +102,15 @@ def _read_tiff(data: bytes, all_channels: bool) -> Samples | None:
         with tifffile.TiffFile(BytesIO(data)) as file:
             page = file.pages.first
             stack = _channels_in_pages(file)
-            if not _is_needed(page, stack > 1, all_channels):
+            for_pillow = _opens_in_pillow(data)
+            if not _is_needed(page, stack > 1 or not for_pillow, all_channels):
                 return None
             _check(page, stack, len(data))
             values = file.series[0].asarray() if stack > 1 else page.asarray()
             axes = "SYX" if stack > 1 else page.axes
             pages = len(file.pages) // stack
-            return _arrange(values, axes, page, pages, all_channels)
+            found = _arrange(values, axes, page, pages, all_channels)
+            return replace(found, is_plain=found.is_plain and for_pillow)
     except ImageError:
         raise
     except (*DECODER_ERRORS, tifffile.TiffFileError) as error:
@@ -138,12 +140,21 @@ def _channels_in_pages(file: "TiffFile") -> int:
     return int(first.shape[0]) if first.axes == "CYX" else 1
 
 
-def _is_needed(page: "TiffPage", is_stack: bool, all_channels: bool) -> bool:
+def _opens_in_pillow(data: bytes) -> bool:
+    try:
+        open_image(data)
+    except ImageError:
+        return False
+    return True
+
+
+def _is_needed(page: "TiffPage", by_tifffile_alone: bool, all_channels: bool) -> bool:
+    """Whether Pillow wouldn't read all of a page whose kind of pixels is read here."""
     if page.photometric not in (_GREY_WHITE, _GREY, _RGB) or page.dtype is None:
         return False
     colours = page.samplesperpixel - bool(_alpha_of(page))
     few = colours in (1, 3) and not (all_channels and page.samplesperpixel > 1)
-    return page.dtype.itemsize > 1 or page.dtype.kind == "i" or is_stack or not few
+    return page.dtype.itemsize > 1 or page.dtype.kind == "i" or by_tifffile_alone or not few
 
 
 def _alpha_of(page: "TiffPage") -> bool:
@@ -174,12 +185,14 @@ def _arrange(values: NDArray[Any], axes: str, page: "TiffPage", pages: int, all_
     if orientation in range(2, 9):
         values = apply_orientation(values, orientation)
     has_alpha = _alpha_of(page)
-    by_pillow = (3,) if page.photometric == _RGB else (1,)
+    colours = 3 if page.photometric == _RGB else 1
+    # Pillow reads 16-bit colour whose channels are stored one after the other as if they weren't.
+    is_plain = values.dtype == np.uint16 and not inverted and axes != "SYX"
     return _split_alpha(
         values,
         has_alpha=has_alpha and not all_channels,
         is_colour=page.photometric == _RGB,
-        is_plain=values.dtype == np.uint16 and not inverted and values.shape[2] - has_alpha in by_pillow,
+        is_plain=is_plain and values.shape[2] - has_alpha == colours,
         pages=pages,
     )
 
