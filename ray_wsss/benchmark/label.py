@@ -111,7 +111,9 @@ class LabelBenchmark:
 
 
 def _engine(label: Any, sam: Any, classifier: Path, device: str) -> Work:
-    prepare = PrepareImages(max_side_px=label.max_side_px, sam_side_px=sam_side_px(sam))
+    prepare = PrepareImages(
+        max_side_px=label.max_side_px, sam_side_px=sam_side_px(sam), tile_px=label.tile_px
+    )
     labeller = SamLabeller(label, sam, classifier, device)
 
     def work(chunk: Chunk) -> tuple[pa.Table, Tally]:

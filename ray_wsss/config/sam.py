@@ -8,6 +8,8 @@ from ray_wsss.config.checks import check, check_choices
 
 SamName = Literal["tiny", "vit_b", "vit_l", "vit_h"]
 EncoderPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
+LEAST_TILE_PX = 64
+"""Smallest side of a tile, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +115,13 @@ class LabelConfig(PromptingConfig):
     """Longest side at which the classifier sees an image, in pixels, at least 32; scales multiply it.
     Larger images are scaled down for it alone; CAMs, SAM and masks keep the size of max_side_px.
     None: the largest long side that the classifier was trained with."""
+    tile_px: int | None = None
+    """Side of the tiles in which larger images are labelled, in pixels: a multiple of 4, at least 64.
+    No image is scaled down then. Choose about the size of the images that the classifier was trained with.
+    None: no tiles. The CAMs of evaluate are made without tiles."""
+    tile_overlap: int | None = None
+    """Pixels that neighbouring tiles share, from 8 to half of tile_px. None: an eighth of tile_px.
+    Objects larger than this are labelled whole too: their masks are carried from tile to tile."""
     batch_size: int = 32
     """Images whose prompt sets are decoded together, at least 1; their CAMs share the memory."""
     cam_batch_size: int = 8
@@ -127,6 +136,25 @@ class LabelConfig(PromptingConfig):
         check(self, lambda v: v >= 32, "max_side_px", "at least 32 pixels")
         check(self, lambda v: v is None or v >= 32, "classifier_side_px", "at least 32 pixels, or None")
         check(self, lambda v: v >= 1, "batch_size cam_batch_size", "at least 1 image")
+        self._check_tiles()
+
+    def _check_tiles(self) -> None:
+        least, most = LEAST_TILE_PX, self.max_side_px
+        sides = f"a multiple of 4 from {least} to {most} (label.max_side_px), or None"
+        check(self, lambda v: v is None or (least <= v <= most and v % 4 == 0), "tile_px", sides)
+        if self.tile_px is None:
+            check(self, lambda v: v is None, "tile_overlap", "None without label.tile_px")
+        else:
+            half = self.tile_px // 2
+            pixels = f"8 to {half} pixels (half of label.tile_px), or None"
+            check(self, lambda v: v is None or 8 <= v <= half, "tile_overlap", pixels)
+
+    @property
+    def tile_overlap_px(self) -> int:
+        """Pixels that neighbouring tiles share; 0 without tiles."""
+        if self.tile_px is None:
+            return 0
+        return self.tile_px // 8 if self.tile_overlap is None else self.tile_overlap
 
     @property
     def max_map_pixels(self) -> int:

@@ -105,7 +105,11 @@ class LabelContest:
         self.labels: UInt8[Tensor, "B H W"] = torch.zeros_like(self._best, dtype=torch.uint8)
 
     def add(
-        self, scores: Float[Tensor, "N H W"], image_index: Int[Tensor, " N"], class_index: Int[Tensor, " N"]
+        self,
+        scores: Float[Tensor, "N H W"],
+        image_index: Int[Tensor, " N"],
+        class_index: Int[Tensor, " N"],
+        at: tuple[slice, slice] = (slice(None), slice(None)),
     ) -> None:
         """Let masks compete with each other and with the earlier ones.
 
@@ -115,6 +119,7 @@ class LabelContest:
         Args:
             scores: from `mask_scores`.
             image_index, class_index: as for `assign_labels`.
+            at: rows and columns of the images that the scores cover; without it, all.
 
         Raises:
             ValueError: a class does not fit into a byte, or an index is out of range.
@@ -123,10 +128,10 @@ class LabelContest:
         _check_indices(images, classes, len(self._best))
         # Ascending classes and a strict comparison: a tie stays with the lower class.
         for n in sorted(range(len(classes)), key=classes.__getitem__):
-            best = self._best[images[n]]
+            best = self._best[images[n]][at]
             better = scores[n] > best
-            self._best[images[n]] = torch.where(better, scores[n], best)
-            self.labels[images[n]].masked_fill_(better, classes[n] + 1)
+            best.copy_(torch.where(better, scores[n], best))
+            self.labels[images[n]][at].masked_fill_(better, classes[n] + 1)
 
 
 def _check_indices(images: Sequence[int], classes: Sequence[int], num_images: int) -> None:

@@ -19,12 +19,14 @@ from ray_wsss.data.reader import ShardReader
 from ray_wsss.export.source import PredictionSource
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.resize import group_by_size, shrink
+from ray_wsss.ops.tiles import needs_tiles
 from ray_wsss.report.gallery import GalleryImage, MaskOfClass
 from ray_wsss.report.survey import SurveyedImage, confusion_of, mean_iou
 from ray_wsss.runs.classifier_side import with_classifier_side
 from ray_wsss.stages.cams import cams_of
 from ray_wsss.stages.label import score_of
 from ray_wsss.stages.predict import Predictor
+from ray_wsss.stages.tiles.cams import tiled_cams
 
 _BATCH = 16
 """Images in memory at a time."""
@@ -134,6 +136,12 @@ class GallerySource:
     def _add_cams(self, images: Sequence[GalleryImage]) -> None:
         if self.classifier is None:
             return
+        for image in images:
+            if image.image_labels and self._is_large(image):
+                image.cam = tiled_cams(
+                    self.classifier, image.pixels, image.image_labels, self.config
+                ).highest()
+        images = [image for image in images if not self._is_large(image)]
         seen = [shrink(image.pixels, self.config.max_side_px) for image in images]
         for members in group_by_size(seen, self.config.cam_batch_size, self.config.max_batch_pixels):
             cams = cams_of(
@@ -145,6 +153,9 @@ class GallerySource:
             for k, at in enumerate(members):
                 own = cams.cam[cams.image_index == k]
                 images[at].cam = own.amax(0).numpy() if len(own) else None
+
+    def _is_large(self, image: GalleryImage) -> bool:
+        return needs_tiles((image.pixels.shape[0], image.pixels.shape[1]), self.config.tile_px)
 
     def _add_predictions(self, images: Sequence[GalleryImage]) -> None:
         if self.predictions is not None:

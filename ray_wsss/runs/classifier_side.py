@@ -53,7 +53,7 @@ def warn_of_large_views(config: LabelConfig, classifier: Path) -> None:
     trained = trained_side_px(classifier)
     if trained is None:
         return
-    side = min(config.classifier_side_px or trained, config.max_side_px)
+    side = min(config.classifier_side_px or trained, config.tile_px or config.max_side_px)
     largest = max(config.scales)
     if side > _FAR * trained:
         _warn_once(

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from ray_wsss.data.embeddings import open_embeddings
-from ray_wsss.data.images import decode_image
+from ray_wsss.data.images import decode_image, probe_image
 from ray_wsss.ops.resize import shrink
+from ray_wsss.ops.tiles import needs_tiles
 from ray_wsss.runs.failures import fault_of, reason_of
 from ray_wsss.runs.read_chunks import IMAGE_COLUMNS, Chunk, read_chunk
 
@@ -35,6 +36,11 @@ class PreparedImage:
     """(D, h, w) SAM embedding, as `data.embeddings` stores it; None without stored embeddings."""
     embedding_scale: NDArray[np.float32] | None = None
     """(D,) scale of each channel of an int8 embedding, else None."""
+    encoded: bytes | None = None
+    """File of an image that is labelled in tiles, else None. The actor decodes it (`decode`), one at a time:
+    a chunk of such images, decoded, would not fit into memory."""
+    orientation: int = 1
+    """EXIF orientation to decode ``encoded`` with."""
     error: str | None = None
     """Reason why the image could not be prepared; None if it could."""
 
@@ -45,6 +51,13 @@ class PreparedImage:
         assert pixels is not None
         return pixels
 
+    def decode(self) -> NDArray[np.uint8]:
+        """Pixels (H, W, 3) of an image that is labelled in tiles. Raises ValueError as `decode_image`."""
+        if self.encoded is None:
+            assert self.pixels is not None
+            return self.pixels
+        return decode_image(self.encoded, self.orientation)
+
 
 class PrepareImages:
     """Decodes the images of a chunk and resizes them to the sizes that the networks take.
@@ -52,6 +65,8 @@ class PrepareImages:
     Args:
         max_side_px: longest side of ``PreparedImage.pixels``; None for stages that run SAM only.
         sam_side_px: long side of SAM's input, in pixels.
+        tile_px: side of the tiles in which larger images are labelled; they are neither shrunk nor decoded.
+            None: no tiles.
         embeddings: folder of SAM's embeddings, which are read instead of making SAM's input.
         resize: True resizes every image to SAM's input size. False only shrinks larger images, so that
             fewer bytes are sent; the encoder's device enlarges the others.
@@ -62,10 +77,11 @@ class PrepareImages:
         *,
         max_side_px: int | None = None,
         sam_side_px: int,
+        tile_px: int | None = None,
         embeddings: Path | None = None,
         resize: bool = True,
     ) -> None:
-        self.max_side_px, self.resize_all = max_side_px, resize
+        self.max_side_px, self.tile_px, self.resize_all = max_side_px, tile_px, resize
         # Absolute, since the process that reads them may have another working directory.
         self.embeddings = embeddings.absolute() if embeddings is not None else None
         self.resize = ResizeLongestSide(sam_side_px)
@@ -79,6 +95,10 @@ class PrepareImages:
         try:
             if row["image"] is None:
                 raise ValueError("there is no image in the row")
+            if self.tile_px is not None:
+                image_hw = _upright_hw(row["image"], _orientation_of(row))
+                if needs_tiles(image_hw, self.tile_px):
+                    return self._leave_encoded(image_id, row, image_hw)
             pixels = decode_image(row["image"], _orientation_of(row))
             return self.prepare(image_id, pixels, _labels_of(row))
         except ValueError as error:
@@ -96,10 +116,16 @@ class PrepareImages:
         Raises:
             ValueError: the image is too thin for SAM, or has no stored embedding.
         """
+        image_hw = (pixels.shape[0], pixels.shape[1])
+        if needs_tiles(image_hw, self.tile_px):
+            self._check_thickness(image_hw)
+            return PreparedImage(
+                image_id=image_id, image_hw=image_hw, image_labels=image_labels, pixels=pixels
+            )
         working = shrink(pixels, self.max_side_px) if self.max_side_px is not None else None
         return PreparedImage(
             image_id=image_id,
-            image_hw=(pixels.shape[0], pixels.shape[1]),
+            image_hw=image_hw,
             image_labels=image_labels,
             pixels=working,
             **self._sam_input(image_id, pixels, working),
@@ -112,11 +138,27 @@ class PrepareImages:
             found = open_embeddings(self.embeddings).read(image_id, (pixels.shape[0], pixels.shape[1]))
             return {"embedding": found.values, "embedding_scale": found.scale}
         height, width = pixels.shape[:2]
-        if min(self.resize.get_preprocess_shape(height, width, self.resize.target_length)) < 1:
-            raise ValueError(f"{width}x{height} pixels are too thin for SAM's input")
+        self._check_thickness((height, width))
         if not self.resize_all and max(height, width) <= self.resize.target_length:
             return {"sam_pixels": pixels} if working is not pixels else {}
         return {"sam_pixels": self.resize.apply_image(pixels)}
+
+    def _leave_encoded(self, image_id: str, row: dict[str, Any], image_hw: tuple[int, int]) -> PreparedImage:
+        self._check_thickness(image_hw)
+        return PreparedImage(
+            image_id=image_id,
+            image_hw=image_hw,
+            image_labels=_labels_of(row),
+            encoded=row["image"],
+            orientation=_orientation_of(row),
+        )
+
+    def _check_thickness(self, image_hw: tuple[int, int]) -> None:
+        """Raise ValueError if SAM's input, made of the image or of a tile, would have a side of 0 pixels."""
+        most = self.tile_px or max(image_hw)
+        height, width = (min(side, most) for side in image_hw)
+        if min(self.resize.get_preprocess_shape(height, width, self.resize.target_length)) < 1:
+            raise ValueError(f"{image_hw[1]}x{image_hw[0]} pixels are too thin for SAM's input")
 
 
 def _labels_of(row: dict[str, Any]) -> tuple[int, ...] | None:
@@ -126,6 +168,12 @@ def _labels_of(row: dict[str, Any]) -> tuple[int, ...] | None:
     if not isinstance(labels, list) or not all(type(c) is int and abs(c) < 2**31 for c in labels):
         raise ValueError(f"the image labels are {labels}; expected class indices")
     return tuple(labels)
+
+
+def _upright_hw(data: bytes, orientation: int) -> tuple[int, int]:
+    """Height and width of an image turned upright, from its header."""
+    info = probe_image(data)
+    return (info.width, info.height) if orientation >= 5 else (info.height, info.width)
 
 
 def _orientation_of(row: dict[str, Any]) -> int:
@@ -149,6 +197,8 @@ _IMAGE = pa.struct(
         pa.field("image_hw", pa.list_(pa.int32(), 2)),
         pa.field("image_labels", pa.list_(pa.int32())),
         pa.field("error", pa.string()),
+        pa.field("encoded", pa.large_binary()),
+        pa.field("orientation", pa.int8()),
         *[pa.field(name, _ARRAY) for name in _ARRAYS],
     ]
 )

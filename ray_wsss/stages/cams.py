@@ -57,9 +57,26 @@ def find_cams(
         flip: also add the mirrored image at every scale.
         max_pixels: most pixels of CAMs that are resized and summed at a time; None: all at once.
     """
+    pairs, maps = class_maps_of(model, images, image_labels, scales=scales, flip=flip)
+    size_hw = (images.shape[-2], images.shape[-1])
+    return PairCams(_merge(maps, size_hw, max_pixels), pairs[:, 0], pairs[:, 1], maps)
+
+
+@torch.no_grad()
+def class_maps_of(
+    model: Classifier,
+    images: Float[Tensor, "B 3 H W"],
+    image_labels: Float[Tensor, "B C"],
+    *,
+    scales: Sequence[float],
+    flip: bool,
+) -> tuple[Tensor, list[Float[Tensor, "N 1 _h _w"]]]:
+    """Pairs (N, 2) of image and class, on the CPU, and their class maps before ReLU, one for each view.
+
+    The arguments are those of `find_cams`. Maps of mirrored views are mirrored back.
+    """
     pairs = image_labels.cpu().nonzero()
     at = upload(pairs, images.device).unbind(1)
-    size_hw = (images.shape[-2], images.shape[-1])
     maps = []
     with eval_mode(model):
         for scale in scales:
@@ -67,7 +84,7 @@ def find_cams(
             maps.append(model(scaled).class_maps[*at, None])
             if flip:
                 maps.append(model(scaled.flip(-1)).class_maps[*at, None].flip(-1))
-    return PairCams(_merge(maps, size_hw, max_pixels), pairs[:, 0], pairs[:, 1], maps)
+    return pairs, maps
 
 
 def _merge(maps: Sequence[Tensor], size_hw: tuple[int, int], max_pixels: int | None) -> Tensor:

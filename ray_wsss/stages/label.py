@@ -27,6 +27,7 @@ from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.device import upload
 from ray_wsss.ops.losses import IGNORE_LABEL
 from ray_wsss.ops.resize import group_by_size, resize_label_maps, slices_of
+from ray_wsss.ops.tiles import needs_tiles
 from ray_wsss.runs.classifier_side import with_classifier_side
 from ray_wsss.runs.prepared_images import PreparedImage
 from ray_wsss.runs.tally import Tally
@@ -35,6 +36,7 @@ from ray_wsss.stages.contest import Contest, hold_contest
 from ray_wsss.stages.embed import embeddings_of
 from ray_wsss.stages.point_prompts import PairMasks, decode_pairs, find_prompts
 from ray_wsss.stages.region_prompts import decode_regions
+from ray_wsss.stages.tiles.label import TileLabeller
 
 SEGMENT = pa.struct(
     [
@@ -108,6 +110,7 @@ class SamLabeller:
         self.model = model.to(self.device)
         self.encoder = load_encoder(sam, self.device, images)
         self.sam = self.encoder.sam
+        self.label_in_tiles = TileLabeller(self.model, self.encoder, self.config, sam)
         # On a CPU, threads gain nothing: labels are encoded at once, one by one.
         self.writers = ThreadPoolExecutor(_WRITE_THREADS) if self.device.type == "cuda" else None
 
@@ -121,6 +124,10 @@ class SamLabeller:
         unknown = [at for at in good if images[at].image_labels is None]
         tally = Tally(images=len(good), errors=len(rows) - len(good), unknown=len(unknown))
         good = [at for at in good if images[at].image_labels is not None]
+        large = [at for at in good if needs_tiles(images[at].image_hw, self.config.tile_px)]
+        for at in large:
+            rows[at] |= self._label_large(images[at], tally)
+        good = [at for at in good if at not in large]
         # Sorting by size fills the classifier's batches, each of which holds images of one size.
         good.sort(key=lambda at: _pixels(images[at]).shape)
         described: list[Callable[[], dict[str, Any]]] = []
@@ -132,6 +139,18 @@ class SamLabeller:
             for at in unknown:
                 rows[at] |= _describe_unknown(images[at].image_hw)
             return pa.Table.from_pylist(rows, schema=LABEL_SCHEMA), tally
+
+    def _label_large(self, image: PreparedImage, tally: Tally) -> dict[str, Any]:
+        """Columns of an image that is labelled in tiles, or the reason in ``error``."""
+        try:
+            with tally.phase("cam"):  # the phase "decode" is the time of the tasks beside the actors
+                pixels = image.decode()
+        except ValueError as error:
+            tally.images, tally.errors = tally.images - 1, tally.errors + 1
+            return {"error": str(error)}
+        label, segments = self.label_in_tiles(pixels, image.image_labels or (), tally)
+        with tally.phase("write"):
+            return _describe(image, _Labelled(label, segments))
 
     def _batches(self, images: Sequence[PreparedImage]) -> Iterator[list[PreparedImage]]:
         """Cut images into batches by their number and by the pixels of their pairs, one image at least."""

@@ -3,6 +3,7 @@
 The steps are those of the label stage: CAM, peaks, SAM, pseudo label.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +23,16 @@ from ray_wsss.data.images import decode_mask
 from ray_wsss.errors import UserError, did_you_mean
 from ray_wsss.models.sam.build import sam_side_px
 from ray_wsss.ops.resize import resize_maps, scale_images, shrink, to_tensor
+from ray_wsss.ops.tiles import needs_tiles
 from ray_wsss.runs.classifier_side import warn_of_large_views
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages
+from ray_wsss.runs.small_views import SmallViews
 from ray_wsss.stages.cams import cams_of, scale_for_classifier
 from ray_wsss.stages.label import SamLabeller, score_of
+from ray_wsss.stages.tiles.cams import tiled_cams, tiled_probabilities
 from ray_wsss.storage import parse_path, why_unreadable
+
+log = logging.getLogger(__name__)
 
 ImageLike = str | Path | NDArray[np.uint8]
 
@@ -105,8 +111,11 @@ class ImageLabeller:
         self.config, self.decode = self.labeller.config, decode
         warn_of_large_views(self.config, folder)
         self.prepare = PrepareImages(
-            max_side_px=recipe.label.max_side_px, sam_side_px=sam_side_px(recipe.sam)
+            max_side_px=recipe.label.max_side_px,
+            sam_side_px=sam_side_px(recipe.sam),
+            tile_px=recipe.label.tile_px,
         )
+        self.has_warned = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -136,8 +145,8 @@ class ImageLabeller:
         source = source if isinstance(image, np.ndarray) else str(image)
         try:
             pixels = _read(image, self.decode)
-            small = shrink(pixels, self.config.max_side_px)
-            probabilities = self._probabilities(small)
+            self._warn_if_small(source, (pixels.shape[0], pixels.shape[1]))
+            probabilities = self._probabilities(pixels)
             if chosen is None:
                 chosen = [k for k, p in enumerate(probabilities) if p >= threshold]
             prepared = self.prepare.prepare(source, pixels, tuple(chosen))
@@ -155,8 +164,19 @@ class ImageLabeller:
                 raise UserError(f"the classifier knows no class {name}; {hint}")
         return sorted({self.class_names.index(name) for name in classes})
 
+    def _warn_if_small(self, source: str, image_hw: tuple[int, int]) -> None:
+        """Warn of the first image that the classifier sees at less than half its size."""
+        views = SmallViews.of(source, image_hw, self.config)
+        if views.shrunk and not self.has_warned:
+            self.has_warned = True
+            log.warning(views.describe(self.config))
+
     @torch.no_grad()
     def _probabilities(self, pixels: NDArray[np.uint8]) -> list[float]:
+        """Probability of each class; with tiles, the highest in a tile."""
+        if needs_tiles((pixels.shape[0], pixels.shape[1]), self.config.tile_px):
+            return tiled_probabilities(self.labeller.model, pixels, self.config)
+        pixels = shrink(pixels, self.config.max_side_px)
         scale = scale_for_classifier((pixels.shape[0], pixels.shape[1]), self.config)
         seen = to_tensor([pixels], self.labeller.device)
         if scale < 1:  # scale_images would enlarge sides below 32 pixels
@@ -192,6 +212,9 @@ class ImageLabeller:
         """Highest CAM (H, W) over the image's classes, at the image's size; zeros without classes."""
         if not prepared.image_labels or prepared.pixels is None:
             return np.zeros(prepared.image_hw, np.float32)
+        if needs_tiles(prepared.image_hw, self.config.tile_px):
+            tiled = tiled_cams(self.labeller.model, prepared.pixels, prepared.image_labels, self.config)
+            return tiled.highest()
         cams = cams_of(self.labeller.model, [prepared.pixels], [prepared.image_labels], self.config)
         return resize_maps(cams.cam.amax(0)[None, None], prepared.image_hw)[0, 0].cpu().numpy()
 

@@ -53,11 +53,16 @@ def compare_prompts(
         image and class, and the mean IoU of SAM's masks. Both are also written to ``out/metrics.json``.
 
     Raises:
-        UserError: as the stages; ``dataset`` has no ground truth, or an id of ``images`` is unknown.
+        UserError: as the stages; ``dataset`` has no ground truth, tiles are asked for, or an id of ``images``
+            is unknown.
     """
     metadata = DatasetMetadata.load(dataset)
     if not metadata.has_masks:
         raise UserError(f"{dataset} has no ground-truth masks; expected a data set with them to compare on")
+    if recipe.label.tile_px is not None:
+        raise UserError(
+            f"label.tile_px is {recipe.label.tile_px}; expected None: prompts are compared without tiles"
+        )
     run: Any = {"resources": resources, "cluster": cluster}
     labels = {kind: out / kind for kind in TITLES}
     make_folder(out)

@@ -8,6 +8,7 @@ from typing import Unpack
 from ray_wsss.cluster.run_chunks import RunOptions, run_chunks
 from ray_wsss.cluster.stages.sam import sam_stage, settle_stage
 from ray_wsss.config import Recipe
+from ray_wsss.errors import UserError
 from ray_wsss.runs.classifier_side import warn_of_large_views, with_classifier_side
 from ray_wsss.runs.dependencies import (
     cache_settings,
@@ -18,6 +19,7 @@ from ray_wsss.runs.dependencies import (
 )
 from ray_wsss.runs.manifest import Output, file_hash
 from ray_wsss.runs.run_report import RunReport
+from ray_wsss.runs.small_views import warn_of_small_views
 from ray_wsss.stages.label import SamLabeller
 
 log = logging.getLogger(__name__)
@@ -35,19 +37,26 @@ def run_label(
     """Make pseudo labels for every image of ``dataset`` with a trained classifier and SAM.
 
     Images whose labels are unknown get label maps of 255 (ignore), and a warning tells how many there are.
+    Another tells how many images the classifier sees at less than half their size.
 
     Args:
         embeddings: output of `run_embed`, read instead of running SAM's encoder.
 
     Raises:
         UserError: the classifier has other classes than the data set, the embeddings come from another SAM or
-            lack images, or as `run_chunks`.
+            lack images or are given although there are tiles, or as `run_chunks`.
     """
+    if embeddings is not None and recipe.label.tile_px is not None:
+        raise UserError(
+            f"--embeddings {embeddings} holds embeddings of whole images; "
+            "expected none with label.tile_px, since SAM encodes the tiles"
+        )
     check_classes(dataset, classifier, "classifier")
     device = run["resources"].device
     recipe = settle_stage(recipe, out, "label", run, encodes=embeddings is None)
     recipe = replace(recipe, label=with_classifier_side(recipe.label, classifier))
     warn_of_large_views(recipe.label, classifier)
+    warn_of_small_views(recipe.label, dataset)
     encoder = device if embeddings is None else None
     depends_on = settings_of(recipe, "label") | sam_settings(recipe, encoder) | dataset_settings(dataset)
     depends_on["classifier"] = file_hash(classifier / "model.safetensors")
@@ -59,6 +68,7 @@ def run_label(
         resources=run["resources"],
         embeddings=embeddings,
         max_side_px=recipe.label.max_side_px,
+        tile_px=recipe.label.tile_px,
         config=recipe.label,
         classifier=classifier.absolute(),
     )

@@ -38,7 +38,7 @@ def run_all(
 ) -> dict[str, Any] | None:
     """Embed, segment, train, label, train again and evaluate, each stage into its own folder of ``out``.
 
-    Embeddings are made only if ``cpm.view`` is ``image``; labelling then uses them too.
+    Embeddings are made only if ``cpm.view`` is ``image``; labelling then uses them too, unless it has tiles.
 
     Args:
         resources: resources of the stages that run SAM, and of evaluation.
@@ -79,7 +79,8 @@ def run_all(
         views = {"segments": segments, "embeddings": embeddings}
         run_train_classifier(recipe, dataset=dataset, out=classifier, **views, **training)
         say("label")
-        work_off(run_label, "labelled", "labels", classifier=classifier, embeddings=embeddings)
+        of_whole = embeddings if recipe.label.tile_px is None else None
+        work_off(run_label, "labelled", "labels", classifier=classifier, embeddings=of_whole)
         say("train-segmenter")
         run_train_segmenter(recipe, dataset=dataset, labels=labels, out=segmenter, **training)
         if validation is None:

@@ -33,6 +33,7 @@ def sam_stage(
     resources: Resources,
     embeddings: Path | None = None,
     max_side_px: int | None = None,
+    tile_px: int | None = None,
     **arguments: Any,
 ) -> Stage:
     """A stage with SAM, and the preparation of its images.
@@ -42,6 +43,7 @@ def sam_stage(
             ``arguments``.
         embeddings: output of `run_embed`, read instead of preparing SAM's input.
         max_side_px: longest side at which images are labelled; None if only SAM sees the images.
+        tile_px: side of the tiles in which larger images are labelled; None: no tiles.
     """
     images = DatasetMetadata.load(dataset).images // resources.actors
     return Stage(
@@ -49,6 +51,7 @@ def sam_stage(
         arguments={"sam": recipe.sam, "device": resources.device, "images": images, **arguments},
         prepare=PrepareImages(
             max_side_px=max_side_px,
+            tile_px=tile_px,
             sam_side_px=sam_side_px(recipe.sam),
             embeddings=embeddings,
             resize=resources.device == "cpu",  # with a GPU, the actor resizes
