@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 CELL_PX = 4
 """Pixels per cell of a stitched map, in both directions. Class maps have one value per 4 pixels or fewer."""
@@ -157,17 +156,18 @@ def enlarge_part(
 ) -> Float[Tensor, "N H W"]:
     """Part of stitched maps at the image's own size, bilinearly: ``rows`` and ``columns`` are in pixels.
 
-    It equals the same part of the whole map enlarged, bit for bit.
+    It equals that part of the whole map enlarged, bit for bit, which `F.interpolate` doesn't promise: else
+    two tiles could disagree on which of two nearly equal pixels is the peak, and both lose it.
     """
-    rows, columns = (slice(*part.indices(length)) for part, length in zip((rows, columns), image_hw))
-    # A cell more on each side, since a pixel's value depends on the cells beside its own.
-    first = [max(0, part.start // CELL_PX - 1) for part in (rows, columns)]
-    last = [part.stop // CELL_PX + 2 for part in (rows, columns)]
-    cells = maps[:, first[0] : last[0], first[1] : last[1]]
-    size_hw = (CELL_PX * cells.shape[1], CELL_PX * cells.shape[2])
-    enlarged = F.interpolate(cells[None], size_hw, mode="bilinear", align_corners=False)[0]
-    top, left = rows.start - CELL_PX * first[0], columns.start - CELL_PX * first[1]
-    return enlarged[:, top : top + rows.stop - rows.start, left : left + columns.stop - columns.start]
+    for dim, part in ((1, rows), (2, columns)):
+        start, stop, _ = part.indices(image_hw[dim - 1])
+        # The formula of bilinear interpolation with corners not aligned; all its numbers are exact.
+        at = (torch.arange(start, stop, device=maps.device) + 0.5) / CELL_PX - 0.5
+        low = at.clamp_(0, maps.shape[dim] - 1).floor().long()
+        high = (low + 1).clamp_(max=maps.shape[dim] - 1)
+        share = (at - low).unsqueeze(-1) if dim == 1 else at - low
+        maps = maps.index_select(dim, low) * (1 - share) + maps.index_select(dim, high) * share
+    return maps
 
 
 def around_core(span: Span, margin_px: int, length: int) -> slice:

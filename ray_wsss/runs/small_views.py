@@ -56,11 +56,13 @@ class SmallViews:
     def describe(self, config: LabelConfig) -> str:
         """The warning, for images of which some are shrunk."""
         side_px = round(_VISIBLE_PX * self.factor)
-        shown = (
-            f"{self.shrunk:,} of {self.images:,} images are shown to the classifier at less than half their "
-            f"size, {self.example} at 1/{self.factor:.3g}: objects under {side_px} px "
-            f"have less than {_VISIBLE_PX} px there, and may be lost"
-        )
+        worst = f"{self.example} at 1/{self.factor:.3g}"
+        if self.images == 1:
+            shown = f"the classifier sees {worst} of its size"
+        else:
+            counted = f"{self.shrunk:,} of {self.images:,} images are shown to the classifier"
+            shown = f"{counted} at less than half their size, {worst}"
+        shown += f": objects under {side_px} px have less than {_VISIBLE_PX} px there, and may be lost"
         if config.tile_px is not None:
             return f"{shown}; smaller tiles (label.tile_px) are shrunk less"
         side = min(config.classifier_side_px or math.inf, config.max_side_px) // 4 * 4

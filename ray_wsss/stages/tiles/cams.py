@@ -121,6 +121,9 @@ def find_tile_peaks(
     Each peak of the image's CAM belongs to the tile in whose core it lies. The class counts from 0 to N - 1;
     points are (y, x) in pixels of the image, row-major. A class without peaks in the whole image is prompted
     at its global maximum, as ``config.keep_global_max`` says.
+
+    The peaks are those of `ops.peaks.find_peaks` in the whole image, except that equal maxima close to each
+    other on two sides of a seam both stay.
     """
     found: dict[tuple[int, int], NDArray[np.int64]] = {}
     for at in range(len(grid)):

@@ -49,6 +49,14 @@ def test_unknown_keys(key, message):
         ("cpm.tau", float("nan"), r"^cpm.tau is nan"),
         ("cpm.tau", "high", r"^cpm.tau is high; expected a CAM value"),
         ("label.tau", -0.1, r"^label.tau is -0.1"),
+        (
+            "label.tile_px",
+            60,
+            r"^label.tile_px is 60; expected a multiple of 4 from 64 to 1024 \(label.max_side",
+        ),
+        ("label.tile_px", 130, r"^label.tile_px is 130; expected a multiple of 4"),
+        ("label.tile_px", 2048, r"^label.tile_px is 2048; expected a multiple of 4"),
+        ("label.tile_overlap", 32, r"^label.tile_overlap is 32; expected None without label.tile_px"),
         ("cpm.scales", (), r"^cpm.scales is \(\)"),
         ("cpm.scales", (1.0, 5.0), r"^cpm.scales"),
         ("cpm.min_distance_px", 0, r"^cpm.min_distance_px is 0"),
@@ -131,3 +139,13 @@ def test_every_setting_is_documented():
 
     check(Recipe())
     assert len(documented) > 40
+
+
+def test_tiles_overlap_by_half_at_most():
+    tiles = override(Recipe(), {"label.tile_px": 512})
+    assert tiles.label.tile_overlap_px == 64
+    assert override(tiles, {"label.tile_overlap": 256}).label.tile_overlap_px == 256
+    for overlap in (7, 257):
+        with pytest.raises(UserError, match=rf"^label.tile_overlap is {overlap}; expected 8 to 256 pixels"):
+            override(tiles, {"label.tile_overlap": overlap})
+    assert Recipe().label.tile_overlap_px == 0

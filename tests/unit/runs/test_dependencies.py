@@ -256,3 +256,22 @@ def test_without_a_backbones_file_the_settings_are_those_of_version_0_1():
     assert "classifier.backbone_checkpoint" not in settings_of(absent, "segmenter")
     with pytest.raises(UserError, match="/absent can't be read"):
         settings_of(absent, "classifier")
+
+
+def test_tiles_decide_the_labels_and_outputs_without_them_stay_resumable(tmp_path):
+    """Before there were tiles, no manifest had their keys, and the fingerprint counts all keys."""
+    assert not [key for key in settings_of(DEMO, "label") if "tile" in key]
+    tiles = override(DEMO, {"label.tile_px": 256})
+    noted = settings_of(tiles, "label")
+    assert {key: noted[key] for key in noted if "tile" in key} == {
+        "label.tile_px": 256,
+        "label.tile_overlap": None,
+    }
+    Output(tmp_path / "labels", "label", noted).begin()
+    (tmp_path / "labels" / "part-000000.parquet").write_bytes(b"result")
+    assert Output(tmp_path / "labels", "label", noted).begin() == "unfinished"
+    for other, said in ({"label.tile_px": 512}, "256, now 512"), ({"label.tile_overlap": 64}, "None, now 64"):
+        with pytest.raises(UserError, match=rf"holds a run with another label.tile_\w+ \({said}\)"):
+            Output(tmp_path / "labels", "label", settings_of(override(tiles, other), "label")).begin()
+    with pytest.raises(UserError, match=r"another label.tile_px \(256, now not set\)"):
+        Output(tmp_path / "labels", "label", settings_of(DEMO, "label")).begin()

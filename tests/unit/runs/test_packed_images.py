@@ -29,6 +29,7 @@ def test_packed_images_come_back():
             embedding=rng.integers(-127, 128, (4, 3, 2)).astype(np.int8),
             embedding_scale=rng.random(4).astype(np.float32),
         ),
+        PreparedImage(image_id="large", image_hw=(600, 800), encoded=b"\xff\xd8\0", orientation=6),
         PreparedImage(image_id="broken", error="truncated JPEG"),
     ]
     found = unpack_images(pack_images(images))
