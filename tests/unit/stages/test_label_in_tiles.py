@@ -23,15 +23,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from ray_wsss.config import LabelConfig, SamConfig
+from ray_wsss.config.overrides import override
+from ray_wsss.config.presets import PRESETS
+from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.data.coco import decode_rle
 from ray_wsss.data.images import decode_mask
 from ray_wsss.data.scenes import EMBLEM_RGB, _paint_background, _paint_object
-from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
+from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata, write_table_atomically
+from ray_wsss.errors import UserError
 from ray_wsss.models.backbone import Backbone
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
+from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.tiles import TileGrid, cells_hw, enlarge_part
+from ray_wsss.report.gallery_source import ChosenImage, GallerySource
+from ray_wsss.report.survey import survey
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages, pack_images, unpack_images
 from ray_wsss.runs.read_chunks import plan_chunks
 from ray_wsss.runs.tally import Tally
@@ -362,6 +369,46 @@ def test_other_kinds_of_prompts(
     assert any(segment["area"] for segment in found["segments"])
 
 
+def test_the_gallery_shows_the_cams_of_tiles(rows, classifier_dir: Path, tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(rows[:2], schema=IMAGE_SCHEMA)
+    write_table_atomically(table, tmp_path / "shards" / "part-00000.parquet")
+    names = tuple("abcdef")
+    counts: dict[str, Any] = {"images": 2, "unlabelled": 0, "errors": 0, "has_masks": False}
+    DatasetMetadata(class_names=names, source="folder", **counts).save(tmp_path)
+    config = replace(STAGE, tile_px=96)
+    gallery = GallerySource(
+        *(tmp_path, None),
+        classifier=classifier_dir,
+        config=config,
+        segmenter=None,
+        predictions=None,
+        failed=[],
+    )
+    chosen = [ChosenImage(image=image, group="") for image in survey(tmp_path, None).images]
+    small, large = gallery(chosen)
+    assert small.cam is not None
+    assert small.cam.shape == (60, 80)
+    expected = tiled_cams(load_classifier(classifier_dir)[0], large.pixels, (1, 4), config).highest()
+    assert large.cam is not None
+    np.testing.assert_array_equal(large.cam, expected)
+
+
+def test_embeddings_of_whole_images_are_refused(scene_dataset: Path, tmp_path: Path) -> None:
+    from ray_wsss.cluster.stages.compare_prompts import compare_prompts
+    from ray_wsss.cluster.stages.label import run_label
+
+    recipe = override(PRESETS["demo"], {"label.tile_px": 64})
+    run: Any = {"resources": Resources(), "cluster": Cluster(), "out": tmp_path / "out"}
+    inputs: Any = {"dataset": scene_dataset, "classifier": tmp_path, "embeddings": tmp_path}
+    with pytest.raises(
+        UserError, match=r"holds embeddings of whole images; expected none with label\.tile_px"
+    ):
+        run_label(recipe, **inputs, **run)
+    with pytest.raises(UserError, match=r"label\.tile_px is 64; expected None: prompts are compared without"):
+        compare_prompts(recipe, **inputs, **run)
+    assert not (tmp_path / "out").exists()
+
+
 def test_single_images(classifier_dir: Path, rows) -> None:
     settings = {"label.tile_px": 96, "label.max_side_px": 128, "label.tau": 0.3}
     labeller = ImageLabeller(classifier_dir, preset="demo", settings=settings, device="cpu")
@@ -372,3 +419,45 @@ def test_single_images(classifier_dir: Path, rows) -> None:
     tiles = [labeller(pixels[tile.at], threshold=1.0).probabilities for tile in TileGrid(LARGE_HW, 96, 12)]
     expected = {name: max(of_tile[name] for of_tile in tiles) for name in "abcdef"}
     assert picture.probabilities == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_ten_objects_in_48_megapixels(write_dataset: Any, tmp_path: Path) -> None:
+    """With a classifier that was trained on scenes of 96 px for about a minute."""
+    from ray_wsss.cluster.stages.train_classifier import run_train_classifier
+    from ray_wsss.config.resources import Workers
+
+    short = {"cpm.enabled": False, "classifier.max_iters": 150}
+    run_train_classifier(
+        override(PRESETS["demo"], short),
+        dataset=write_dataset(tmp_path, 200),
+        out=tmp_path / "classifier",
+        workers=Workers(workers=0),
+        cluster=Cluster(),
+    )
+    rng, hw = np.random.default_rng(5), (6000, 8000)
+    cells = rng.choice(20 * 26, 10, replace=False)  # of 300 px, so that objects lie apart
+    centres = [tuple(150 + 300 * int(k) + int(rng.integers(-20, 20)) for k in divmod(c, 26)) for c in cells]
+    image, painted = paint_scene(hw, centres, [0, 1, 5, 0, 1, 5, 0, 1, 5, 0])  # pyright: ignore[reportArgumentType]
+    emblems_px = [np.ptp(np.argwhere(each.emblem), axis=0).max() + 1 for each in painted]
+    assert np.median(emblems_px) == pytest.approx(40, abs=3)
+
+    def labeller(**settings: Any) -> ImageLabeller:
+        changes = {f"label.{name}": value for name, value in settings.items()}
+        return ImageLabeller(tmp_path / "classifier", preset="demo", settings=changes, device="cpu")
+
+    names = labeller().class_names
+    of_scene = [names[c] for c in (0, 1, 5)]
+    in_tiles, without = labeller(tile_px=256)(image, classes=of_scene), labeller()(image, classes=of_scene)
+    for each in painted:
+        name = names[each.class_index]
+        found, lost = (
+            next(entry for entry in picture.found if entry.name == name) for picture in (in_tiles, without)
+        )
+        (control,) = labeller()(image[each.at], classes=[name]).found
+        assert any(each.holds(point) for point in found.points_xy)
+        assert iou(found.mask[each.at], each.body) > 0.9
+        assert iou(found.mask[each.at], control.mask) > 0.9
+        assert not any(each.holds(point) for point in lost.points_xy)
+    for found in in_tiles.found:
+        assert all(any(each.holds(point) for each in painted) for point in found.points_xy)
