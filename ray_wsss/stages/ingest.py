@@ -97,8 +97,9 @@ class IngestShard:
         remarks: list[tuple[str, str, str, str]] = []
         for row in rows:
             try:
-                good.append(self._read(row))
-                remarks += [(*_name(row), remark, printable(detail)) for remark, detail in row.remarks]
+                image, found = self._read(row)
+                good.append(image)
+                remarks += [(*_name(row), remark, printable(detail)) for remark, detail in found]
             except OSError as error:
                 errors.append((*_name(row), printable(why_unreadable(error, row.path))))
             except ValueError as error:
@@ -115,10 +116,15 @@ class IngestShard:
             remarks=remarks,
         )
 
-    def _read(self, row: SourceRow) -> dict[str, Any]:
-        """Make a row of ``IMAGE_SCHEMA``. Raises OSError or ValueError with the reason to report."""
+    def _read(self, row: SourceRow) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """Make a row of ``IMAGE_SCHEMA``, and list its remarks: those of the reader, and those found here.
+
+        Raises:
+            OSError, ValueError: the image can't be used; the message is the reason to report.
+        """
         if row.error is not None:
             raise ValueError(row.error)
+        remarks = list(row.remarks)
         data = parse_path(row.path).read_bytes()
         mask = parse_path(row.mask_path).read_bytes() if row.mask_path is not None else None
         label_map = self._label_map(mask) if mask is not None else None
@@ -131,7 +137,7 @@ class IngestShard:
             raise ImageError(f"the mask is {shape} pixels, the image {width}x{height}")
         if row.annotations is not None and mask is None:
             mask = encode_mask(rasterise(row.annotations, height, width))
-        return {
+        image = {
             "image_id": printable(row.image_id),
             "image": data,
             "orientation": orientation,
@@ -140,6 +146,7 @@ class IngestShard:
             "image_labels": sorted(row.image_labels) if row.image_labels is not None else None,
             "mask": mask,
         }
+        return image, remarks
 
     def _label_map(self, png: bytes) -> np.ndarray:
         try:
