@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ray_wsss.commands.flags import ClusterFlags
 from ray_wsss.config.resources import Cluster
@@ -41,11 +41,13 @@ class IngestCoco(_Ingest):
     """Folder that the file names in the JSON are relative to."""
     annotations: Path
     """Instances JSON."""
+    unannotated: Literal["none", "unknown"] = "none"
+    """What an image that the JSON lists without annotations has: none of the classes, or nobody knows."""
 
     def run(self) -> None:
         from ray_wsss.data.coco import read_coco
 
-        self._ingest(read_coco(self.images, self.annotations))
+        self._ingest(read_coco(self.images, self.annotations, self.unannotated))
 
 
 @dataclass(frozen=True, kw_only=True)

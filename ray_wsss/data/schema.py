@@ -62,7 +62,9 @@ class SourceRow:
     mask_path: str | None = None
     """Absolute path or URI of a ground-truth label map in PNG."""
     annotations: list[dict[str, Any]] | None = None
-    """COCO annotations (segmentation, iscrowd, id, class_index) to rasterise; if empty, all is background."""
+    """Objects (id, class_index, iscrowd, segmentation, bbox); an absent segmentation or bbox is None. They
+    show which way round the image is, and make its mask (`data.coco.rasterise`) unless it has a
+    ``mask_path``. An empty list is all background; None makes no mask."""
     error: str | None = None
     """Reason why the image can't be used, if one is known already."""
     remarks: tuple[tuple[str, str], ...] = ()

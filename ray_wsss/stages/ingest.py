@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ray_wsss.data.coco import rasterise
+from ray_wsss.data.coco import orient, rasterise
 from ray_wsss.data.images import (
     ImageError,
-    choose_orientation,
     decode_image,
     decode_mask,
     encode_mask,
@@ -130,13 +129,14 @@ class IngestShard:
         label_map = self._label_map(mask) if mask is not None else None
         # If the source states no size, the mask does: it was drawn on the image in one orientation.
         stated_hw = row.stated_hw or (label_map.shape if label_map is not None else None)
-        orientation = choose_orientation(probe_image(data), stated_hw)
+        orientation = orient(probe_image(data), stated_hw, row.annotations or [], remarks)
         height, width = decode_image(data, orientation).shape[:2]
         if label_map is not None and label_map.shape != (height, width):
             shape = f"{label_map.shape[1]}x{label_map.shape[0]}"
             raise ImageError(f"the mask is {shape} pixels, the image {width}x{height}")
-        if row.annotations is not None and mask is None:
-            mask = encode_mask(rasterise(row.annotations, height, width))
+        if mask is None and row.annotations is not None:
+            painted = rasterise(row.annotations, height, width, remarks)
+            mask = encode_mask(painted) if painted is not None else None
         image = {
             "image_id": printable(row.image_id),
             "image": data,
