@@ -42,7 +42,7 @@ class IngestCoco(_Ingest):
     annotations: Path
     """Instances JSON."""
     unannotated: Literal["none", "unknown"] = "none"
-    """What an image that the JSON lists without annotations has: none of the classes, or nobody knows."""
+    """What an image has that the JSON lists without annotations: none of the classes, or unknown labels."""
 
     def run(self) -> None:
         from ray_wsss.data.coco import read_coco
@@ -58,11 +58,13 @@ class IngestVoc(_Ingest):
     """Folder with JPEGImages, ImageSets, Annotations, SegmentationClass."""
     split: str = "trainval"
     """Image set, such as train, val, trainval."""
+    unannotated: Literal["none", "unknown"] = "none"
+    """What an image has whose XML has no objects: none of the classes, or unknown unless a mask tells."""
 
     def run(self) -> None:
         from ray_wsss.data.voc import read_voc
 
-        self._ingest(read_voc(self.root, self.split))
+        self._ingest(read_voc(self.root, self.split, self.unannotated))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,14 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ray_wsss.data.coco import orient, rasterise
 from ray_wsss.data.images import (
@@ -83,11 +84,18 @@ class IngestShard:
     Args:
         out: folder of the data set.
         class_count: number of classes; masks may hold the labels 0 to ``class_count``, and 255.
+        decode_mask: as `data.source.Source` has it.
     """
 
-    def __init__(self, out: Path, class_count: int = 254) -> None:
+    def __init__(
+        self,
+        out: Path,
+        class_count: int = 254,
+        decode_mask: Callable[[bytes], NDArray[np.uint8]] | None = None,
+    ) -> None:
         self.out = out
         self.class_count = class_count
+        self.decode_mask = decode_mask
 
     def __call__(self, rows: Sequence[SourceRow], shard_index: int) -> ShardSummary:
         """Write ``shards/part-XXXXX.parquet``, or no file if no row is good."""
@@ -125,38 +133,57 @@ class IngestShard:
             raise ValueError(row.error)
         remarks = list(row.remarks)
         data = parse_path(row.path).read_bytes()
-        mask = parse_path(row.mask_path).read_bytes() if row.mask_path is not None else None
-        label_map = self._label_map(mask) if mask is not None else None
+        mask, label_map = self._read_mask(row.mask_path) if row.mask_path is not None else (None, None)
         # If the source states no size, the mask does: it was drawn on the image in one orientation.
         stated_hw = row.stated_hw or (label_map.shape if label_map is not None else None)
-        orientation = orient(probe_image(data), stated_hw, row.annotations or [], remarks)
+        # A mask shows the orientation by its size, annotations by where they are.
+        objects = row.annotations if label_map is None else None
+        orientation = orient(probe_image(data), stated_hw, objects or [], remarks)
         height, width = decode_image(data, orientation).shape[:2]
         if label_map is not None and label_map.shape != (height, width):
             shape = f"{label_map.shape[1]}x{label_map.shape[0]}"
             raise ImageError(f"the mask is {shape} pixels, the image {width}x{height}")
-        if mask is None and row.annotations is not None:
-            painted = rasterise(row.annotations, height, width, remarks)
-            mask = encode_mask(painted) if painted is not None else None
+        if label_map is None and objects is not None:
+            label_map = rasterise(objects, height, width, remarks)
+            mask = encode_mask(label_map) if label_map is not None else None
+        labels = _labels_in(label_map) if row.labels_from_mask else row.image_labels
         image = {
             "image_id": printable(row.image_id),
             "image": data,
             "orientation": orientation,
             "height": height,
             "width": width,
-            "image_labels": sorted(row.image_labels) if row.image_labels is not None else None,
+            "image_labels": sorted(labels) if labels is not None else None,
             "mask": mask,
         }
         return image, remarks
 
-    def _label_map(self, png: bytes) -> np.ndarray:
+    def _read_mask(self, path: str) -> tuple[bytes, NDArray[np.uint8]]:
+        """The PNG to store for a ground-truth mask, the file itself if it serves, and its label map."""
+        png = parse_path(path).read_bytes()
         try:
-            label_map = decode_mask(png)
+            label_map = (self.decode_mask or decode_mask)(png)
         except ImageError as error:
             raise ImageError(f"ground-truth mask: {error}") from error
         strange = label_map[(label_map > self.class_count) & (label_map != 255)]
         if strange.size:
             raise ImageError(f"the mask holds label {strange[0]}; expected 0 to {self.class_count}, or 255")
-        return label_map
+        serves = self.decode_mask is None or _is_label_map(png, label_map)
+        return (png if serves else encode_mask(label_map)), label_map
+
+
+def _is_label_map(png: bytes, label_map: NDArray[np.uint8]) -> bool:
+    try:
+        return np.array_equal(decode_mask(png), label_map)
+    except ImageError:
+        return False
+
+
+def _labels_in(label_map: NDArray[np.uint8] | None) -> list[int] | None:
+    """Class indices in a label map; None if no pixel of it says anything."""
+    if label_map is None or (label_map == 255).all():
+        return None
+    return [label - 1 for label in np.unique(label_map).tolist() if 0 < label < 255]
 
 
 def begin_ingest(out: Path) -> None:

@@ -50,7 +50,7 @@ def run_ingest(
     )
     summaries = []
     if shards:
-        ingest = IngestShard(out.absolute(), len(source.class_names))
+        ingest = IngestShard(out.absolute(), len(source.class_names), source.decode_mask)
         with ray_session(cluster.address, verbose=cluster.verbose):
             blocks = ray.data.from_arrow(plan).repartition(len(shards))
             done = blocks.map_batches(
