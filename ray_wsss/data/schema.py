@@ -56,9 +56,8 @@ class SourceRow:
     path: str
     """Absolute path or URI of the image; for a row with an error, the path as its source names it."""
     image_labels: tuple[int, ...] | None = None
-    """Sorted class indices from 0; empty if the image has none of the classes, None if nobody knows."""
-    labels_from_mask: bool = False
-    """Whether the labels are those in the file at ``mask_path``, instead of ``image_labels``."""
+    """Sorted class indices from 0; empty if the image has none of the classes, None if nobody knows, unless
+    a file at ``mask_path`` tells."""
     stated_hw: tuple[int, int] | None = None
     """(height, width) in pixels that the annotations state; None if they state none."""
     mask_path: str | None = None

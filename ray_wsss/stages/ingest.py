@@ -146,7 +146,9 @@ class IngestShard:
         if label_map is None and objects is not None:
             label_map = rasterise(objects, height, width, remarks)
             mask = encode_mask(label_map) if label_map is not None else None
-        labels = _labels_in(label_map) if row.labels_from_mask else row.image_labels
+        labels = row.image_labels
+        if labels is None and label_map is not None:
+            labels = _labels_in(label_map)
         image = {
             "image_id": printable(row.image_id),
             "image": data,
@@ -179,9 +181,9 @@ def _is_label_map(png: bytes, label_map: NDArray[np.uint8]) -> bool:
         return False
 
 
-def _labels_in(label_map: NDArray[np.uint8] | None) -> list[int] | None:
+def _labels_in(label_map: NDArray[np.uint8]) -> list[int] | None:
     """Class indices in a label map; None if no pixel of it says anything."""
-    if label_map is None or (label_map == 255).all():
+    if (label_map == 255).all():
         return None
     return [label - 1 for label in np.unique(label_map).tolist() if 0 < label < 255]
 

@@ -130,7 +130,6 @@ def _row(folder: _Folder, name: str, class_of: Mapping[str, int]) -> SourceRow:
         image_id=name,
         path=path,
         image_labels=tuple(sorted({class_of[class_name] for class_name, _ in objects})) if told else None,
-        labels_from_mask=mask_path is not None and not told,
         stated_hw=xml.stated_hw if isinstance(xml, ImageXml) else None,
         mask_path=mask_path,
         annotations=_boxes(objects, class_of) or None,
