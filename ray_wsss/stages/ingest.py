@@ -1,8 +1,9 @@
 """Ingest: write the images of a source to Parquet shards; images that fail a check become error rows."""
 
+import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ray_wsss.data.images import (
     encode_mask,
     probe_image,
 )
+from ray_wsss.data.learnable import unlearnable
 from ray_wsss.data.schema import (
     ERROR_SCHEMA,
     IMAGE_SCHEMA,
@@ -30,6 +32,8 @@ from ray_wsss.data.schema import (
 from ray_wsss.data.source import Source
 from ray_wsss.errors import UserError
 from ray_wsss.storage import make_folder, parse_path, printable, remove_tree, why_unreadable
+
+log = logging.getLogger(__name__)
 
 ROWS_PER_SHARD = 256
 """Images per shard."""
@@ -62,6 +66,8 @@ class ShardSummary:
     """Good images that have none of the classes."""
     with_mask: int = 0
     """Good images with a ground-truth mask."""
+    images_with: Mapping[int, int] = field(default_factory=dict)
+    """Number of good images by the index of a class that they have."""
     errors: list[tuple[str, str, str]] = field(default_factory=list)
     """(image_id, path, reason) of each image that failed."""
     remarks: list[tuple[str, str, str, str]] = field(default_factory=list)
@@ -73,6 +79,7 @@ class ShardSummary:
             unlabelled=self.unlabelled + other.unlabelled,
             empty=self.empty + other.empty,
             with_mask=self.with_mask + other.with_mask,
+            images_with=Counter(self.images_with) + Counter(other.images_with),
             errors=self.errors + other.errors,
             remarks=self.remarks + other.remarks,
         )
@@ -119,6 +126,7 @@ class IngestShard:
             unlabelled=sum(row["image_labels"] is None for row in good),
             empty=sum(row["image_labels"] == [] for row in good),
             with_mask=sum(row["mask"] is not None for row in good),
+            images_with=Counter(label for row in good for label in row["image_labels"] or ()),
             errors=errors,
             remarks=remarks,
         )
@@ -216,6 +224,8 @@ def finish_ingest(
 ) -> DatasetMetadata:
     """Write ``errors.parquet``, ``remarks.parquet``, then ``metadata.json``: the data set is complete.
 
+    Warns of classes that no classifier can learn from it.
+
     Args:
         order_seed: seed that the rows were shuffled with; None if they are in the order of the source.
 
@@ -252,6 +262,9 @@ def finish_ingest(
         order_seed=order_seed,
     )
     metadata.save(out)
+    labelled = total.images - total.unlabelled
+    for sentence in unlearnable(total.images_with, labelled, source.class_names):
+        log.warning(sentence)
     return metadata
 
 

@@ -61,6 +61,8 @@ def run_ingest(
             summary = json.loads(row["summary"])
             for name in ("errors", "remarks"):
                 summary[name] = [tuple(found) for found in summary[name]]
+            # JSON made text of its keys.
+            summary["images_with"] = {int(label): n for label, n in summary["images_with"].items()}
             summaries.append(ShardSummary(**summary))
     return finish_ingest(out, source, summaries, max_errors, ORDER_SEED)
 

@@ -203,6 +203,25 @@ def test_no_image_at_all(tmp_path):
         finish_ingest(tmp_path, CATS, [])
 
 
+def test_classes_that_cannot_be_learned_are_warned_of(tmp_path, caplog):
+    rows = [
+        row(put(tmp_path / f"{k}.jpg", jpeg()), image_labels=labels)
+        for k, labels in enumerate([(0,), (0, 1)])
+    ]
+    rows.append(row(put(tmp_path / "unknown.jpg", jpeg())))
+    source = replace(CATS, class_names=["cat", "dog", "emu"])
+
+    def warnings(found: list[SourceRow], out: Path) -> list[str]:
+        caplog.clear()
+        halves = [IngestShard(out, 3)(half, k) for k, half in enumerate((found[:1], found[1:]))]
+        finish_ingest(out, source, halves)
+        return [message.partition(":")[0] for message in caplog.messages]
+
+    assert warnings(rows, tmp_path / "a") == ["every image has 'cat'", "no image has 'emu'"]
+    rows.append(row(put(tmp_path / "none.jpg", jpeg()), image_labels=()))
+    assert warnings(rows, tmp_path / "b") == ["no image has 'emu'"]
+
+
 def test_begin_clears_an_interrupted_run_and_nothing_else(tmp_path):
     out = tmp_path / "out"
     begin_ingest(out)
