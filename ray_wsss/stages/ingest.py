@@ -79,7 +79,7 @@ class ShardSummary:
             unlabelled=self.unlabelled + other.unlabelled,
             empty=self.empty + other.empty,
             with_mask=self.with_mask + other.with_mask,
-            images_with=Counter(self.images_with) + Counter(other.images_with),
+            images_with=dict(Counter(self.images_with) + Counter(other.images_with)),
             errors=self.errors + other.errors,
             remarks=self.remarks + other.remarks,
         )
@@ -126,7 +126,7 @@ class IngestShard:
             unlabelled=sum(row["image_labels"] is None for row in good),
             empty=sum(row["image_labels"] == [] for row in good),
             with_mask=sum(row["mask"] is not None for row in good),
-            images_with=Counter(label for row in good for label in row["image_labels"] or ()),
+            images_with=dict(Counter(label for row in good for label in row["image_labels"] or ())),
             errors=errors,
             remarks=remarks,
         )

@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +214,7 @@ def test_classes_that_cannot_be_learned_are_warned_of(tmp_path, caplog):
     def warnings(found: list[SourceRow], out: Path) -> list[str]:
         caplog.clear()
         halves = [IngestShard(out, 3)(half, k) for k, half in enumerate((found[:1], found[1:]))]
+        assert json.dumps([asdict(half) for half in halves])  # so that a task can return it
         finish_ingest(out, source, halves)
         return [message.partition(":")[0] for message in caplog.messages]
 
