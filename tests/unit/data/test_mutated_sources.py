@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,7 +104,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 def mutate(content: Any, steps: list[tuple[int, str, Any]]) -> Any:
     """A copy in which some places are replaced, deleted, or written twice."""
-    content = json.loads(json.dumps(content))
+    content = deepcopy(content)
     for number, kind, junk in steps:
         found = places(content)
         if not found:
@@ -115,9 +116,9 @@ def mutate(content: Any, steps: list[tuple[int, str, Any]]) -> Any:
         if kind == "delete":
             del parent[key]
         elif kind == "repeat" and isinstance(parent, list):
-            parent.append(json.loads(json.dumps(parent[key])))
+            parent.append(deepcopy(parent[key]))
         else:
-            parent[key] = junk
+            parent[key] = deepcopy(junk)  # hypothesis gives the same list again
     return content
 
 
