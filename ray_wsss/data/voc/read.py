@@ -46,10 +46,10 @@ def read_voc(root: Path, split: str = "trainval", unannotated: Literal["none", "
     class_names, decode_mask = _classes(folder)
     class_of = {name: index for index, name in enumerate(class_names)}
     rows = [_row(folder, name, class_of) for name in _names(folder, split)]
-    own = len(class_names) if decode_mask is None else 0
-    remarks = (
-        [f"the classes are the {own} names in the XML files, which aren't all of VOC's 20"] if own else []
+    own_classes = (
+        f"the classes are the {len(class_names)} names in the XML files, which aren't all of VOC's 20"
     )
+    remarks = [own_classes] if decode_mask is None else []
     return Source(kind="voc", class_names=class_names, rows=rows, remarks=remarks, decode_mask=decode_mask)
 
 
@@ -99,9 +99,9 @@ def _names(folder: _Folder, split: str) -> list[str]:
 def _name(folder: _Folder, line: str) -> str:
     """Image that a line names. datumaro quotes names with spaces; some tools write them with a suffix.
 
-    The per-class sets of Main have a second column, 1, 0 or -1. It is ignored, since the XML has all labels.
+    Some sets of Main have a number as a second column. It is ignored, since the XML has all labels.
     """
-    without_flag = re.sub(r"\s+-?[01]$", "", line)
+    without_flag = re.sub(r"\s+-?[0-9]+$", "", line)
     for name in (line, without_flag):
         plain = name.strip('"')
         if plain in folder.images:
