@@ -54,7 +54,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exif[0x0112] = 6
     for seed, name in enumerate(FILES):
         pixels = np.random.default_rng(seed).integers(0, 256, (10, 12, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / name, **({"exif": exif} if name == "c.jpg" else {}))
+        options: dict[str, Any] = {"exif": exif} if name == "c.jpg" else {}
+        Image.fromarray(pixels).save(folder / name, **options)
     return folder
 
 

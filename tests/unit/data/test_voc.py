@@ -140,7 +140,9 @@ MASKS = {
     "rgba": lambda: Image.fromarray(COLOURS[label_map()]).convert("RGBA"),
     "shuffled palette": shuffled,
     "palette of four bits": lambda: palette_png(label_map(), COLOURS[:3]),
-    "foreign palette": lambda: palette_png(label_map(), COLOURS[[0, 3, 3]] + np.uint8([[0], [1], [2]])),
+    "foreign palette": lambda: palette_png(
+        label_map(), COLOURS[[0, 3, 3]] + np.array([[0], [1], [2]], np.uint8)
+    ),
     "grey": lambda: Image.fromarray(label_map()),
 }
 
