@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ray_wsss.commands.flags import ClusterFlags
+from ray_wsss.commands.flags import ClusterFlags, DecodeFlags
+from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.resources import Cluster
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ class _Ingest:
     """Folder of the new data set."""
     max_errors: int | None = None
     """Largest number of images that may fail to be read. Without it, ingest fails only if all of them do."""
+    decode: DecodeFlags = field(default_factory=DecodeConfig)
     cluster: ClusterFlags = field(default_factory=Cluster)
 
     def _ingest(self, source: "Source") -> None:
@@ -25,7 +27,9 @@ class _Ingest:
 
         for remark in source.remarks:
             print(remark)
-        metadata = run_ingest(source, out=self.out, max_errors=self.max_errors, cluster=self.cluster)
+        metadata = run_ingest(
+            source, out=self.out, max_errors=self.max_errors, cluster=self.cluster, decode=self.decode
+        )
         print(summarise(metadata))
         if metadata.errors:
             print(f"{self.out / 'errors.parquet'} lists the images that could not be read, and why")

@@ -5,7 +5,7 @@ import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
-from ray_wsss.data.images import IMAGE_SUFFIXES
+from ray_wsss.data.image_files.formats import IMAGE_SUFFIXES
 from ray_wsss.data.schema import SourceRow, check_class_names, locate
 from ray_wsss.data.source import Source
 from ray_wsss.errors import UserError

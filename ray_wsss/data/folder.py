@@ -2,13 +2,17 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ray_wsss.data.images import IMAGE_SUFFIXES
+from ray_wsss.data.image_files.formats import HEAD_BYTES, find_format, is_image_by_name
 from ray_wsss.data.schema import SourceRow, check_class_names, locate
 from ray_wsss.data.source import Source
 from ray_wsss.errors import UserError
-from ray_wsss.storage import FoundFile, find_files, is_remote
+from ray_wsss.storage import FoundFile, find_files, is_remote, printable, read_head, read_side_by_side
+
+_HIDDEN = "hidden"
 
 
 def read_folder(root: Path) -> Source:
@@ -16,14 +20,15 @@ def read_folder(root: Path) -> Source:
 
     Classes are the folders in ``root`` that hold an image at any depth. Identical files (by SHA-256) become
     one row, named after the first path, with the classes of all. The labels of images directly in
-    ``root`` are unknown. Hidden files and folders, and files without an image extension, are skipped.
+    ``root`` are unknown. `find_images` says which files are images.
 
     Raises:
         UserError: ``root`` is not a folder, or has no class folder with images.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; expected one with a folder of images per class")
-    files = {name: found for name, found in _list_files(root).items() if _is_image(name)}
+    listing = find_images(root, _list_files(root))
+    files = listing.images
     class_names = sorted({_class_name(name) for name in files} - {""})
     if not class_names:
         raise UserError(f"{root} has no class folder; expected folders of images such as {root / 'cat'}")
@@ -39,24 +44,51 @@ def read_folder(root: Path) -> Source:
 
     class_of = {name: index for index, name in enumerate(class_names)}
     rows = [_row(group, *located[group[0]], class_of) for group in members.values()]
-    return Source(kind="folder", class_names=class_names, rows=rows)
+    return Source(kind="folder", class_names=class_names, rows=rows, passed_over=listing.passed_over)
 
 
-def list_images(root: Path) -> list[str]:
-    """Sorted names, relative to ``root``, of all images in it and in its subfolders.
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Files of a folder."""
 
-    Hidden files and folders, and files without an image extension, are skipped. Linked images are listed;
-    linked folders are not entered.
+    images: Mapping[str, FoundFile]
+    """Images by path relative to the folder."""
+    passed_over: Mapping[str, int]
+    """Number of other files, by suffix in lower case; "" for files without one, "hidden" for hidden ones."""
+
+
+def find_images(root: Path, files: Mapping[str, FoundFile]) -> Listing:
+    """Tell the images among ``files`` of ``root`` from the others.
+
+    A suffix such as .jpg or .txt decides. Files without one, or with an unknown one, are told by their first
+    bytes. Hidden files, and files in hidden folders, are passed over.
+    """
+    hidden = {name for name in files if any(part.startswith(".") for part in PurePosixPath(name).parts)}
+    verdict = {name: is_image_by_name(name) for name in files if name not in hidden}
+    # Empty ones aren't opened: they hold no image, and a named pipe, which looks empty, would block.
+    unsure = [name for name, is_image in verdict.items() if is_image is None and files[name].size]
+    verdict |= zip(unsure, read_side_by_side(lambda name: _looks_like_image(root / name), unsure))
+    others = [_HIDDEN if name in hidden else _suffix(name) for name in files if not verdict.get(name)]
+    return Listing(
+        images={name: found for name, found in files.items() if verdict.get(name)},
+        passed_over=dict(sorted(Counter(others).items())),
+    )
+
+
+def list_images(root: Path) -> Listing:
+    """Images in ``root`` and in its subfolders, as `find_images` tells them, in order of their names.
+
+    Linked images are listed; linked folders are not entered.
 
     Raises:
         UserError: ``root`` is not a folder, or has no images.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; expected one with images")
-    names = sorted(name for name in find_files(root) if _is_image(name))
-    if not names:
+    listing = find_images(root, dict(sorted(find_files(root).items())))
+    if not listing.images:
         raise UserError(f"{root} has no images; expected files such as .jpg and .png in it or below it")
-    return names
+    return listing
 
 
 def _list_files(root: Path) -> dict[str, FoundFile]:
@@ -70,7 +102,13 @@ def _list_files(root: Path) -> dict[str, FoundFile]:
 
 def _row(group: list[str], path: str, error: str | None, class_of: dict[str, int]) -> SourceRow:
     labels = {class_of[name] for member in group if (name := _class_name(member))}
-    return SourceRow(image_id=group[0], path=path, image_labels=tuple(sorted(labels)) or None, error=error)
+    return SourceRow(
+        image_id=group[0],
+        path=path,
+        image_labels=tuple(sorted(labels)) or None,
+        error=error,
+        remarks=tuple(("duplicate of another, merged", member) for member in group[1:]),
+    )
 
 
 def _class_name(name: str) -> str:
@@ -78,9 +116,16 @@ def _class_name(name: str) -> str:
     return name.partition("/")[0] if "/" in name else ""
 
 
-def _is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+def _looks_like_image(path: Path) -> bool:
+    """Whether a file begins like an image; also True if it can't be read, since ingest then says so."""
+    try:
+        return find_format(read_head(path, HEAD_BYTES)) is not None
+    except OSError:
+        return True
+
+
+def _suffix(name: str) -> str:
+    return printable(PurePosixPath(name).suffix.lower())
 
 
 def _content_keys(root: Path, files: dict[str, FoundFile]) -> dict[str, str]:

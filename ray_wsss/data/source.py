@@ -19,9 +19,15 @@ class Source:
     rows: Sequence[SourceRow]
     """One row for each image."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
-    """Number of files that aren't images, by suffix in lower case ("" for files without one)."""
+    """Number of files that aren't images, by suffix in lower case ("" for files without one, and
+    "hidden" for all hidden files)."""
     decode_mask: Callable[[bytes], NDArray[np.uint8]] | None = None
     """Decodes a file at a row's ``mask_path`` to its (H, W) label map, raising ImageError. None: the files
     are PNGs as `data.images.encode_mask` writes them."""
     remarks: Sequence[str] = ()
     """What was left out of the source or read in an unusual way, a sentence each; the user is told."""
+
+
+def describe_passed_over(passed_over: Mapping[str, int]) -> str:
+    """Counts of ``Source.passed_over`` in words, such as "2 .txt, 1 without suffix"."""
+    return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in passed_over.items())

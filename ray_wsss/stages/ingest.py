@@ -1,5 +1,6 @@
 """Ingest: write the images of a source to Parquet shards; images that fail a check become error rows."""
 
+import hashlib
 import logging
 import random
 from collections import Counter
@@ -12,7 +13,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.data.coco import orient, rasterise
+from ray_wsss.data.image_files.convert import convert_image
+from ray_wsss.data.image_files.near_duplicates import perceptual_hash
 from ray_wsss.data.images import (
     ImageError,
     decode_image,
@@ -29,7 +33,7 @@ from ray_wsss.data.schema import (
     SourceRow,
     write_table_atomically,
 )
-from ray_wsss.data.source import Source
+from ray_wsss.data.source import Source, describe_passed_over
 from ray_wsss.errors import UserError
 from ray_wsss.storage import make_folder, parse_path, printable, remove_tree, why_unreadable
 
@@ -73,16 +77,28 @@ class ShardSummary:
     remarks: list[tuple[str, str, str, str]] = field(default_factory=list)
     """(image_id, path, remark, detail) of what was left out of good images or read in an unusual way."""
 
-    def __add__(self, other: "ShardSummary") -> "ShardSummary":
-        return ShardSummary(
-            images=self.images + other.images,
-            unlabelled=self.unlabelled + other.unlabelled,
-            empty=self.empty + other.empty,
-            with_mask=self.with_mask + other.with_mask,
-            images_with=dict(Counter(self.images_with) + Counter(other.images_with)),
-            errors=self.errors + other.errors,
-            remarks=self.remarks + other.remarks,
+    content_hashes: list[int] = field(default_factory=list)
+    """64-bit hash of the content of each good image."""
+
+    @classmethod
+    def total(cls, summaries: Iterable["ShardSummary"]) -> "ShardSummary":
+        """Counts and lists of all shards."""
+        parts = list(summaries)
+        return cls(
+            images=sum(part.images for part in parts),
+            unlabelled=sum(part.unlabelled for part in parts),
+            empty=sum(part.empty for part in parts),
+            with_mask=sum(part.with_mask for part in parts),
+            images_with=dict(sum((Counter(part.images_with) for part in parts), Counter())),
+            errors=[error for part in parts for error in part.errors],
+            remarks=[remark for part in parts for remark in part.remarks],
+            content_hashes=[content for part in parts for content in part.content_hashes],
         )
+
+    @property
+    def duplicates(self) -> int:
+        """Number of images whose content another image has too, without one of each."""
+        return len(self.content_hashes) - len(set(self.content_hashes))
 
 
 class IngestShard:
@@ -91,6 +107,7 @@ class IngestShard:
     Args:
         out: folder of the data set.
         class_count: number of classes; masks may hold the labels 0 to ``class_count``, and 255.
+        decode: how images of more than 8 bits or of many channels become RGB; by default `DecodeConfig`.
         decode_mask: as `data.source.Source` has it.
     """
 
@@ -98,10 +115,13 @@ class IngestShard:
         self,
         out: Path,
         class_count: int = 254,
+        decode: DecodeConfig | None = None,
+        *,
         decode_mask: Callable[[bytes], NDArray[np.uint8]] | None = None,
     ) -> None:
         self.out = out
         self.class_count = class_count
+        self.decode = decode or DecodeConfig()
         self.decode_mask = decode_mask
 
     def __call__(self, rows: Sequence[SourceRow], shard_index: int) -> ShardSummary:
@@ -129,6 +149,7 @@ class IngestShard:
             images_with=dict(Counter(label for row in good for label in row["image_labels"] or ())),
             errors=errors,
             remarks=remarks,
+            content_hashes=[_hash_content(row["image"]) for row in good],
         )
 
     def _read(self, row: SourceRow) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -140,14 +161,17 @@ class IngestShard:
         if row.error is not None:
             raise ValueError(row.error)
         remarks = list(row.remarks)
-        data = parse_path(row.path).read_bytes()
+        converted = convert_image(parse_path(row.path).read_bytes(), self.decode)
+        data = converted.data
+        remarks += converted.remarks
         mask, label_map = self._read_mask(row.mask_path) if row.mask_path is not None else (None, None)
         # If the source states no size, the mask does: it was drawn on the image in one orientation.
         stated_hw = row.stated_hw or (label_map.shape if label_map is not None else None)
         # A mask shows the orientation by its size, annotations by where they are.
         objects = row.annotations if label_map is None else None
         orientation = orient(probe_image(data), stated_hw, objects or [], remarks)
-        height, width = decode_image(data, orientation).shape[:2]
+        pixels = decode_image(data, orientation)
+        height, width = pixels.shape[:2]
         if label_map is not None and label_map.shape != (height, width):
             shape = f"{label_map.shape[1]}x{label_map.shape[0]}"
             raise ImageError(f"the mask is {shape} pixels, the image {width}x{height}")
@@ -165,6 +189,7 @@ class IngestShard:
             "width": width,
             "image_labels": sorted(labels) if labels is not None else None,
             "mask": mask,
+            "perceptual_hash": perceptual_hash(pixels),
         }
         return image, remarks
 
@@ -221,6 +246,7 @@ def finish_ingest(
     summaries: Iterable[ShardSummary],
     max_errors: int | None = None,
     order_seed: int | None = None,
+    decode: DecodeConfig | None = None,
 ) -> DatasetMetadata:
     """Write ``errors.parquet``, ``remarks.parquet``, then ``metadata.json``: the data set is complete.
 
@@ -228,12 +254,13 @@ def finish_ingest(
 
     Args:
         order_seed: seed that the rows were shuffled with; None if they are in the order of the source.
+        decode: settings that the images were converted with, noted unless they are the defaults.
 
     Raises:
         UserError: the source lists no images, all images failed, or more than ``max_errors`` images did.
             Then errors.parquet is written, but metadata.json is not.
     """
-    total = sum(summaries, ShardSummary())
+    total = ShardSummary.total(summaries)
     path = out / "errors.parquet"
     _write_rows(total.errors, ERROR_SCHEMA, path)
     if total.remarks:
@@ -259,6 +286,8 @@ def finish_ingest(
         has_masks=total.with_mask > 0,
         remarks=dict(sorted(Counter(remark for _, _, remark, _ in total.remarks).items())),
         passed_over=dict(source.passed_over),
+        duplicates=total.duplicates,
+        decode=decode.noted() if decode is not None else {},
         order_seed=order_seed,
     )
     metadata.save(out)
@@ -269,14 +298,15 @@ def finish_ingest(
 
 
 def summarise(metadata: DatasetMetadata) -> str:
-    """Counts of a data set in one to three lines, for the user."""
+    """Counts of a data set in a few lines, for the user."""
     lines = [
         f"{metadata.images} images, {metadata.unlabelled} without labels (unknown), "
         f"{metadata.empty} with none of the classes, {metadata.errors} errors"
     ]
+    if metadata.duplicates:
+        lines.append(f"{metadata.duplicates} duplicates of others: equal files under several names")
     if metadata.passed_over:
-        counts = (f"{count} {suffix or 'without suffix'}" for suffix, count in metadata.passed_over.items())
-        lines.append(f"files passed over, which are no images: {', '.join(counts)}")
+        lines.append(f"files passed over, which are no images: {describe_passed_over(metadata.passed_over)}")
     if metadata.remarks:
         counts = (f"{count} x {remark}" for remark, count in metadata.remarks.items())
         lines.append(f"remarks: {'; '.join(counts)}")
@@ -284,6 +314,10 @@ def summarise(metadata: DatasetMetadata) -> str:
 
 
 _OWN_NAMES = frozenset(("shards", "errors.parquet", "remarks.parquet"))
+
+
+def _hash_content(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), signed=True)
 
 
 def _name(row: SourceRow) -> tuple[str, str]:

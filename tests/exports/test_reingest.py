@@ -16,7 +16,7 @@ from ray_wsss.stages.ingest import IngestShard
 
 def reingested(source: Source, out: Path) -> dict[str, tuple[list[int], NDArray[np.uint8]]]:
     """Image labels and label map of each image, by the id in the source."""
-    summary = IngestShard(out, len(source.class_names), source.decode_mask)(source.rows, 0)
+    summary = IngestShard(out, len(source.class_names), decode_mask=source.decode_mask)(source.rows, 0)
     assert (summary.errors, summary.remarks) == ([], [])
     reader = ShardReader(out)
     rows = [reader.read(k) for k in range(len(reader))]

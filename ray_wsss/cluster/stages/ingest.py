@@ -11,6 +11,7 @@ import ray.data
 
 from ray_wsss.cluster.actors import iterate
 from ray_wsss.cluster.connect import ray_session
+from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.resources import Cluster
 from ray_wsss.data.schema import DatasetMetadata, SourceRow
 from ray_wsss.data.source import Source
@@ -31,11 +32,15 @@ def run_ingest(
     out: Path,
     max_errors: int | None,
     cluster: Cluster,
+    decode: DecodeConfig | None = None,
 ) -> DatasetMetadata:
     """Read, verify and write the images of ``source`` as a data set at ``out``, shard by shard.
 
     The rows are shuffled first (`stages.ingest.plan_shards`). Image bytes go from disk to shard
     inside one task, and never through Ray's object store.
+
+    Args:
+        decode: how images of more than 8 bits or of many channels become RGB; by default `DecodeConfig`.
 
     Raises:
         UserError: as `stages.ingest.begin_ingest` and `finish_ingest`.
@@ -50,7 +55,7 @@ def run_ingest(
     )
     summaries = []
     if shards:
-        ingest = IngestShard(out.absolute(), len(source.class_names), source.decode_mask)
+        ingest = IngestShard(out.absolute(), len(source.class_names), decode, decode_mask=source.decode_mask)
         with ray_session(cluster.address, verbose=cluster.verbose):
             blocks = ray.data.from_arrow(plan).repartition(len(shards))
             done = blocks.map_batches(
@@ -64,7 +69,7 @@ def run_ingest(
             # JSON made text of its keys.
             summary["images_with"] = {int(label): n for label, n in summary["images_with"].items()}
             summaries.append(ShardSummary(**summary))
-    return finish_ingest(out, source, summaries, max_errors, ORDER_SEED)
+    return finish_ingest(out, source, summaries, max_errors, ORDER_SEED, decode)
 
 
 def ingest_shard(plan: pa.Table, ingest: IngestShard) -> pa.Table:

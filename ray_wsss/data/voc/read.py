@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from ray_wsss.data.images import IMAGE_SUFFIXES
+from ray_wsss.data.image_files.formats import IMAGE_SUFFIXES
 from ray_wsss.data.schema import SourceRow, check_class_names, locate
 from ray_wsss.data.source import Source
 from ray_wsss.data.voc.classes import VOC_CLASS_NAMES, MaskReader, read_label_map, voc_mask_reader

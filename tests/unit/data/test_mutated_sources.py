@@ -71,7 +71,7 @@ def ingested(source: Source, folder: Path) -> tuple[list[str], list[str]]:
     out = folder / "out"
     begin_ingest(out)
     assert json.dumps([asdict(row) for row in source.rows])  # so that Ray's tasks can be given them
-    summary = IngestShard(out, len(source.class_names), source.decode_mask)(source.rows, 0)
+    summary = IngestShard(out, len(source.class_names), decode_mask=source.decode_mask)(source.rows, 0)
     try:
         finish_ingest(out, source, [summary])
     except UserError:

@@ -48,7 +48,7 @@ def stored(source: Source, out: Path) -> tuple[dict[str, dict], dict[str, str]]:
     for row in source.rows:
         if not row.error and not Path(row.path).exists():
             Image.new("RGB", (10, 8)).save(row.path)
-    summary = IngestShard(out, len(source.class_names), source.decode_mask)(source.rows, 0)
+    summary = IngestShard(out, len(source.class_names), decode_mask=source.decode_mask)(source.rows, 0)
     reader = ShardReader(out) if summary.images else None
     rows = [reader.read(k) for k in range(len(reader))] if reader else []
     return {row["image_id"]: row for row in rows}, {e[0]: e[2] for e in summary.errors}
