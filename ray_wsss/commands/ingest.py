@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ray_wsss.commands.flags import ClusterFlags, DecodeFlags
 from ray_wsss.config.decode import DecodeConfig
@@ -45,11 +45,13 @@ class IngestCoco(_Ingest):
     """Folder that the file names in the JSON are relative to."""
     annotations: Path
     """Instances JSON."""
+    unannotated: Literal["none", "unknown"] = "none"
+    """What an image has that the JSON lists without annotations: none of the classes, or unknown labels."""
 
     def run(self) -> None:
         from ray_wsss.data.coco import read_coco
 
-        self._ingest(read_coco(self.images, self.annotations))
+        self._ingest(read_coco(self.images, self.annotations, self.unannotated))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +62,13 @@ class IngestVoc(_Ingest):
     """Folder with JPEGImages, ImageSets, Annotations, SegmentationClass."""
     split: str = "trainval"
     """Image set, such as train, val, trainval."""
+    unannotated: Literal["none", "unknown"] = "none"
+    """What an image has whose XML has no objects: none of the classes, or unknown unless a mask tells."""
 
     def run(self) -> None:
         from ray_wsss.data.voc import read_voc
 
-        self._ingest(read_voc(self.root, self.split))
+        self._ingest(read_voc(self.root, self.split, self.unannotated))
 
 
 @dataclass(frozen=True, kw_only=True)

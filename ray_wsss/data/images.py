@@ -139,6 +139,25 @@ def decode_mask(png: bytes) -> NDArray[np.uint8]:
     return (labels // stretch).astype(np.uint8)
 
 
+def decode_mask_colours(png: bytes) -> tuple[NDArray[np.uint8], bool] | None:
+    """Decode the colours of a palette or RGB PNG to (H, W, 3) uint8, and tell whether it has a palette.
+
+    Transparency is left out, since editors make the background transparent. Returns None for a grey PNG.
+
+    Raises:
+        ImageError: the PNG is incomplete.
+    """
+    image = load_image(png, ("PNG",))
+    if image.mode not in ("P", "RGB", "RGBA"):
+        return None
+    if image.mode != "P":
+        return np.array(image)[..., :3], False
+    palette = np.zeros((256, 3), np.uint8)
+    colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    palette[: len(colours)] = colours
+    return palette[np.array(image)], True
+
+
 def describe_labels(class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Labels in masks of `encode_mask`: index, name, colour as [red, green, blue]; background is first."""
     colours = voc_palette().tolist()

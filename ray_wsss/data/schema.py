@@ -58,13 +58,16 @@ class SourceRow:
     path: str
     """Absolute path or URI of the image; for a row with an error, the path as its source names it."""
     image_labels: tuple[int, ...] | None = None
-    """Sorted class indices from 0; empty if the image has none of the classes, None if nobody knows."""
+    """Sorted class indices from 0; empty if the image has none of the classes, None if nobody knows, unless
+    a file at ``mask_path`` tells."""
     stated_hw: tuple[int, int] | None = None
     """(height, width) in pixels that the annotations state; None if they state none."""
     mask_path: str | None = None
     """Absolute path or URI of a ground-truth label map in PNG."""
     annotations: list[dict[str, Any]] | None = None
-    """COCO annotations (segmentation, iscrowd, id, class_index) to rasterise; if empty, all is background."""
+    """Objects (id, class_index, iscrowd, segmentation, bbox); an absent segmentation or bbox is None. They
+    show which way round the image is, and make its mask (`data.coco.rasterise`) unless it has a
+    ``mask_path``. An empty list is all background; None makes no mask."""
     error: str | None = None
     """Reason why the image can't be used, if one is known already."""
     remarks: tuple[tuple[str, str], ...] = ()

@@ -1,7 +1,10 @@
 """What a reader of people's files returns, whatever their form."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ray_wsss.data.schema import SourceKind, SourceRow
 
@@ -18,6 +21,9 @@ class Source:
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Number of files that aren't images, by suffix in lower case ("" for files without one, and
     "hidden" for all hidden files)."""
+    decode_mask: Callable[[bytes], NDArray[np.uint8]] | None = None
+    """Decodes a file at a row's ``mask_path`` to its (H, W) label map, raising ImageError. None: the files
+    are PNGs as `data.images.encode_mask` writes them."""
     remarks: Sequence[str] = ()
     """What was left out of the source or read in an unusual way, a sentence each; the user is told."""
 

@@ -37,6 +37,10 @@ class Survey:
     """Counts and scores of all images; takes some hundred bytes of memory per image."""
 
     class_names: tuple[str, ...]
+    unlabelled: int = 0
+    """Images of the data set whose labels are unknown."""
+    empty: int = 0
+    """Images of the data set that have none of the classes."""
     images: list[SurveyedImage] = field(default_factory=list)
     """Images that did not fail."""
     failed: list[tuple[str, str]] = field(default_factory=list)
@@ -69,7 +73,7 @@ def survey(dataset: Path, labels: Path | None) -> Survey:
     """
     metadata = DatasetMetadata.load(dataset)
     rows, label_rows = ShardReader(dataset), ShardReader(labels) if labels is not None else None
-    result = Survey(class_names=metadata.class_names)
+    result = Survey(class_names=metadata.class_names, unlabelled=metadata.unlabelled, empty=metadata.empty)
     for row, image_id in enumerate(rows.image_ids):
         if label_rows is None:
             result.images.append(SurveyedImage(row=row, image_id=image_id))

@@ -225,7 +225,8 @@ def _say_missing(report: Report, found: FoundRun) -> None:
 def _tiles(report: Report, surveyed: Survey | None) -> list[Tile]:
     tiles = []
     if surveyed is not None:
-        tiles.append(Tile(value=f"{len(surveyed.images):,}", label="images"))
+        note = f"{surveyed.unlabelled:,} of unknown labels, {surveyed.empty:,} with none of the classes"
+        tiles.append(Tile(value=f"{len(surveyed.images):,}", label="images", note=note))
         if surveyed.masks:
             note = f"{surveyed.prompts:,} points"
             tiles.append(Tile(value=f"{surveyed.masks.total():,}", label="masks", note=note))

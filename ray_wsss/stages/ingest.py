@@ -1,28 +1,30 @@
 """Ingest: write the images of a source to Parquet shards; images that fail a check become error rows."""
 
 import hashlib
+import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ray_wsss.config.decode import DecodeConfig
-from ray_wsss.data.coco import rasterise
+from ray_wsss.data.coco import orient, rasterise
 from ray_wsss.data.image_files.convert import convert_image
 from ray_wsss.data.image_files.near_duplicates import perceptual_hash
 from ray_wsss.data.images import (
     ImageError,
-    choose_orientation,
     decode_image,
     decode_mask,
     encode_mask,
     probe_image,
 )
+from ray_wsss.data.learnable import unlearnable
 from ray_wsss.data.schema import (
     ERROR_SCHEMA,
     IMAGE_SCHEMA,
@@ -34,6 +36,8 @@ from ray_wsss.data.schema import (
 from ray_wsss.data.source import Source, describe_passed_over
 from ray_wsss.errors import UserError
 from ray_wsss.storage import make_folder, parse_path, printable, remove_tree, why_unreadable
+
+log = logging.getLogger(__name__)
 
 ROWS_PER_SHARD = 256
 """Images per shard."""
@@ -66,6 +70,8 @@ class ShardSummary:
     """Good images that have none of the classes."""
     with_mask: int = 0
     """Good images with a ground-truth mask."""
+    images_with: Mapping[int, int] = field(default_factory=dict)
+    """Number of good images by the index of a class that they have."""
     errors: list[tuple[str, str, str]] = field(default_factory=list)
     """(image_id, path, reason) of each image that failed."""
     remarks: list[tuple[str, str, str, str]] = field(default_factory=list)
@@ -83,6 +89,7 @@ class ShardSummary:
             unlabelled=sum(part.unlabelled for part in parts),
             empty=sum(part.empty for part in parts),
             with_mask=sum(part.with_mask for part in parts),
+            images_with=dict(sum((Counter(part.images_with) for part in parts), Counter())),
             errors=[error for part in parts for error in part.errors],
             remarks=[remark for part in parts for remark in part.remarks],
             content_hashes=[content for part in parts for content in part.content_hashes],
@@ -101,12 +108,21 @@ class IngestShard:
         out: folder of the data set.
         class_count: number of classes; masks may hold the labels 0 to ``class_count``, and 255.
         decode: how images of more than 8 bits or of many channels become RGB; by default `DecodeConfig`.
+        decode_mask: as `data.source.Source` has it.
     """
 
-    def __init__(self, out: Path, class_count: int = 254, decode: DecodeConfig | None = None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        class_count: int = 254,
+        decode: DecodeConfig | None = None,
+        *,
+        decode_mask: Callable[[bytes], NDArray[np.uint8]] | None = None,
+    ) -> None:
         self.out = out
         self.class_count = class_count
         self.decode = decode or DecodeConfig()
+        self.decode_mask = decode_mask
 
     def __call__(self, rows: Sequence[SourceRow], shard_index: int) -> ShardSummary:
         """Write ``shards/part-XXXXX.parquet``, or no file if no row is good."""
@@ -130,6 +146,7 @@ class IngestShard:
             unlabelled=sum(row["image_labels"] is None for row in good),
             empty=sum(row["image_labels"] == [] for row in good),
             with_mask=sum(row["mask"] is not None for row in good),
+            images_with=dict(Counter(label for row in good for label in row["image_labels"] or ())),
             errors=errors,
             remarks=remarks,
             content_hashes=[_hash_content(row["image"]) for row in good],
@@ -147,39 +164,61 @@ class IngestShard:
         converted = convert_image(parse_path(row.path).read_bytes(), self.decode)
         data = converted.data
         remarks += converted.remarks
-        mask = parse_path(row.mask_path).read_bytes() if row.mask_path is not None else None
-        label_map = self._label_map(mask) if mask is not None else None
+        mask, label_map = self._read_mask(row.mask_path) if row.mask_path is not None else (None, None)
         # If the source states no size, the mask does: it was drawn on the image in one orientation.
         stated_hw = row.stated_hw or (label_map.shape if label_map is not None else None)
-        orientation = choose_orientation(probe_image(data), stated_hw)
+        # A mask shows the orientation by its size, annotations by where they are.
+        objects = row.annotations if label_map is None else None
+        orientation = orient(probe_image(data), stated_hw, objects or [], remarks)
         pixels = decode_image(data, orientation)
         height, width = pixels.shape[:2]
         if label_map is not None and label_map.shape != (height, width):
             shape = f"{label_map.shape[1]}x{label_map.shape[0]}"
             raise ImageError(f"the mask is {shape} pixels, the image {width}x{height}")
-        if row.annotations is not None and mask is None:
-            mask = encode_mask(rasterise(row.annotations, height, width))
+        if label_map is None and objects is not None:
+            label_map = rasterise(objects, height, width, remarks)
+            mask = encode_mask(label_map) if label_map is not None else None
+        labels = row.image_labels
+        if labels is None and label_map is not None:
+            labels = _labels_in(label_map)
         image = {
             "image_id": printable(row.image_id),
             "image": data,
             "orientation": orientation,
             "height": height,
             "width": width,
-            "image_labels": sorted(row.image_labels) if row.image_labels is not None else None,
+            "image_labels": sorted(labels) if labels is not None else None,
             "mask": mask,
             "perceptual_hash": perceptual_hash(pixels),
         }
         return image, remarks
 
-    def _label_map(self, png: bytes) -> np.ndarray:
+    def _read_mask(self, path: str) -> tuple[bytes, NDArray[np.uint8]]:
+        """The PNG to store for a ground-truth mask, the file itself if it serves, and its label map."""
+        png = parse_path(path).read_bytes()
         try:
-            label_map = decode_mask(png)
+            label_map = (self.decode_mask or decode_mask)(png)
         except ImageError as error:
             raise ImageError(f"ground-truth mask: {error}") from error
         strange = label_map[(label_map > self.class_count) & (label_map != 255)]
         if strange.size:
             raise ImageError(f"the mask holds label {strange[0]}; expected 0 to {self.class_count}, or 255")
-        return label_map
+        serves = self.decode_mask is None or _is_label_map(png, label_map)
+        return (png if serves else encode_mask(label_map)), label_map
+
+
+def _is_label_map(png: bytes, label_map: NDArray[np.uint8]) -> bool:
+    try:
+        return np.array_equal(decode_mask(png), label_map)
+    except ImageError:
+        return False
+
+
+def _labels_in(label_map: NDArray[np.uint8]) -> list[int] | None:
+    """Class indices in a label map; None if no pixel of it says anything."""
+    if (label_map == 255).all():
+        return None
+    return [label - 1 for label in np.unique(label_map).tolist() if 0 < label < 255]
 
 
 def begin_ingest(out: Path) -> None:
@@ -210,6 +249,8 @@ def finish_ingest(
     decode: DecodeConfig | None = None,
 ) -> DatasetMetadata:
     """Write ``errors.parquet``, ``remarks.parquet``, then ``metadata.json``: the data set is complete.
+
+    Warns of classes that no classifier can learn from it.
 
     Args:
         order_seed: seed that the rows were shuffled with; None if they are in the order of the source.
@@ -250,6 +291,9 @@ def finish_ingest(
         order_seed=order_seed,
     )
     metadata.save(out)
+    labelled = total.images - total.unlabelled
+    for sentence in unlearnable(total.images_with, labelled, source.class_names):
+        log.warning(sentence)
     return metadata
 
 

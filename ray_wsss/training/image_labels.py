@@ -4,11 +4,10 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+from ray_wsss.data.learnable import unlearnable
 from ray_wsss.data.reader import ShardReader
 
 log = logging.getLogger(__name__)
-
-_NAMES_SHOWN = 10
 
 
 def known_labels(reader: ShardReader) -> dict[int, list[int]]:
@@ -40,21 +39,5 @@ def warn_of_unlearnable(labels: Collection[Sequence[int]], class_names: Sequence
         labels: class indices of each training image.
     """
     images_with = Counter(c for classes in labels for c in set(classes))
-    everywhere = [name for c, name in enumerate(class_names) if images_with[c] == len(labels)]
-    nowhere = [name for c, name in enumerate(class_names) if not images_with[c]]
-    if everywhere:
-        log.warning(
-            "every image has %s: nothing shows the classifier what sets such a class apart; add images "
-            "without it, such as images of other classes, or images that a COCO file lists without objects",
-            _quoted(everywhere),
-        )
-    if nowhere:
-        log.warning(
-            "no image has %s: a class without images can't be learned; add images with it, or leave it out",
-            _quoted(nowhere),
-        )
-
-
-def _quoted(names: Sequence[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:_NAMES_SHOWN])
-    return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
+    for sentence in unlearnable(images_with, len(labels), class_names):
+        log.warning(sentence)

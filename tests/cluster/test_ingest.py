@@ -14,6 +14,7 @@ from ray_wsss.config.resources import Cluster
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.csv_labels import read_csv
 from ray_wsss.data.folder import read_folder
+from ray_wsss.data.images import decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata, SourceKind
 from ray_wsss.data.source import Source
@@ -105,6 +106,25 @@ def test_every_kind_of_source(kind: SourceKind, tmp_path: Path, monkeypatch: pyt
     one = ShardReader(tmp_path / "one")
     assert [one.read(i) for i in range(5)] == [many.read(i) for i in range(5)]
     assert len(list((tmp_path / "one" / "shards").iterdir())) == 1
+
+
+def test_tasks_read_masks_by_colour_and_count_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "source"
+    _voc(root)
+    (root / "labelmap.txt").write_text("background:0,0,0::\ncat:9,9,9::\ndog:8,8,8::\n")
+    (root / "SegmentationClass").mkdir()
+    Image.new("RGB", (30, 20), (8, 8, 8)).save(root / "SegmentationClass" / "a1.png")
+    metadata = _ingest(read_voc(root, "train"), tmp_path / "out")
+    assert (metadata.images, metadata.has_masks) == (5, True)
+    reader = ShardReader(tmp_path / "out")
+    mask = decode_mask(reader.read(reader.index_of("a1"), ["mask"])["mask"])
+    assert (mask == 2).all()
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "every image has 'cat'",
+        "no image has 'dog'",
+    ]
 
 
 def test_images_are_the_bytes_on_disk(tmp_path: Path) -> None:

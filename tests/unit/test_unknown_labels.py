@@ -240,6 +240,8 @@ def test_the_reports_survey_and_gallery_show_unknown_images(mixed, labeller, cla
     pq.write_table(_label(mixed, labeller)[0], tmp_path / "part-000000.parquet")
     surveyed = survey(mixed, tmp_path)
     assert (len(surveyed.images), surveyed.failed, surveyed.compared) == (ROWS, [], ROWS)
+    metadata = DatasetMetadata.load(mixed)
+    assert (surveyed.unlabelled, surveyed.empty) == (metadata.unlabelled, metadata.empty)
     failed: list[tuple[str, str]] = []
     source = GallerySource(
         mixed,
@@ -266,6 +268,7 @@ def test_classes_that_no_image_can_teach_are_named(rows, tmp_path, caplog):
     every, none = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert every.startswith("every image has 'a':")
     assert "add images without it" in every
+    assert "--none-folder" in every
     assert none.startswith("no image has 'd', 'e', 'f':")
     caplog.clear()
     rows[4] = rows[4] | {"image_labels": []}

@@ -55,7 +55,7 @@ def run_ingest(
     )
     summaries = []
     if shards:
-        ingest = IngestShard(out.absolute(), len(source.class_names), decode)
+        ingest = IngestShard(out.absolute(), len(source.class_names), decode, decode_mask=source.decode_mask)
         with ray_session(cluster.address, verbose=cluster.verbose):
             blocks = ray.data.from_arrow(plan).repartition(len(shards))
             done = blocks.map_batches(
@@ -66,6 +66,8 @@ def run_ingest(
             summary = json.loads(row["summary"])
             for name in ("errors", "remarks"):
                 summary[name] = [tuple(found) for found in summary[name]]
+            # JSON made text of its keys.
+            summary["images_with"] = {int(label): n for label, n in summary["images_with"].items()}
             summaries.append(ShardSummary(**summary))
     return finish_ingest(out, source, summaries, max_errors, ORDER_SEED, decode)
 

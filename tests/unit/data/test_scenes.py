@@ -78,7 +78,9 @@ def test_coco_round_trip(tmp_path):
 
 
 def _label_map(annotations) -> np.ndarray:
-    return rasterise(annotations, 64, 64)
+    label_map = rasterise(annotations, 64, 64)
+    assert label_map is not None
+    return label_map
 
 
 def test_rle_of_a_mask_is_json():

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from ray_wsss.config import EmbedConfig, LabelConfig, SamConfig
-from ray_wsss.data.coco import rasterise
+from ray_wsss.data.coco import decode_rle
 from ray_wsss.data.embeddings import EMBEDDING_SCHEMA, EmbeddingDtype
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
@@ -128,9 +128,8 @@ def test_a_broken_image_keeps_its_reason(chunks):
 
 
 def masks_of(row: dict) -> list[np.ndarray]:
-    size = [row["height"], row["width"]]
-    segments = [{"segmentation": {"size": size, "counts": s["rle"]}} for s in row["segments"]]
-    return [rasterise([s | {"class_index": 0}], *size) > 0 for s in segments]
+    size = (row["height"], row["width"])
+    return [decode_rle(segment["rle"], size) for segment in row["segments"]]
 
 
 @pytest.fixture(scope="module")

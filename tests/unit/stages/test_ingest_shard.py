@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +114,6 @@ def test_reasons(tmp_path):
     good = put(tmp_path / "good.jpg", jpeg())
     mask = str(put(tmp_path / "m.png", encode_mask(np.full((8, 10), 7, np.uint8))))
     small = str(put(tmp_path / "small.png", encode_mask(np.zeros((4, 4), np.uint8))))
-    bad_polygon = {"id": 3, "class_index": 0, "iscrowd": False, "segmentation": [[1, 2, 3, 4]]}
     cases = [
         (row(put(tmp_path / "cut.jpg", jpeg(200, 200)[:5000])), "truncated JPEG"),
         (row(put(tmp_path / "zero.jpg", b"")), "empty file"),
@@ -123,7 +122,6 @@ def test_reasons(tmp_path):
         (row(tmp_path), "can't be read: Is a directory"),
         (row(good, error="path leaves the folder"), "path leaves the folder"),
         (row(good, stated_hw=(9, 10)), "the image is 10x8 pixels, its annotations state 10x9"),
-        (row(good, annotations=[bad_polygon]), "annotation 3: a polygon of 4 numbers"),
         (row(good, mask_path=small), "the image is 10x8 pixels, its annotations state 4x4"),
         (row(good, mask_path=small, stated_hw=(8, 10)), "the mask is 4x4 pixels, the image 10x8"),
         (row(good, mask_path=mask), "the mask holds label 7; expected 0 to 6, or 255"),
@@ -205,6 +203,26 @@ def test_too_many_errors_leave_the_list_but_no_data_set(tmp_path, images, max_er
 def test_no_image_at_all(tmp_path):
     with pytest.raises(UserError, match="lists no images"):
         finish_ingest(tmp_path, CATS, [])
+
+
+def test_classes_that_cannot_be_learned_are_warned_of(tmp_path, caplog):
+    rows = [
+        row(put(tmp_path / f"{k}.jpg", jpeg()), image_labels=labels)
+        for k, labels in enumerate([(0,), (0, 1)])
+    ]
+    rows.append(row(put(tmp_path / "unknown.jpg", jpeg())))
+    source = replace(CATS, class_names=["cat", "dog", "emu"])
+
+    def warnings(found: list[SourceRow], out: Path) -> list[str]:
+        caplog.clear()
+        halves = [IngestShard(out, 3)(half, k) for k, half in enumerate((found[:1], found[1:]))]
+        assert json.dumps([asdict(half) for half in halves])  # so that a task can return it
+        finish_ingest(out, source, halves)
+        return [message.partition(":")[0] for message in caplog.messages]
+
+    assert warnings(rows, tmp_path / "a") == ["every image has 'cat'", "no image has 'emu'"]
+    rows.append(row(put(tmp_path / "none.jpg", jpeg()), image_labels=()))
+    assert warnings(rows, tmp_path / "b") == ["no image has 'emu'"]
 
 
 def test_begin_clears_an_interrupted_run_and_nothing_else(tmp_path):

@@ -1,0 +1,36 @@
+"""Numbers and ids as tools write them into JSON: 640, 640.0, "640"."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+Box = tuple[float, float, float, float]
+"""Left, top, width and height in pixels."""
+
+
+def as_whole(value: Any) -> int | None:
+    """The whole number that ``value`` stands for (640, 640.0, "640"), or None."""
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"-?[0-9]{1,18}", value) else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return int(value) if isinstance(value, int) else None
+
+
+def as_id(value: Any) -> str | None:
+    """An id as text, equal for 7, 7.0 and "7"; None if it is no number and no text."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    whole = as_whole(value) if isinstance(value, float) else value
+    return None if whole is None else str(whole)
+
+
+def as_box(value: Any) -> Box | None:
+    """COCO's ``bbox``, or None unless it is four finite numbers with an area."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
+        return None
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in value):
+        return None
+    left, top, width, height = (float(number) for number in value)
+    return (left, top, width, height) if width > 0 and height > 0 else None
