@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ray_wsss.console import tell_progress
 from ray_wsss.data.coco import rasterise
 from ray_wsss.data.images import (
     ImageError,
@@ -160,6 +161,28 @@ def begin_ingest(out: Path) -> None:
         raise UserError(f"{out} holds other files ('{sorted(foreign)[0]}'); expected a new or empty folder")
     remove_tree(out / "shards")
     make_folder(out / "shards")
+
+
+def ingest_here(
+    class_names: Sequence[str],
+    rows: Sequence[SourceRow],
+    *,
+    source: SourceKind,
+    out: Path,
+    max_errors: int | None,
+) -> DatasetMetadata:
+    """Write a data set in this process; its content is that of `cluster.stages.ingest.run_ingest`.
+
+    Raises:
+        UserError: as `begin_ingest` and `finish_ingest`.
+    """
+    begin_ingest(out)
+    ingest, shards = IngestShard(out, len(class_names)), plan_shards(rows)
+    summaries: list[ShardSummary] = []
+    for index, shard in enumerate(shards):
+        summaries.append(ingest(shard, index))
+        tell_progress(index + 1, len(shards))
+    return finish_ingest(out, class_names, source, summaries, max_errors, ORDER_SEED)
 
 
 def finish_ingest(

@@ -15,6 +15,7 @@ BELOW_CLUSTER = (
     "errors",
     "export",
     "figures",
+    "memory",
     "models",
     "ops",
     "report",

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_wsss.cluster.actors import iterate, map_stage
-from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.actors import map_stage
+from ray_wsss.cluster.run_chunks import session_of
 from ray_wsss.config import Recipe
 from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.data.reader import ShardReader
@@ -71,7 +71,7 @@ def run_evaluate(
         measures.append((SegmenterEvaluator.load, arguments | {"device": device}))
     if not measures:
         raise UserError("nothing to evaluate: give --classifier, --labels or --segmenter")
-    with ray_session(cluster.address, verbose=cluster.verbose):
+    with session_of(resources, cluster):
         counted = map_stage(
             dataset,
             [*IMAGE_COLUMNS, "mask"],
@@ -79,7 +79,7 @@ def run_evaluate(
             arguments={"measures": measures},
             resources=resources,
         )
-        rows = list(iterate(counted))
+        rows = list(counted)
     return {"data": dataset_settings(dataset), **describe_counts(rows, metadata.class_names, threshold)}
 
 

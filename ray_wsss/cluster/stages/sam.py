@@ -43,7 +43,7 @@ def sam_stage(
         embeddings: output of `run_embed`, read instead of preparing SAM's input.
         max_side_px: longest side at which images are labelled; None if only SAM sees the images.
     """
-    images = DatasetMetadata.load(dataset).images // resources.actors
+    images = DatasetMetadata.load(dataset).images // max(1, resources.actors)
     return Stage(
         stage_class=stage_class,
         arguments={"sam": recipe.sam, "device": resources.device, "images": images, **arguments},
