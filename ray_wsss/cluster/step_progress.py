@@ -63,9 +63,9 @@ class StepBars:
                 self.told.add(state.step.name)
                 log.info("%s: done in %.0f s", state.step.what, state.seconds)
         now = time.monotonic()
-        if now >= self.next_line:
+        at_work = [f"{state.step.what} ({_note(state)})" for state in states if _runs(state)]
+        if at_work and now >= self.next_line:
             self.next_line = now + _SECONDS_BETWEEN_LINES
-            at_work = [f"{state.step.what} ({_note(state)})" for state in states if _runs(state)]
             log.info("after %.0f s: %s; %s", now - self.began, "; ".join(at_work), left)
 
 
