@@ -7,16 +7,15 @@ command, does them again and skips the finished ones.
 import json
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
 import ray
-from ray.data import DataContext, Dataset
+from ray.data import DataContext
 
 from ray_wsss.cluster.actors import (
     StageActor,
@@ -29,6 +28,7 @@ from ray_wsss.cluster.actors import (
 )
 from ray_wsss.cluster.capacity import describe_cluster
 from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.decode import decode_ahead, decode_images
 from ray_wsss.cluster.metrics import StageMetrics
 from ray_wsss.cluster.progress import ImageProgress
 from ray_wsss.config.error_limit import ErrorLimit
@@ -38,19 +38,12 @@ from ray_wsss.runs.chunk_run import ChunkRun
 from ray_wsss.runs.history import RunSetup, recorded_run
 from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.parts import Parts
-from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages, pack_images, unpack_images
+from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages, unpack_images
 from ray_wsss.runs.resilient import run_stage
 from ray_wsss.runs.run_report import Failures, RunReport
 from ray_wsss.runs.tally import Tally
 
 log = logging.getLogger(__name__)
-
-_DECODE_MEMORY = 1000 * 2**20
-"""Bytes of memory that Ray reserves for a process that decodes chunks; its imports take about half.
-
-The value is one that nobody chooses for an actor. Ray 2.60 fuses operators with the same resources into one
-process (ray-project/ray#54433), and the actors would then decode themselves while their GPU waits.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,26 +128,6 @@ class _ChunkActor(ImagesActor):
             self.parts.write(chunk_of(rows), table, tally, self.stage.rows_per_group)
         reasons = table["error"].drop_null() if tally.errors else []
         return DoneBlock(tally=tally, first_reason=str(reasons[0]) if len(reasons) else "")
-
-
-def decode_ahead(
-    blocks: Dataset, prepare: Callable[[pa.Table], list[PreparedImage]], resources: Resources
-) -> Dataset:
-    """Add the decoded images to blocks of one row, in tasks that run beside the actors."""
-    return blocks.map_batches(
-        partial(decode_images, prepare=prepare),  # Ray's dashboard shows the function's name
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=resources.cpus_to_decode,
-        memory=_DECODE_MEMORY,
-    )
-
-
-def decode_images(rows: pa.Table, prepare: Callable[[pa.Table], list[PreparedImage]]) -> pa.Table:
-    """Add the columns ``images`` (packed) and ``decode_seconds`` to a block of one row."""
-    began = time.perf_counter()
-    rows = rows.append_column("images", pack_images(prepare(rows)))
-    return rows.append_column("decode_seconds", pa.array([time.perf_counter() - began]))
 
 
 def run_chunks(

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from segment_anything.utils.transforms import ResizeLongestSide
+from PIL import Image
 
 from ray_wsss.data.embeddings import open_embeddings
 from ray_wsss.data.images import decode_image
-from ray_wsss.ops.resize import shrink
 from ray_wsss.runs.failures import fault_of, reason_of
 from ray_wsss.runs.read_chunks import IMAGE_COLUMNS, Chunk, read_chunk
 
@@ -49,6 +48,9 @@ class PreparedImage:
 class PrepareImages:
     """Decodes the images of a chunk and resizes them to the sizes that the networks take.
 
+    The processes that do only this need no torch, unless they shrink an image, and so start in a fraction of
+    the time.
+
     Args:
         max_side_px: longest side of ``PreparedImage.pixels``; None for stages that run SAM only.
         sam_side_px: long side of SAM's input, in pixels.
@@ -68,7 +70,7 @@ class PrepareImages:
         self.max_side_px, self.resize_all = max_side_px, resize
         # Absolute, since the process that reads them may have another working directory.
         self.embeddings = embeddings.absolute() if embeddings is not None else None
-        self.resize = ResizeLongestSide(sam_side_px)
+        self.sam_side_px = sam_side_px
 
     def __call__(self, chunk: Chunk) -> list[PreparedImage]:
         """Prepare each row of a chunk, in order; for a row that fails, ``error`` gives the reason."""
@@ -96,7 +98,7 @@ class PrepareImages:
         Raises:
             ValueError: the image is too thin for SAM, or has no stored embedding.
         """
-        working = shrink(pixels, self.max_side_px) if self.max_side_px is not None else None
+        working = _shrink(pixels, self.max_side_px) if self.max_side_px is not None else None
         return PreparedImage(
             image_id=image_id,
             image_hw=(pixels.shape[0], pixels.shape[1]),
@@ -112,11 +114,27 @@ class PrepareImages:
             found = open_embeddings(self.embeddings).read(image_id, (pixels.shape[0], pixels.shape[1]))
             return {"embedding": found.values, "embedding_scale": found.scale}
         height, width = pixels.shape[:2]
-        if min(self.resize.get_preprocess_shape(height, width, self.resize.target_length)) < 1:
+        size_hw = _sam_hw((height, width), self.sam_side_px)
+        if min(size_hw) < 1:
             raise ValueError(f"{width}x{height} pixels are too thin for SAM's input")
-        if not self.resize_all and max(height, width) <= self.resize.target_length:
+        if not self.resize_all and max(height, width) <= self.sam_side_px:
             return {"sam_pixels": pixels} if working is not pixels else {}
-        return {"sam_pixels": self.resize.apply_image(pixels)}
+        resized = Image.fromarray(pixels).resize(size_hw[::-1], Image.Resampling.BILINEAR)
+        return {"sam_pixels": np.array(resized)}
+
+
+def _sam_hw(image_hw: tuple[int, int], side_px: int) -> tuple[int, int]:
+    """Size of an image in SAM's input, as segment_anything's ResizeLongestSide computes it, without torch."""
+    scale = side_px / max(image_hw)
+    return int(image_hw[0] * scale + 0.5), int(image_hw[1] * scale + 0.5)
+
+
+def _shrink(pixels: NDArray[np.uint8], max_side_px: int) -> NDArray[np.uint8]:
+    if max(pixels.shape[:2]) <= max_side_px:
+        return pixels
+    from ray_wsss.ops.resize import shrink
+
+    return shrink(pixels, max_side_px)
 
 
 def _labels_of(row: dict[str, Any]) -> tuple[int, ...] | None:

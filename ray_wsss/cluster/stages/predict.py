@@ -11,14 +11,13 @@ import ray.data
 from ray.data import Dataset
 
 from ray_wsss.cluster.actors import iterate, iterate_here, map_actors
+from ray_wsss.cluster.decode import decode_ahead, decode_images
 from ray_wsss.cluster.progress import ImageProgress
 from ray_wsss.cluster.run_chunks import (
     DoneBlock,
     ImagesActor,
     RunOptions,
     count_done,
-    decode_ahead,
-    decode_images,
     session_of,
     where,
 )
