@@ -68,7 +68,7 @@ def _start(address: str, verbose: bool) -> None:
                 # Ray Data's operators need a few CPU slots on a small machine too; a slot is not a thread.
                 num_cpus=max(4, os.cpu_count() or 1) if local else None,
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises no narrower one if it takes too long to start
         what = "Ray does not start on this machine" if local else f"there is no Ray cluster at {address}"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{what}: {reason}") from error

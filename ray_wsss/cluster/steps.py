@@ -93,6 +93,7 @@ def run_steps(
         while len(results) < len(steps):
             for step in _startable(steps, states, results)[: at_once - len(running)]:
                 states[step.name].began = time.monotonic()
+                (folder / f"{step.name}.json").unlink(missing_ok=True)  # of an earlier run
                 task = run_step.options(name=step.name, num_cpus=1)
                 arguments = (argument, results) if step.takes_results else (argument,)
                 running[task.remote(step.work, arguments, str(folder / step.name))] = step.name
