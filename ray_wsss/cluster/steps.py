@@ -88,13 +88,13 @@ def run_steps(
     states = {step.name: StepState(step=step) for step in steps}
     results: dict[str, Any] = {}
     running: dict[ray.ObjectRef, str] = {}
-    run_step = ray.remote(_run_step)
+    as_task = ray.remote(run_step)
     try:
         while len(results) < len(steps):
             for step in _startable(steps, states, results)[: at_once - len(running)]:
                 states[step.name].began = time.monotonic()
                 (folder / f"{step.name}.json").unlink(missing_ok=True)  # of an earlier run
-                task = run_step.options(name=step.name, num_cpus=1)
+                task = as_task.options(name=step.name, num_cpus=1)
                 arguments = (argument, results) if step.takes_results else (argument,)
                 running[task.remote(step.work, arguments, str(folder / step.name))] = step.name
             ended, _ = ray.wait(list(running), timeout=_SECONDS_BETWEEN_LOOKS)
@@ -119,7 +119,7 @@ def _startable(
     return [step for step in waiting if all(name in results for name in step.needs)]
 
 
-def _run_step(work: str, arguments: Sequence[Any], path: str) -> Any:
+def run_step(work: str, arguments: Sequence[Any], path: str) -> Any:
     """Run a step in this process, with one torch thread: other steps run beside it."""
     keep_freed_memory()
     module, _, name = work.partition(":")

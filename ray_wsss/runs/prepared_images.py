@@ -114,12 +114,12 @@ class PrepareImages:
             found = open_embeddings(self.embeddings).read(image_id, (pixels.shape[0], pixels.shape[1]))
             return {"embedding": found.values, "embedding_scale": found.scale}
         height, width = pixels.shape[:2]
-        size_hw = _sam_hw((height, width), self.sam_side_px)
-        if min(size_hw) < 1:
+        sam_height, sam_width = _sam_hw((height, width), self.sam_side_px)
+        if min(sam_height, sam_width) < 1:
             raise ValueError(f"{width}x{height} pixels are too thin for SAM's input")
         if not self.resize_all and max(height, width) <= self.sam_side_px:
             return {"sam_pixels": pixels} if working is not pixels else {}
-        resized = Image.fromarray(pixels).resize(size_hw[::-1], Image.Resampling.BILINEAR)
+        resized = Image.fromarray(pixels).resize((sam_width, sam_height), Image.Resampling.BILINEAR)
         return {"sam_pixels": np.array(resized)}
 
 

@@ -9,7 +9,7 @@ from ray_wsss.cluster.step_progress import StepBars, seconds_left
 from ray_wsss.cluster.steps import Step, StepState
 
 
-def states(*weights: float, needs: dict[int, str] | None = None) -> list[StepState]:
+def states(*weights: float, needs: dict[int, list[str]] | None = None) -> list[StepState]:
     return [
         StepState(
             step=Step(name=f"s{k}", what=f"step {k}", work="", weight=weight, needs=(needs or {}).get(k, ()))
