@@ -121,10 +121,10 @@ def _write_source(folder: Path, count: int) -> tuple[Path, Path]:
 
 
 def _write_dataset(folder: Path, count: int) -> Path:
-    class_names, rows = read_coco(*_write_source(folder / "source", count))
+    source = read_coco(*_write_source(folder / "source", count))
     out = folder / "dataset"
     begin_ingest(out)
-    finish_ingest(out, class_names, "coco", [IngestShard(out, len(class_names))(rows, 0)])
+    finish_ingest(out, source, [IngestShard(out, len(source.class_names))(source.rows, 0)])
     return out
 
 

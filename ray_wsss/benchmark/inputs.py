@@ -29,11 +29,11 @@ def make_dataset(out: Path, images: int) -> Path:
     """A data set of generated scenes: 96 x 96 px JPEG, 1 to 3 objects of 6 classes. An existing one stays."""
     if not (out / "metadata.json").exists():
         seeds = range(_FIRST_SEED, _FIRST_SEED + images)
-        class_names, rows = read_coco(*write_scene_coco(out.with_name("scenes"), "scenes", seeds))
+        source = read_coco(*write_scene_coco(out.with_name("scenes"), "scenes", seeds))
         begin_ingest(out)
-        ingest = IngestShard(out, len(class_names))
-        summaries = [ingest(shard, k) for k, shard in enumerate(plan_shards(rows))]
-        finish_ingest(out, class_names, "coco", summaries, order_seed=ORDER_SEED)
+        ingest = IngestShard(out, len(source.class_names))
+        summaries = [ingest(shard, k) for k, shard in enumerate(plan_shards(source.rows))]
+        finish_ingest(out, source, summaries, order_seed=ORDER_SEED)
     return out
 
 

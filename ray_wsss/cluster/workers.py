@@ -20,12 +20,12 @@ from ray_wsss.cluster.connect import ray_session, storage_of, unwrap
 from ray_wsss.cluster.metrics import TrainingMetrics
 from ray_wsss.config.resources import Cluster, Workers
 from ray_wsss.console import logged_to
-from ray_wsss.errors import UserError
+from ray_wsss.errors import TooManyFailedError, UserError
 from ray_wsss.memory import keep_freed_memory
 from ray_wsss.models.data_parallel import match_one_worker
 from ray_wsss.runs.history import recorded_run
 from ray_wsss.storage import copy_file, growing_folder, is_remote, make_folder
-from ray_wsss.training.checkpoints import export_model, keep_best
+from ray_wsss.training.checkpoints import export_model, keep_best, load_progress
 from ray_wsss.training.local_session import LocalSession
 from ray_wsss.training.loop import Session
 
@@ -97,9 +97,11 @@ def fit(
     if workers.workers == 0:
         device = "cuda" if workers.gpus_per_worker else "cpu"
         session = LocalSession(out, device, keep_checkpoints)
-        with recorded_run(out, workers=asdict(workers)):
+        with recorded_run(out, workers=asdict(workers)) as figures:
             loop(session)
-        last = session.latest_checkpoint()
+            last = session.latest_checkpoint()
+            assert last is not None, "a finished run has a checkpoint"
+            figures |= _figures(last)
     else:
         with ray_session(cluster.address, verbose=cluster.verbose), _follow(out / PROGRESS_LOG):
             check_resources(
@@ -107,10 +109,15 @@ def fit(
                 share=workers.share,
                 what=f"training with {workers.workers} workers",
             )
-            with recorded_run(out, workers=asdict(workers), cluster=describe_cluster()):
+            with recorded_run(out, workers=asdict(workers), cluster=describe_cluster()) as figures:
                 last = fit_on_ray(loop, out.absolute(), workers, keep_checkpoints)
-    assert last is not None, "a finished run has a checkpoint"
+                figures |= _figures(last)
     export_model(last, out)
+
+
+def _figures(last: Path) -> dict[str, int]:
+    """Figures of a finished run, for `runs.history`."""
+    return {"errors": len(load_progress(last).broken)}
 
 
 def fit_on_ray(
@@ -154,16 +161,18 @@ def fit_on_ray(
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
     if result.return_value is not None:
-        raise FloatingPointError(result.return_value)
+        raise result.return_value
     assert result.checkpoint is not None
     return out / "ray_train" / PurePosixPath(result.checkpoint.path).name
 
 
-def _run_worker(loop: Callable[[Session], None], out: Path, threads: int) -> str | None:
+def _run_worker(
+    loop: Callable[[Session], None], out: Path, threads: int
+) -> FloatingPointError | TooManyFailedError | None:
     """Run the loop in a worker of Ray Train.
 
     Returns:
-        The message of the FloatingPointError, if a value was not finite. All workers stop together and none
+        The error, if a value was not finite or too many images are broken. All workers stop together and none
         raises, since Ray Train (2.60) would retry an error that comes again each time.
     """
     keep_freed_memory()
@@ -172,8 +181,8 @@ def _run_worker(loop: Callable[[Session], None], out: Path, threads: int) -> str
     with _log_of(session.rank, out / PROGRESS_LOG):
         try:
             loop(session)
-        except FloatingPointError as error:
-            return str(error)
+        except (FloatingPointError, TooManyFailedError) as error:
+            return error.with_traceback(None)
     return None
 
 

@@ -8,7 +8,7 @@ from ray_wsss.commands.flags import ClusterFlags
 from ray_wsss.config.resources import Cluster
 
 if TYPE_CHECKING:
-    from ray_wsss.data.schema import SourceKind, SourceRow
+    from ray_wsss.data.source import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,22 +19,18 @@ class _Ingest:
     """Largest number of images that may fail to be read. Without it, ingest fails only if all of them do."""
     cluster: ClusterFlags = field(default_factory=Cluster)
 
-    def _ingest(self, source: "tuple[list[str], list[SourceRow]]", kind: "SourceKind") -> None:
+    def _ingest(self, source: "Source") -> None:
         from ray_wsss.cluster.stages.ingest import run_ingest
         from ray_wsss.stages.ingest import summarise
 
-        class_names, rows = source
-        metadata = run_ingest(
-            class_names,
-            rows,
-            source=kind,
-            out=self.out,
-            max_errors=self.max_errors,
-            cluster=self.cluster,
-        )
+        for remark in source.remarks:
+            print(remark)
+        metadata = run_ingest(source, out=self.out, max_errors=self.max_errors, cluster=self.cluster)
         print(summarise(metadata))
         if metadata.errors:
             print(f"{self.out / 'errors.parquet'} lists the images that could not be read, and why")
+        if metadata.remarks:
+            print(f"{self.out / 'remarks.parquet'} lists the images with remarks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +45,7 @@ class IngestCoco(_Ingest):
     def run(self) -> None:
         from ray_wsss.data.coco import read_coco
 
-        self._ingest(read_coco(self.images, self.annotations), "coco")
+        self._ingest(read_coco(self.images, self.annotations))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +60,7 @@ class IngestVoc(_Ingest):
     def run(self) -> None:
         from ray_wsss.data.voc import read_voc
 
-        self._ingest(read_voc(self.root, self.split), "voc")
+        self._ingest(read_voc(self.root, self.split))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +73,7 @@ class IngestFolder(_Ingest):
     def run(self) -> None:
         from ray_wsss.data.folder import read_folder
 
-        self._ingest(read_folder(self.root), "folder")
+        self._ingest(read_folder(self.root))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,4 +88,4 @@ class IngestCsv(_Ingest):
     def run(self) -> None:
         from ray_wsss.data.csv_labels import read_csv
 
-        self._ingest(read_csv(self.table, self.images), "csv")
+        self._ingest(read_csv(self.table, self.images))

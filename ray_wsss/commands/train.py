@@ -5,11 +5,13 @@ from pathlib import Path
 
 from ray_wsss.commands.flags import (
     ClusterFlags,
+    ErrorLimitFlags,
     OutputSettings,
     OutputSettingsFlags,
     WorkersFlags,
 )
 from ray_wsss.config import ClassifierConfig, CpmConfig, Recipe, SamConfig, SegmenterConfig
+from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster, Workers
 
 
@@ -30,6 +32,7 @@ class TrainClassifier:
     settings: OutputSettingsFlags = field(default_factory=OutputSettings)
     workers: WorkersFlags = field(default_factory=Workers)
     cluster: ClusterFlags = field(default_factory=Cluster)
+    limit: ErrorLimitFlags = field(default_factory=ErrorLimit)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     cpm: CpmConfig = field(default_factory=CpmConfig)
     sam: SamConfig = field(default_factory=SamConfig)
@@ -46,6 +49,7 @@ class TrainClassifier:
             segments=self.segments,
             embeddings=self.embeddings,
             validation=self.validation,
+            limit=self.limit,
             overwrite=self.settings.overwrite,
         )
         print(f"classifier in {self.out}")
@@ -66,6 +70,7 @@ class TrainSegmenter:
     settings: OutputSettingsFlags = field(default_factory=OutputSettings)
     workers: WorkersFlags = field(default_factory=Workers)
     cluster: ClusterFlags = field(default_factory=Cluster)
+    limit: ErrorLimitFlags = field(default_factory=ErrorLimit)
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
 
     def run(self) -> None:
@@ -79,6 +84,7 @@ class TrainSegmenter:
             workers=self.workers,
             cluster=self.cluster,
             validation=self.validation,
+            limit=self.limit,
             overwrite=self.settings.overwrite,
         )
         print(f"segmenter in {self.out}")

@@ -174,6 +174,9 @@ class SegmentsConfig:
     max_side_px: int = 1024
     """Longest side at which an image is segmented, in pixels, at least 32.
     Larger images are scaled down, and their maps scaled back up."""
+    max_pixels_per_pass: int = 64_000_000
+    """Pixels of masks at that size in memory at a time, at least 1, about 14 bytes each; a CPU takes fewer.
+    It limits memory. The default fits a GPU with 16 GiB."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -182,3 +185,4 @@ class SegmentsConfig:
         check(self, lambda v: 0 <= v <= 1, shares, "a share in [0, 1]")
         check(self, lambda v: v >= 0, "stability_score_offset", "0 or more")
         check(self, lambda v: v >= 32, "max_side_px", "at least 32 pixels")
+        check(self, lambda v: v >= 1, "max_pixels_per_pass", "at least 1 pixel")

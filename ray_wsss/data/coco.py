@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from ray_wsss.data.schema import SourceRow, check_class_names, locate
+from ray_wsss.data.source import Source
 from ray_wsss.errors import UserError
 
 
@@ -25,7 +26,7 @@ class Rle(TypedDict):
     """Run lengths, column by column, in COCO's compressed text form."""
 
 
-def read_coco(images: Path, annotations: Path) -> tuple[list[str], list[SourceRow]]:
+def read_coco(images: Path, annotations: Path) -> Source:
     """Read the class names and one row per image from the JSON file ``annotations``.
 
     An annotation with an unknown category turns its image into an error row; an annotation of an image that
@@ -62,7 +63,8 @@ def read_coco(images: Path, annotations: Path) -> tuple[list[str], list[SourceRo
     rows = [
         _row(images, entries[key], members, class_of, any_mask) for key, members in annotations_of.items()
     ]
-    return class_names, rows + [SourceRow(image_id=i, path="", error=e) for i, e in strangers.items()]
+    rows += [SourceRow(image_id=i, path="", error=e) for i, e in strangers.items()]
+    return Source(kind="coco", class_names=class_names, rows=rows)
 
 
 def rasterise(annotations: list[dict[str, Any]], height: int, width: int) -> NDArray[np.uint8]:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from ray_wsss.data.images import IMAGE_SUFFIXES
 from ray_wsss.data.schema import SourceRow, check_class_names, locate
+from ray_wsss.data.source import Source
 from ray_wsss.errors import UserError
 
 
-def read_csv(
-    table: Path, images: Path, classes: Sequence[str] | None = None
-) -> tuple[list[str], list[SourceRow]]:
+def read_csv(table: Path, images: Path, classes: Sequence[str] | None = None) -> Source:
     """Read the class names and one row per path from ``table``.
 
     Class names are ``classes`` in their order, else all labels sorted. Paths are relative to ``images``. A
@@ -45,7 +44,7 @@ def read_csv(
         path, error = locate(images, image_id)
         image_labels = tuple(sorted(class_of[label] for label in labels)) or None
         rows.append(SourceRow(image_id=image_id, path=path, image_labels=image_labels, error=error))
-    return class_names, rows
+    return Source(kind="csv", class_names=class_names, rows=rows)
 
 
 def _read_lines(table: Path) -> list[tuple[int, list[str]]]:

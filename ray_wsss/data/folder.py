@@ -6,11 +6,12 @@ from pathlib import Path, PurePosixPath
 
 from ray_wsss.data.images import IMAGE_SUFFIXES
 from ray_wsss.data.schema import SourceRow, check_class_names, locate
+from ray_wsss.data.source import Source
 from ray_wsss.errors import UserError
 from ray_wsss.storage import FoundFile, find_files, is_remote
 
 
-def read_folder(root: Path) -> tuple[list[str], list[SourceRow]]:
+def read_folder(root: Path) -> Source:
     """Read the sorted class names and one row per distinct image below ``root``.
 
     Classes are the folders in ``root`` that hold an image at any depth. Identical files (by SHA-256) become
@@ -37,7 +38,8 @@ def read_folder(root: Path) -> tuple[list[str], list[SourceRow]]:
         members.setdefault(keys.get(name, name), []).append(name)
 
     class_of = {name: index for index, name in enumerate(class_names)}
-    return class_names, [_row(group, *located[group[0]], class_of) for group in members.values()]
+    rows = [_row(group, *located[group[0]], class_of) for group in members.values()]
+    return Source(kind="folder", class_names=class_names, rows=rows)
 
 
 def list_images(root: Path) -> list[str]:

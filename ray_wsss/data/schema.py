@@ -3,12 +3,13 @@
 DATASET/metadata.json              written last: a data set without it is unfinished
 DATASET/shards/part-00000.parquet  images, see ``IMAGE_SCHEMA``
 DATASET/errors.parquet             images that could not be read, see ``ERROR_SCHEMA``
+DATASET/remarks.parquet            what was left out of good images or read unusually, see ``REMARK_SCHEMA``
 """
 
 import json
 import posixpath
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,7 @@ IMAGE_SCHEMA = pa.schema(
     ]
 )
 ERROR_SCHEMA = pa.schema([(name, pa.string()) for name in ("image_id", "path", "reason")])
+REMARK_SCHEMA = pa.schema([(name, pa.string()) for name in ("image_id", "path", "remark", "detail")])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +65,9 @@ class SourceRow:
     """COCO annotations (segmentation, iscrowd, id, class_index) to rasterise; if empty, all is background."""
     error: str | None = None
     """Reason why the image can't be used, if one is known already."""
+    remarks: tuple[tuple[str, str], ...] = ()
+    """(remark, detail) of what the reader left out, such as ("polygon left out", "annotation 7: 4 numbers").
+    Equal remarks are counted together; the details are listed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +83,10 @@ class DatasetMetadata:
     has_masks: bool
     empty: int = 0
     """Images that have none of the classes; 0 for a data set of format version 1, which can't tell."""
+    remarks: Mapping[str, int] = field(default_factory=dict)
+    """Number of rows of ``remarks.parquet`` by remark."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Number of the source's files that aren't images, by suffix in lower case ("" for no suffix)."""
     order_seed: int | None = None
     """Seed of the order of the images; None if they are in the order of the source, as in version 0.1."""
 
@@ -90,6 +99,9 @@ class DatasetMetadata:
             "source": self.source,
             "has_masks": self.has_masks,
         }
+        for name in ("remarks", "passed_over"):
+            if getattr(self, name):
+                content[name] = dict(getattr(self, name))
         if self.order_seed is not None:
             content["order_seed"] = self.order_seed
         write_json(content, dataset / "metadata.json")
@@ -121,6 +133,8 @@ class DatasetMetadata:
                 class_names=class_names,
                 source=content["source"],
                 has_masks=content["has_masks"],
+                remarks=dict(content.get("remarks", {})),
+                passed_over=dict(content.get("passed_over", {})),
                 order_seed=content.get("order_seed"),
                 **counts,
             )

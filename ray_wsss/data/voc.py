@@ -7,6 +7,7 @@ import numpy as np
 
 from ray_wsss.data.images import ImageError, decode_mask
 from ray_wsss.data.schema import SourceRow, locate
+from ray_wsss.data.source import Source
 from ray_wsss.errors import UserError
 from ray_wsss.storage import parse_path
 
@@ -35,7 +36,7 @@ VOC_CLASS_NAMES = (
 _CLASS_OF = {name: index for index, name in enumerate(VOC_CLASS_NAMES)}
 
 
-def read_voc(root: Path, split: str = "trainval") -> tuple[list[str], list[SourceRow]]:
+def read_voc(root: Path, split: str = "trainval") -> Source:
     """Read the 20 VOC classes and one row per name in ``ImageSets/Segmentation/SPLIT.txt`` (else ``Main``).
 
     ``root`` is a folder like VOCdevkit/VOC2012. Labels come from all objects in ``Annotations/NAME.xml``,
@@ -48,7 +49,8 @@ def read_voc(root: Path, split: str = "trainval") -> tuple[list[str], list[Sourc
     """
     if not (root / "JPEGImages").is_dir():
         raise UserError(f"{root} has no JPEGImages folder; expected a folder like VOCdevkit/VOC2012")
-    return list(VOC_CLASS_NAMES), [_row(root, name) for name in _names(root, split)]
+    rows = [_row(root, name) for name in _names(root, split)]
+    return Source(kind="voc", class_names=VOC_CLASS_NAMES, rows=rows)
 
 
 def _names(root: Path, split: str) -> list[str]:

@@ -35,5 +35,5 @@ def _make(out: Path, name: str, seed: int, numbers: range) -> None:
         return
     first = FIRST_SEED + seed * _SCENES_PER_SEED
     seeds = range(first + numbers.start, first + numbers.stop)
-    class_names, rows = read_coco(*write_scene_coco(out / "coco", name, seeds))
-    ingest_here(class_names, rows, source="coco", out=out / name, max_errors=0)
+    source = read_coco(*write_scene_coco(out / "coco", name, seeds))
+    ingest_here(source, out=out / name, max_errors=0)

@@ -1,6 +1,7 @@
 """Ingest: write the images of a source to Parquet shards; images that fail a check become error rows."""
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +23,12 @@ from ray_wsss.data.images import (
 from ray_wsss.data.schema import (
     ERROR_SCHEMA,
     IMAGE_SCHEMA,
+    REMARK_SCHEMA,
     DatasetMetadata,
-    SourceKind,
     SourceRow,
     write_table_atomically,
 )
+from ray_wsss.data.source import Source
 from ray_wsss.errors import UserError
 from ray_wsss.storage import make_folder, parse_path, printable, remove_tree, why_unreadable
 
@@ -63,6 +65,8 @@ class ShardSummary:
     """Good images with a ground-truth mask."""
     errors: list[tuple[str, str, str]] = field(default_factory=list)
     """(image_id, path, reason) of each image that failed."""
+    remarks: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """(image_id, path, remark, detail) of what was left out of good images or read in an unusual way."""
 
     def __add__(self, other: "ShardSummary") -> "ShardSummary":
         return ShardSummary(
@@ -71,6 +75,7 @@ class ShardSummary:
             empty=self.empty + other.empty,
             with_mask=self.with_mask + other.with_mask,
             errors=self.errors + other.errors,
+            remarks=self.remarks + other.remarks,
         )
 
 
@@ -90,13 +95,15 @@ class IngestShard:
         """Write ``shards/part-XXXXX.parquet``, or no file if no row is good."""
         good: list[dict[str, Any]] = []
         errors: list[tuple[str, str, str]] = []
+        remarks: list[tuple[str, str, str, str]] = []
         for row in rows:
             try:
                 good.append(self._read(row))
+                remarks += [(*_name(row), remark, printable(detail)) for remark, detail in row.remarks]
             except OSError as error:
-                errors.append(_error_row(row, why_unreadable(error, row.path)))
+                errors.append((*_name(row), printable(why_unreadable(error, row.path))))
             except ValueError as error:
-                errors.append(_error_row(row, str(error)))
+                errors.append((*_name(row), printable(str(error))))
         if good:
             table = pa.Table.from_pylist(good, schema=IMAGE_SCHEMA)
             write_table_atomically(table, self.out / "shards" / f"part-{shard_index:05d}.parquet")
@@ -106,6 +113,7 @@ class IngestShard:
             empty=sum(row["image_labels"] == [] for row in good),
             with_mask=sum(row["mask"] is not None for row in good),
             errors=errors,
+            remarks=remarks,
         )
 
     def _read(self, row: SourceRow) -> dict[str, Any]:
@@ -160,40 +168,33 @@ def begin_ingest(out: Path) -> None:
     if foreign:
         raise UserError(f"{out} holds other files ('{sorted(foreign)[0]}'); expected a new or empty folder")
     remove_tree(out / "shards")
+    (out / "remarks.parquet").unlink(missing_ok=True)
     make_folder(out / "shards")
 
 
-def ingest_here(
-    class_names: Sequence[str],
-    rows: Sequence[SourceRow],
-    *,
-    source: SourceKind,
-    out: Path,
-    max_errors: int | None,
-) -> DatasetMetadata:
+def ingest_here(source: Source, *, out: Path, max_errors: int | None) -> DatasetMetadata:
     """Write a data set in this process; its content is that of `cluster.stages.ingest.run_ingest`.
 
     Raises:
         UserError: as `begin_ingest` and `finish_ingest`.
     """
     begin_ingest(out)
-    ingest, shards = IngestShard(out, len(class_names)), plan_shards(rows)
+    ingest, shards = IngestShard(out, len(source.class_names)), plan_shards(source.rows)
     summaries: list[ShardSummary] = []
     for index, shard in enumerate(shards):
         summaries.append(ingest(shard, index))
         tell_progress(index + 1, len(shards))
-    return finish_ingest(out, class_names, source, summaries, max_errors, ORDER_SEED)
+    return finish_ingest(out, source, summaries, max_errors, ORDER_SEED)
 
 
 def finish_ingest(
     out: Path,
-    class_names: Sequence[str],
-    source: SourceKind,
+    source: Source,
     summaries: Iterable[ShardSummary],
     max_errors: int | None = None,
     order_seed: int | None = None,
 ) -> DatasetMetadata:
-    """Write ``errors.parquet``, then ``metadata.json``, which marks the data set as complete.
+    """Write ``errors.parquet``, ``remarks.parquet``, then ``metadata.json``: the data set is complete.
 
     Args:
         order_seed: seed that the rows were shuffled with; None if they are in the order of the source.
@@ -204,10 +205,11 @@ def finish_ingest(
     """
     total = sum(summaries, ShardSummary())
     path = out / "errors.parquet"
-    columns = {name: [error[k] for error in total.errors] for k, name in enumerate(ERROR_SCHEMA.names)}
-    write_table_atomically(pa.table(columns, schema=ERROR_SCHEMA), path)
+    _write_rows(total.errors, ERROR_SCHEMA, path)
+    if total.remarks:
+        _write_rows(total.remarks, REMARK_SCHEMA, out / "remarks.parquet")
     if not total.images and not total.errors:
-        raise UserError(f"the {source} source lists no images, so {out} was not made")
+        raise UserError(f"the {source.kind} source lists no images, so {out} was not made")
     first = f"{total.errors[0][1]}: {total.errors[0][2]}" if total.errors else ""
     count = len(total.errors)
     if not total.images:
@@ -218,13 +220,15 @@ def finish_ingest(
             f"{path} lists the reasons"
         )
     metadata = DatasetMetadata(
-        class_names=tuple(class_names),
-        source=source,
+        class_names=tuple(source.class_names),
+        source=source.kind,
         images=total.images,
         unlabelled=total.unlabelled,
         empty=total.empty,
         errors=count,
         has_masks=total.with_mask > 0,
+        remarks=dict(sorted(Counter(remark for _, _, remark, _ in total.remarks).items())),
+        passed_over=dict(source.passed_over),
         order_seed=order_seed,
     )
     metadata.save(out)
@@ -232,15 +236,27 @@ def finish_ingest(
 
 
 def summarise(metadata: DatasetMetadata) -> str:
-    """Counts of a data set in one line, for the user."""
-    return (
+    """Counts of a data set in one to three lines, for the user."""
+    lines = [
         f"{metadata.images} images, {metadata.unlabelled} without labels (unknown), "
         f"{metadata.empty} with none of the classes, {metadata.errors} errors"
-    )
+    ]
+    if metadata.passed_over:
+        counts = (f"{count} {suffix or 'without suffix'}" for suffix, count in metadata.passed_over.items())
+        lines.append(f"files passed over, which are no images: {', '.join(counts)}")
+    if metadata.remarks:
+        counts = (f"{count} x {remark}" for remark, count in metadata.remarks.items())
+        lines.append(f"remarks: {'; '.join(counts)}")
+    return "\n".join(lines)
 
 
-_OWN_NAMES = frozenset(("shards", "errors.parquet"))
+_OWN_NAMES = frozenset(("shards", "errors.parquet", "remarks.parquet"))
 
 
-def _error_row(row: SourceRow, reason: str) -> tuple[str, str, str]:
-    return printable(row.image_id), printable(row.path), printable(reason)
+def _name(row: SourceRow) -> tuple[str, str]:
+    return printable(row.image_id), printable(row.path)
+
+
+def _write_rows(rows: Sequence[tuple[str, ...]], schema: pa.Schema, path: Path) -> None:
+    columns = {name: [row[k] for row in rows] for k, name in enumerate(schema.names)}
+    write_table_atomically(pa.table(columns, schema=schema), path)

@@ -1,6 +1,6 @@
 """Segment everything: prompt SAM with a grid of points, and paint one segment map per image of a chunk."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,22 +74,29 @@ class SegmentEverything:
         with tally.phase("encode", self.device):
             embeddings = embeddings_of(self.encoder, batch)
         sizes = [working_hw(image.image_hw, self.config.max_side_px) for image in batch]
-        with tally.phase("prompt", self.device):
-            size = self.sam_config.decode_batch_size
-            found = find_masks(self.sam, embeddings, sizes, self.config, decode_batch_size=size)
-            painted = [self._paint(masks, hw) for masks, hw in zip(found, sizes)]
+        size = self.sam_config.decode_batch_size
+        found = find_masks(self.sam, embeddings, sizes, self.config, decode_batch_size=size)
         tally.prompts += len(batch) * self.config.points_per_side**2
-        tally.masks += sum(len(masks.areas) for masks in found)
+        return [self._finish(image, found, size_hw, tally) for image, size_hw in zip(batch, sizes)]
+
+    def _finish(
+        self, image: PreparedImage, found: Iterator[FoundMasks], size_hw: tuple[int, int], tally: Tally
+    ) -> dict[str, Any]:
+        """Find and paint the masks of one image; they are gone before the next one's are found."""
+        with tally.phase("prompt", self.device):
+            masks = next(found)
+            painted = self._paint(masks, size_hw)
+        tally.masks += len(masks.areas)
         with tally.phase("write"):
-            described = zip(batch, found, painted)
-            return [_describe(image, masks, *result) for image, masks, result in described]
+            return _describe(image, masks, *painted)
 
     def _paint(
         self, masks: FoundMasks, size_hw: tuple[int, int]
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Segment map at working size, and the index of the mask behind each of its ids, from id 1."""
         ranks = rank_masks(self.config.overlap, masks.areas, masks.predicted_iou)
-        segments, mask_index = paint_segments(masks_at_image_size(self.sam, masks, size_hw), ranks, size_hw)
+        slices = masks_at_image_size(self.sam, masks, size_hw, self.config.max_pixels_per_pass)
+        segments, mask_index = paint_segments(slices, ranks, size_hw)
         return segments.cpu().numpy(), mask_index.cpu().numpy()
 
 

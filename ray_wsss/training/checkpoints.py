@@ -35,6 +35,8 @@ class Progress:
     """Highest validation mIoU, in [0, 1]."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics by name, one entry per report so far."""
+    broken: dict[str, str] = field(default_factory=dict)
+    """Why images are left out, by image id, in the order in which their turn came."""
 
 
 def save_checkpoint(
@@ -60,7 +62,12 @@ def restore_checkpoint(
     model.load_state_dict(state["model"])
     model.to(device)
     load_optimiser(optimiser, state["optimiser"])
-    return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+    return load_progress(folder)
+
+
+def load_progress(checkpoint: Path) -> Progress:
+    """The progress of a checkpoint; versions before 0.2 did not count broken images."""
+    return Progress(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
 
 
 def export_model(checkpoint: Path, out: Path) -> None:

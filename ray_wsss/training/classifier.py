@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_wsss.config import Recipe
+from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.data.reader import ShardReader, failed_images
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
@@ -83,6 +84,7 @@ def train_classifier(
     segments: Path | None = None,
     embeddings: Path | None = None,
     validation: Path | None = None,
+    limit: ErrorLimit | None = None,
 ) -> None:
     """Train the classifier on the image labels of ``dataset``, as one of the session's workers.
 
@@ -93,9 +95,10 @@ def train_classifier(
         segments: output of segment-everything; turns SSC on.
         embeddings: output of embed, for ``cpm.view=image``; images that embed failed on are left out.
         validation: data set with ground truth, to measure the CAMs during training.
+        limit: how many images may be broken; None: the default.
 
     Raises:
-        UserError: too few images, or settings that contradict each other.
+        UserError: too few images, too many broken ones, or settings that contradict each other.
     """
     metadata = DatasetMetadata.load(dataset)
     config = recipe.classifier
@@ -123,7 +126,9 @@ def train_classifier(
     model = build_classifier(spec, pretrained=config.pretrained, checkpoint=config.backbone_checkpoint)
     model.backbone.freeze(config.freeze_stages, config.freeze_norm)
     cpm = _load_cpm(recipe, session) if with_cpm else None
-    run = TrainingRun(model=model, spec=spec, config=config, crops=crops, session=session, name="classifier")
+    run = TrainingRun(
+        model=model, spec=spec, config=config, crops=crops, session=session, name="classifier", limit=limit
+    )
     validated = CamValidation(recipe, validation, dataset, cpm, session.device)
     run.train(ClassifierStep(recipe, cpm), validated)
 

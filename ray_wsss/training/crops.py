@@ -1,10 +1,17 @@
-"""Training crops from Parquet shards; the seed alone decides their order and augmentation."""
+"""Training crops from Parquet shards; the seed alone decides their order and augmentation.
 
-from collections.abc import Iterable
+If an image can't be read, a crop of another image takes its place in the batch. Which one follows from the
+seed, the place and the data set, so workers need not agree on it: the batch is the same for any number of
+them, keeps its size, and weighs as much as every other one.
+"""
+
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -13,13 +20,19 @@ from ray_wsss.config import AugmentConfig
 from ray_wsss.data.embeddings import EmbeddingCache
 from ray_wsss.data.images import decode_image, decode_mask, decode_segments
 from ray_wsss.data.reader import ShardReader
+from ray_wsss.errors import UserError
 from ray_wsss.ops.geometry import Geometry
 from ray_wsss.ops.losses import IGNORE_LABEL
+from ray_wsss.runs.failures import fault_of, reason_of
 from ray_wsss.training.host_plan import collate, pack_geometry
 from ray_wsss.training.order import WINDOW, IterationBatches, Key
 
 PADDING = 0.45
 """Grey level of the padding, in [0, 1]: about ImageNet's mean, so that normalised padding is about 0."""
+_NEIGHBOURS = 64
+"""Images after a broken one that are tried first in its place; most are in memory already."""
+_MOST_TRIED = 1000
+"""Most images that are tried in place of a broken one."""
 
 
 class TrainingCrops(Dataset):
@@ -32,7 +45,9 @@ class TrainingCrops(Dataset):
     - with ``segments``: ``segments`` (P, P) int32 (0: uncovered pixels and padding);
     - with ``embeddings``: ``embedding`` (D, h, w) of the whole image, as stored; ``embedding_scale`` (D,), if
       one is stored; ``image_hw`` (2,), the size of the image in pixels; the crop's ``geometry``
-      (`pack_geometry`).
+      (`pack_geometry`);
+    - in place of a broken image: ``broken``, (draw, image_id, reason) of that image. The other entries are
+      those of the image that replaces it.
     """
 
     def __init__(
@@ -89,8 +104,44 @@ class TrainingCrops(Dataset):
         """Image ids of the crops at these indices."""
         return [self.reader.image_ids[self.rows[index]] for index in indices]
 
-    def __getitem__(self, key: Key) -> dict[str, Tensor | str]:
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        """The crop of an image, or of one that replaces it if it is broken.
+
+        Raises:
+            UserError: a shard is damaged, or none of the `_MOST_TRIED` images after this one can be used.
+        """
         draw, row = key
+        crop = self._try_crop(draw, row)
+        if not isinstance(crop, str):
+            return crop
+        image_id = self.reader.read(self.rows[row], ["image_id"])["image_id"]
+        return self._replace(draw, row, crop) | {"broken": (draw, image_id, crop)}
+
+    def _replace(self, draw: int, row: int, reason: str) -> dict[str, Any]:
+        """Crop of another image: a random one of those close behind, or else of those further on."""
+        count = min(len(self) - 1, _MOST_TRIED)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
+        steps = [1 + step for step in torch.randperm(count, generator=generator).tolist()]
+        for step in sorted(steps, key=lambda step: step // _NEIGHBOURS):
+            crop = self._try_crop(draw, (row + step) % len(self))
+            if not isinstance(crop, str):
+                return crop
+        all_of = "all" if count == len(self) - 1 else "a series of"
+        raise UserError(
+            f"{all_of} {count + 1:,} images of {self.reader.dataset} can't be used for training; "
+            f"expected one that can; the first one: {reason}"
+        )
+
+    def _try_crop(self, draw: int, row: int) -> dict[str, Any] | str:
+        """The crop of an image, or the reason why there is none."""
+        try:
+            return self._crop(draw, row)
+        except Exception as error:  # one image must not stop the others
+            if fault_of(error) != "image":
+                raise
+            return str(error) if isinstance(error, ValueError) else reason_of(error)
+
+    def _crop(self, draw: int, row: int) -> dict[str, Any]:
         record = self.reader.read(self.rows[row], ["image_id", "image", "orientation", "image_labels"])
         image = torch.from_numpy(decode_image(record["image"], record["orientation"])).permute(2, 0, 1)
         image = image.float().div_(255)
@@ -111,7 +162,7 @@ class TrainingCrops(Dataset):
         assert record["image_labels"] is not None  # unknown labels are no target; as an index, None is all
         image_labels = torch.zeros(self.num_classes)
         image_labels[record["image_labels"]] = 1
-        item: dict[str, Tensor | str] = {
+        item: dict[str, Any] = {
             "image": crop,
             "inside": inside,
             "image_labels": image_labels,
@@ -120,12 +171,16 @@ class TrainingCrops(Dataset):
         image_hw = (image.shape[1], image.shape[2])
         if self.labels is not None:
             png = _read(self.labels, record["image_id"], "pseudo_label")
-            label = torch.from_numpy(decode_mask(png))[None]
+            label = torch.from_numpy(_of_size(decode_mask(png), image_hw, "pseudo label"))[None]
+            largest = int(label[label != IGNORE_LABEL].max()) if (label != IGNORE_LABEL).any() else 0
+            if largest > self.num_classes:
+                raise ValueError(f"the pseudo label has {largest}; expected at most {self.num_classes}")
             item["pseudo_label"] = geometry.apply(label, fill=IGNORE_LABEL, nearest=True)[0]
         if self.segments is not None:
             png = _read(self.segments, record["image_id"], "segment_map")
             # An image that SAM failed on has no segments; the other losses still learn from it.
             segments = decode_segments(png) if png is not None else np.zeros(image_hw, np.int32)
+            _of_size(segments, image_hw, "segment map")
             item["segments"] = geometry.apply(torch.from_numpy(segments)[None], fill=0, nearest=True)[0]
         if self.embeddings is not None:
             stored = self.embeddings.read(record["image_id"], image_hw)
@@ -145,8 +200,20 @@ class TrainingCrops(Dataset):
             return self.grey(self.jitter(pixels))
 
 
-def _read(reader: ShardReader, image_id: str, column: str) -> bytes:
-    return reader.read(reader.index_of(image_id), [column])[column]
+def _read(reader: ShardReader, image_id: str, column: str) -> Any:
+    try:
+        row = reader.index_of(image_id)
+    except KeyError:
+        raise ValueError(f"{reader.dataset} has no row of this image") from None
+    return reader.read(row, [column])[column]
+
+
+def _of_size(found: NDArray[Any], image_hw: tuple[int, int], what: str) -> NDArray[Any]:
+    """The map itself. Raises ValueError if it does not have the size of its image."""
+    if found.shape != image_hw:
+        size, expected = (f"{width}x{height}" for height, width in (found.shape, image_hw))
+        raise ValueError(f"the {what} is {size} pixels, its image {expected}")
+    return found
 
 
 def make_loader(
@@ -165,3 +232,12 @@ def make_loader(
         persistent_workers=False,
         multiprocessing_context="spawn" if workers else None,
     )
+
+
+def iterate(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    """The batches of a loader. Of a UserError in one of its processes only the message is kept."""
+    try:
+        yield from loader
+    except UserError as error:
+        # torch puts a traceback into the message.
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error

@@ -45,9 +45,14 @@ def make_plan(batch: Mapping[str, Any]) -> HostPlan:
     )
 
 
-def collate(items: list[dict[str, Tensor | str]]) -> dict[str, Any]:
-    """Collate crops into a batch; its ``plan`` replaces the entries that only the host needs."""
-    batch = default_collate(items)
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Collate crops into a batch; its ``plan`` replaces the entries that only the host needs.
+
+    ``broken`` has an entry for each image: that of its crop, or None.
+    """
+    broken = [item.get("broken") for item in items]
+    batch = default_collate([{k: v for k, v in item.items() if k != "broken"} for item in items])
+    batch["broken"] = broken
     batch["plan"] = make_plan(batch)
     return {name: value for name, value in batch.items() if name not in ("geometry", "image_hw")}
 

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ray_wsss.config import OptimConfig
+from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.console import tell_progress
 from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec
 from ray_wsss.models.modes import eval_mode
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
+from ray_wsss.runs.broken_images import BrokenImages
 from ray_wsss.training.checkpoints import restore_checkpoint, save_checkpoint
-from ray_wsss.training.crops import TrainingCrops, make_loader
+from ray_wsss.training.crops import TrainingCrops, iterate, make_loader
 from ray_wsss.training.length import describe_length
 from ray_wsss.training.loss_meter import Meter
 from ray_wsss.training.optimiser import build_optimiser, learning_rate, schedule_rates
@@ -105,6 +107,9 @@ class Session(Protocol):
 class TrainingRun:
     """One worker's part of a training run; it resumes from the session's latest checkpoint, if there is one.
 
+    Args:
+        limit: how many images may be broken; None: the default.
+
     Raises:
         UserError: the batch size can't be divided evenly among workers and passes.
     """
@@ -118,12 +123,14 @@ class TrainingRun:
         crops: TrainingCrops,
         session: Session,
         name: str,
+        limit: ErrorLimit | None = None,
     ) -> None:
         self.images_per_pass = share_of_batch(config, session.world_size, name)
         self.model, self.spec, self.config = model, spec, config
         self.crops, self.session, self.name = crops, session, name
         self.optimiser = build_optimiser(model, config)
         self.progress = restore_checkpoint(session.latest_checkpoint(), model, self.optimiser, session.device)
+        self.broken = BrokenImages(self.progress.broken, session, limit or ErrorLimit())
         if config.compile:
             model.backbone.network.compile()
         self.wrapped = session.prepare(model)
@@ -136,6 +143,7 @@ class TrainingRun:
 
         Raises:
             FloatingPointError: a loss is not finite; earlier checkpoints are kept.
+            TooManyFailedError: too many images are broken; every rank raises it at the same iteration.
         """
         config, session = self.config, self.session
         if session.rank == 0 and self.progress.iteration < config.max_iters:
@@ -146,7 +154,8 @@ class TrainingRun:
             self.crops, batches, config.loader_workers, pin_memory=session.device.type == "cuda"
         )
         iterations = range(self.progress.iteration, config.max_iters)
-        for iteration, batch in zip(iterations, self.meter.timed(loader)):
+        for iteration, batch in zip(iterations, self.meter.timed(iterate(loader))):
+            self.broken.note(batch["broken"])
             self._iterate(step, batch, iteration)
             self.progress.iteration = done = iteration + 1
             tell_progress(done, config.max_iters)
@@ -156,6 +165,7 @@ class TrainingRun:
             if checkpoint or validate or done % config.log_every == 0:
                 metrics = {"iteration": float(done), "lr": learning_rate(config, iteration)}
                 metrics |= self.meter.take(session, self._images_of)
+                metrics |= self.broken.share(self._images_drawn(), at_end=last)
                 if session.rank == 0:
                     log.info(_progress_line(self.name, metrics, config.max_iters))
                 if validate:
@@ -225,6 +235,10 @@ class TrainingRun:
             rank=rank,
             world_size=self.session.world_size,
         )
+
+    def _images_drawn(self) -> int:
+        """Number of different images whose turn has come; every epoch has each image once."""
+        return min(self.progress.iteration * self.config.batch_size, len(self.crops))
 
     def _images_of(self, iteration: int, rank: int) -> list[str]:
         keys = next(iter(self._batches(rank, iteration)))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_wsss.config import Recipe
+from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
@@ -42,7 +43,13 @@ class SegmenterStep:
 
 
 def train_segmenter(
-    recipe: Recipe, dataset: Path, labels: Path, session: Session, *, validation: Path | None = None
+    recipe: Recipe,
+    dataset: Path,
+    labels: Path,
+    session: Session,
+    *,
+    validation: Path | None = None,
+    limit: ErrorLimit | None = None,
 ) -> None:
     """Train the segmenter on images of ``dataset`` and pseudo labels of ``labels``, as one worker.
 
@@ -52,9 +59,10 @@ def train_segmenter(
         recipe: settings whose epochs are resolved (`training.length.resolve_epochs`).
         labels: output of label, joined with ``dataset`` by image_id.
         validation: data set with ground truth, to measure the segmenter during training.
+        limit: how many images may be broken; None: the default.
 
     Raises:
-        UserError: too few images have a pseudo label, or settings contradict each other.
+        UserError: too few images have a pseudo label, too many are broken, or settings contradict each other.
     """
     metadata = DatasetMetadata.load(dataset)
     config = recipe.segmenter
@@ -76,7 +84,9 @@ def train_segmenter(
     torch.manual_seed(config.seed)
     model = build_segmenter(spec, pretrained=config.pretrained, checkpoint=config.backbone_checkpoint)
     model.backbone.freeze(config.freeze_stages, config.freeze_norm)
-    run = TrainingRun(model=model, spec=spec, config=config, crops=crops, session=session, name="segmenter")
+    run = TrainingRun(
+        model=model, spec=spec, config=config, crops=crops, session=session, name="segmenter", limit=limit
+    )
     step = SegmenterStep(config.precision == "bf16")
     run.train(step, SegmenterValidation(recipe, spec, validation, dataset, session.device))
 

@@ -109,7 +109,7 @@ def test_everything_against_sam_automatic_mask_generator(sam) -> None:
 
     def ours() -> list[int]:
         sizes = [image.shape[:2] for image in images]
-        found = find_masks(sam, SamEncoder(sam)(images), sizes, config, decode_batch_size=32)
+        found = list(find_masks(sam, SamEncoder(sam)(images), sizes, config, decode_batch_size=32))
         return [len(masks.areas) for masks in found]
 
     assert ours() == theirs()

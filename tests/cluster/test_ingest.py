@@ -16,6 +16,7 @@ from ray_wsss.data.csv_labels import read_csv
 from ray_wsss.data.folder import read_folder
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata, SourceKind
+from ray_wsss.data.source import Source
 from ray_wsss.data.voc import read_voc
 from ray_wsss.stages.ingest import plan_shards
 
@@ -36,7 +37,7 @@ def _write_images(folder: Path) -> None:
         (folder / f"{name}.jpg").write_bytes(half if content is None else content)
 
 
-def _coco(root: Path) -> tuple[list, list]:
+def _coco(root: Path) -> Source:
     _write_images(root / "images")
     images = [
         {"id": k, "file_name": f"{name}.jpg", "height": 20, "width": 30} for k, name in enumerate(NAMES)
@@ -51,7 +52,7 @@ def _coco(root: Path) -> tuple[list, list]:
     return read_coco(root / "images", root / "instances.json")
 
 
-def _voc(root: Path) -> tuple[list, list]:
+def _voc(root: Path) -> Source:
     _write_images(root / "JPEGImages")
     for folder in ("ImageSets/Main", "Annotations"):
         (root / folder).mkdir(parents=True)
@@ -62,12 +63,12 @@ def _voc(root: Path) -> tuple[list, list]:
     return read_voc(root, "train")
 
 
-def _folder(root: Path) -> tuple[list, list]:
+def _folder(root: Path) -> Source:
     _write_images(root / "thing")
     return read_folder(root)
 
 
-def _csv(root: Path) -> tuple[list, list]:
+def _csv(root: Path) -> Source:
     _write_images(root / "images")
     (root / "table.csv").write_text("".join(f"{name}.jpg,thing\n" for name in NAMES))
     return read_csv(root / "table.csv", root / "images")
@@ -76,9 +77,8 @@ def _csv(root: Path) -> tuple[list, list]:
 SOURCES = {"coco": _coco, "voc": _voc, "folder": _folder, "csv": _csv}
 
 
-def _ingest(source: tuple[list, list], kind: SourceKind, out: Path) -> DatasetMetadata:
-    class_names, rows = source
-    return run_ingest(class_names, rows, source=kind, out=out, max_errors=None, cluster=Cluster())
+def _ingest(source: Source, out: Path) -> DatasetMetadata:
+    return run_ingest(source, out=out, max_errors=None, cluster=Cluster())
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -86,12 +86,12 @@ def test_every_kind_of_source(kind: SourceKind, tmp_path: Path, monkeypatch: pyt
     source = SOURCES[kind](tmp_path / "source")
     # Three shards of three rows, the last with two.
     monkeypatch.setattr(ingest, "ROWS_PER_SHARD", 3)
-    metadata = _ingest(source, kind, tmp_path / "many")
+    metadata = _ingest(source, tmp_path / "many")
     assert (metadata.images, metadata.unlabelled, metadata.errors) == (5, 0, 3)
     assert DatasetMetadata.load(tmp_path / "many") == metadata
     many = ShardReader(tmp_path / "many")
-    in_order = [row.image_id for shard in plan_shards(source[1]) for row in shard]
-    assert sorted(in_order) == sorted(row.image_id for row in source[1])
+    in_order = [row.image_id for shard in plan_shards(source.rows) for row in shard]
+    assert sorted(in_order) == sorted(row.image_id for row in source.rows)
     assert json.loads((tmp_path / "many" / "metadata.json").read_text())["order_seed"] == 0
     good = [image_id for image_id in in_order if image_id in many.image_ids]
     assert many.image_ids == good
@@ -101,7 +101,7 @@ def test_every_kind_of_source(kind: SourceKind, tmp_path: Path, monkeypatch: pyt
     assert all(error["reason"] and error["path"] for error in errors)
 
     monkeypatch.setattr(ingest, "ROWS_PER_SHARD", 100)
-    assert _ingest(source, kind, tmp_path / "one") == metadata
+    assert _ingest(source, tmp_path / "one") == metadata
     one = ShardReader(tmp_path / "one")
     assert [one.read(i) for i in range(5)] == [many.read(i) for i in range(5)]
     assert len(list((tmp_path / "one" / "shards").iterdir())) == 1
@@ -109,7 +109,7 @@ def test_every_kind_of_source(kind: SourceKind, tmp_path: Path, monkeypatch: pyt
 
 def test_images_are_the_bytes_on_disk(tmp_path: Path) -> None:
     source = _csv(tmp_path / "source")
-    _ingest(source, "csv", tmp_path / "out")
+    _ingest(source, tmp_path / "out")
     reader = ShardReader(tmp_path / "out")
     for i in range(len(reader)):
         row = reader.read(i)
@@ -120,18 +120,18 @@ def test_unknown_labels_and_none_of_the_classes_stay_apart(tmp_path: Path) -> No
     root = tmp_path / "folder"
     _write_images(root / "thing")
     (root / "thing" / f"{NAMES[0]}.jpg").rename(root / "loose.jpg")
-    metadata = _ingest(read_folder(root), "folder", tmp_path / "a")
+    metadata = _ingest(read_folder(root), tmp_path / "a")
     assert (metadata.images, metadata.unlabelled, metadata.empty) == (5, 1, 0)
 
     (tmp_path / "table.csv").write_text(f"thing/{NAMES[1]}.jpg,thing\nloose.jpg,\n")
-    metadata = _ingest(read_csv(tmp_path / "table.csv", root), "csv", tmp_path / "b")
+    metadata = _ingest(read_csv(tmp_path / "table.csv", root), tmp_path / "b")
     assert (metadata.images, metadata.unlabelled, metadata.empty) == (2, 1, 0)
 
     images = [{"id": k, "file_name": name} for k, name in enumerate(("loose.jpg", f"thing/{NAMES[1]}.jpg"))]
     content = {"images": images, "categories": [{"id": 1, "name": "thing"}]}
     content["annotations"] = [{"id": 1, "image_id": 0, "category_id": 1}]
     (tmp_path / "instances.json").write_text(json.dumps(content))
-    metadata = _ingest(read_coco(root, tmp_path / "instances.json"), "coco", tmp_path / "c")
+    metadata = _ingest(read_coco(root, tmp_path / "instances.json"), tmp_path / "c")
     assert (metadata.images, metadata.unlabelled, metadata.empty) == (2, 0, 1)
     reader = ShardReader(tmp_path / "c")
     assert [reader.read(k, ["image_labels"])["image_labels"] for k in range(2)] == [[0], []]

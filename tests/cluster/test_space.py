@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_a_trial_of_a_shipped_space_runs(
     recipe = override(small_recipe, space.settings)
     (params, *_) = space.sample(1, 0)
     recipe = override(recipe, params | {"cpm.warmup_iters": 1, "classifier.max_iters": 2})
-    views = {"embeddings": embeddings} if recipe.cpm.view == "image" else {}
+    views: dict[str, Any] = {"embeddings": embeddings} if recipe.cpm.view == "image" else {}
     session = LocalSession(tmp_path)
     train_classifier(recipe, dataset, session, validation=dataset, **views)
     checkpoint = session.latest_checkpoint()

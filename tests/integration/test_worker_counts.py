@@ -6,8 +6,11 @@ these are near 0, so that rounding errors grow tenfold a step, on any number of 
 """
 
 import json
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,10 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.schema import write_table_atomically
 from ray_wsss.models.data_parallel import match_one_worker
 from ray_wsss.models.store import load_classifier
 from ray_wsss.training.checkpoints import Progress, save_checkpoint
 from ray_wsss.training.classifier import train_classifier
+from ray_wsss.training.crops import TrainingCrops
 from ray_wsss.training.local_session import LocalSession
 from ray_wsss.training.optimiser import build_optimiser
 from ray_wsss.training.segmenter import train_segmenter
@@ -117,6 +123,39 @@ def test_passes_of_several_workers_with_frozen_norms_make_the_step_of_one(
     assert first.keys() == {"loss_cls", "loss_cpm"}
     assert first == pytest.approx(expected, abs=1e-4)
     assert after == pytest.approx(expected_after, abs=1e-3)
+
+
+def test_several_workers_replace_and_list_the_same_broken_images(
+    recipe: Recipe, dataset: Path, tmp_path: Path
+) -> None:
+    """A broken image in the share of each worker; one worker is the reference."""
+    few = override(recipe, {"classifier.max_iters": 2, "cpm.enabled": False, "classifier.freeze_norm": True})
+    order = drawn(few, dataset)
+    spoiled = {order[1], order[7], order[12]}  # 8 images to a batch, 4 to each of two workers
+    broken = tmp_path / "broken"
+    shutil.copytree(dataset, broken)
+    (path,) = (broken / "shards").iterdir()
+    table = pq.read_table(path)
+    rows = [row | ({"image": b"rot"} if row["image_id"] in spoiled else {}) for row in table.to_pylist()]
+    write_table_atomically(pa.Table.from_pylist(rows, schema=table.schema), path)
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    one = losses(1, tmp_path / "1", few, broken, None)
+    two = losses(2, tmp_path / "2", few, broken, None)
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    listed = [pq.read_table(tmp_path / k / "errors.parquet").to_pylist() for k in ("1", "2")]
+    assert listed[0] == listed[1]
+    assert [row["image_id"] for row in listed[0]] == [order[k] for k in (1, 7, 12)]
+
+
+def drawn(recipe: Recipe, dataset: Path) -> list[str]:
+    """Image ids of the classifier's first two batches."""
+    config = recipe.classifier
+    rows = list(range(len(ShardReader(dataset))))
+    crops = TrainingCrops(dataset, rows, num_classes=6, augment=config.augment, seed=config.seed)
+    batches = crops.batches(batch_size=config.batch_size, start=0, stop=2)
+    return crops.image_ids(row for batch in batches for _, row in batch)
 
 
 @pytest.mark.slow

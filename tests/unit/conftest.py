@@ -57,11 +57,12 @@ def tiny_sam() -> Sam:
 def scene_dataset(tmp_path_factory) -> Path:
     """14 scenes of 64 px in 3 shards, with ground truth."""
     folder = tmp_path_factory.mktemp("scenes")
-    class_names, rows = read_coco(*write_scene_coco(folder, "all", range(14), size_px=64))
+    source = read_coco(*write_scene_coco(folder, "all", range(14), size_px=64))
+    rows = source.rows
     out = folder / "dataset"
     begin_ingest(out)
     ingest = IngestShard(out)
-    finish_ingest(out, class_names, "coco", [ingest(rows[k : k + 5], k // 5) for k in (0, 5, 10)])
+    finish_ingest(out, source, [ingest(rows[k : k + 5], k // 5) for k in (0, 5, 10)])
     return out
 
 

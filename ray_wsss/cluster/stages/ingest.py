@@ -12,7 +12,8 @@ import ray.data
 from ray_wsss.cluster.actors import iterate
 from ray_wsss.cluster.connect import ray_session
 from ray_wsss.config.resources import Cluster
-from ray_wsss.data.schema import DatasetMetadata, SourceKind, SourceRow
+from ray_wsss.data.schema import DatasetMetadata, SourceRow
+from ray_wsss.data.source import Source
 from ray_wsss.stages.ingest import (
     ORDER_SEED,
     ROWS_PER_SHARD,
@@ -25,15 +26,13 @@ from ray_wsss.stages.ingest import (
 
 
 def run_ingest(
-    class_names: list[str],
-    rows: list[SourceRow],
+    source: Source,
     *,
-    source: SourceKind,
     out: Path,
     max_errors: int | None,
     cluster: Cluster,
 ) -> DatasetMetadata:
-    """Read, verify and write the images of ``rows`` as a data set at ``out``, shard by shard.
+    """Read, verify and write the images of ``source`` as a data set at ``out``, shard by shard.
 
     The rows are shuffled first (`stages.ingest.plan_shards`). Image bytes go from disk to shard
     inside one task, and never through Ray's object store.
@@ -42,7 +41,7 @@ def run_ingest(
         UserError: as `stages.ingest.begin_ingest` and `finish_ingest`.
     """
     begin_ingest(out)
-    shards = plan_shards(rows, ROWS_PER_SHARD, ORDER_SEED)
+    shards = plan_shards(source.rows, ROWS_PER_SHARD, ORDER_SEED)
     plan = pa.table(
         {
             "shard": list(range(len(shards))),
@@ -51,7 +50,7 @@ def run_ingest(
     )
     summaries = []
     if shards:
-        ingest = IngestShard(out.absolute(), len(class_names))
+        ingest = IngestShard(out.absolute(), len(source.class_names))
         with ray_session(cluster.address, verbose=cluster.verbose):
             blocks = ray.data.from_arrow(plan).repartition(len(shards))
             done = blocks.map_batches(
@@ -60,9 +59,10 @@ def run_ingest(
             results = sorted(iterate(done), key=lambda row: row["shard"])
         for row in results:
             summary = json.loads(row["summary"])
-            summary["errors"] = [tuple(error) for error in summary["errors"]]
+            for name in ("errors", "remarks"):
+                summary[name] = [tuple(found) for found in summary[name]]
             summaries.append(ShardSummary(**summary))
-    return finish_ingest(out, class_names, source, summaries, max_errors, ORDER_SEED)
+    return finish_ingest(out, source, summaries, max_errors, ORDER_SEED)
 
 
 def ingest_shard(plan: pa.Table, ingest: IngestShard) -> pa.Table:
@@ -74,5 +74,7 @@ def ingest_shard(plan: pa.Table, ingest: IngestShard) -> pa.Table:
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:
-    names = ("image_labels", "stated_hw")
-    return {k: tuple(v) if k in names and v is not None else v for k, v in row.items()}
+    """The fields of a row as `SourceRow` has them: JSON made lists of its tuples."""
+    lists = {k: row[k] for k in ("image_labels", "stated_hw") if row[k] is not None}
+    remarks = tuple(tuple(remark) for remark in row["remarks"])
+    return {**row, **{k: tuple(v) for k, v in lists.items()}, "remarks": remarks}

@@ -45,7 +45,7 @@ def run_all(
         workers: workers of both trainings.
         validation: data set with ground truth, measured on during both trainings and at the end.
         ssc: also segment everything, which adds SSC to the classifier's loss.
-        limit: how many images may fail in each stage that runs SAM; None: the default.
+        limit: how many images may fail in each stage except the evaluation; None: the default.
 
     Returns:
         The result of `run_evaluate`; None without ``validation``.
@@ -66,7 +66,7 @@ def run_all(
         report = stage(recipe, dataset=dataset, out=out / folder, **inputs, **run)
         log.info(describe_run(report, what))
 
-    training: Any = {"workers": workers, "cluster": cluster, "validation": validation}
+    training: Any = {"workers": workers, "cluster": cluster, "validation": validation, "limit": limit}
     classifier, labels, segmenter = out / "classifier", out / "labels", out / "segmenter"
     with ray_session(cluster.address, verbose=cluster.verbose):
         if embeddings is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from ray_wsss.cluster.precision import settle_precision
 from ray_wsss.cluster.workers import fit
 from ray_wsss.config import Recipe
+from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster, Workers
 from ray_wsss.runs.dependencies import (
     check_validation,
@@ -27,6 +28,7 @@ def run_train_classifier(
     segments: Path | None = None,
     embeddings: Path | None = None,
     validation: Path | None = None,
+    limit: ErrorLimit | None = None,
     overwrite: bool | None = None,
 ) -> None:
     """Train a classifier on ``dataset``; ``out`` becomes a folder with the network and its checkpoints.
@@ -36,6 +38,7 @@ def run_train_classifier(
         embeddings: output of `run_embed`; ``cpm.view=image`` needs it.
         validation: data set with ground truth, on which the CAMs are measured during training. It does not
             change the training; it only decides which network is kept as the best, beside the last one.
+        limit: how many images may be broken; None: the default.
 
     Raises:
         UserError: the inputs don't fit together, or there are too few images.
@@ -64,7 +67,7 @@ def run_train_classifier(
     absolute = {name: path.absolute() for name, path in views.items() if path is not None}
 
     def loop(session: Session) -> None:
-        train_classifier(recipe, source, session, **absolute)
+        train_classifier(recipe, source, session, **absolute, limit=limit)
 
     keep = recipe.classifier.keep_checkpoints
     fit(loop, out=out, workers=workers, cluster=cluster, keep_checkpoints=keep)

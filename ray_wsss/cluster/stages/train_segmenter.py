@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ray_wsss.cluster.workers import fit
 from ray_wsss.config import Recipe
+from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster, Workers
 from ray_wsss.runs.dependencies import (
     check_validation,
@@ -26,6 +27,7 @@ def run_train_segmenter(
     workers: Workers,
     cluster: Cluster,
     validation: Path | None = None,
+    limit: ErrorLimit | None = None,
     overwrite: bool | None = None,
 ) -> None:
     """Train a segmenter on the pseudo labels ``labels`` of ``dataset``.
@@ -33,6 +35,7 @@ def run_train_segmenter(
     Args:
         validation: data set with ground truth, on which the segmenter is measured during training. It only
             decides which network is kept as the best, beside the last one.
+        limit: as for `run_train_classifier`.
 
     Raises:
         UserError: as `run_train_classifier`.
@@ -53,7 +56,7 @@ def run_train_segmenter(
     measured = validation.absolute() if validation is not None else None
 
     def loop(session: Session) -> None:
-        train_segmenter(recipe, source, targets, session, validation=measured)
+        train_segmenter(recipe, source, targets, session, validation=measured, limit=limit)
 
     keep = recipe.segmenter.keep_checkpoints
     fit(loop, out=out, workers=workers, cluster=cluster, keep_checkpoints=keep)

@@ -2,7 +2,8 @@
 
 Finds the same masks as segment_anything's ``SamAutomaticMaskGenerator`` without crops and without
 small-region clean-up, but decodes the prompts of many images together. Masks are kept as low-resolution
-logits, and only a slice of them is at image size at any time.
+logits, and only a slice of them is at image size at any time. One image is finished before the next one's
+masks are kept, and its candidates are in memory twice at most.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,11 +24,11 @@ from ray_wsss.config import SegmentsConfig
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
 from ray_wsss.models.sam.encoder import sam_input_hw
 
-SLICE_PX = {"cpu": 2**22, "cuda": 2**26}
-"""Logits at image size in memory at a time, by type of device; others count as CPUs.
+CPU_SLICE_PX = 2**22
+"""Most logits at image size in memory at a time on a CPU, which takes twice as long with 2**24.
 
-A CPU gets 4 masks of 1024 x 1024, since it takes twice as long at 2**24. A GPU gets 64, since it launches
-some 40 kernels for each slice, and needs about 0.6 GB for them: 9 bytes per logit, as counted on a CPU.
+A GPU gets as many as ``SegmentsConfig.max_pixels_per_pass`` allows, since it launches some 40 kernels for
+each slice.
 """
 
 
@@ -53,7 +54,6 @@ class FoundMasks:
         return FoundMasks(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
-@torch.no_grad()
 def find_masks(
     sam: Sam,
     embeddings: Float[Tensor, "B D h w"],
@@ -61,8 +61,10 @@ def find_masks(
     config: SegmentsConfig,
     *,
     decode_batch_size: int,
-) -> list[FoundMasks]:
+) -> Iterator[FoundMasks]:
     """Find the masks of everything in B images, in the order of segment_anything's generator.
+
+    Yields one image's masks after another; let go of them before asking for the next ones, to save memory.
 
     Args:
         embeddings: SAM's embeddings of the whole images.
@@ -77,22 +79,48 @@ def find_masks(
         raise ValueError(
             f"images_hw has {len(images_hw)} sizes; expected {len(embeddings)}, one per embedding"
         )
-    found: list[FoundMasks] = []
-    good = _find_good_masks(sam, embeddings, images_hw, config, decode_batch_size)
-    # Duplicates are dropped after an image's last point, so the candidates of only one image pile up.
-    for _, parts in groupby(good, key=itemgetter(0)):
-        masks = _concatenate([masks for _, masks in parts])
-        found.append(masks.select(nms(masks.boxes_xyxy.float(), masks.predicted_iou, config.box_nms_thresh)))
-    return found
+    return _find_distinct(sam, embeddings, images_hw, config, decode_batch_size)
 
 
 @torch.no_grad()
 def masks_at_image_size(
-    sam: Sam, found: FoundMasks, image_hw: tuple[int, int]
+    sam: Sam, found: FoundMasks, image_hw: tuple[int, int], max_pixels: int
 ) -> Iterator[Bool[Tensor, "k H W"]]:
-    """Yield the binary masks in order, in slices of at most `SLICE_PX` pixels (but at least one mask)."""
-    for logits in _upscale_in_slices(sam, found.logits, image_hw):
+    """Yield the binary masks in order, in slices of at most ``max_pixels`` pixels (but at least one mask)."""
+    for logits in _upscale_in_slices(sam, found.logits, image_hw, max_pixels):
         yield logits > sam.mask_threshold
+
+
+@torch.no_grad()
+def _find_distinct(
+    sam: Sam,
+    embeddings: Tensor,
+    images_hw: Sequence[tuple[int, int]],
+    config: SegmentsConfig,
+    batch_size: int,
+) -> Iterator[FoundMasks]:
+    good = _find_good_masks(sam, embeddings, images_hw, config, batch_size)
+    # Duplicates are dropped after an image's last point, so the candidates of only one image pile up.
+    for _, parts in groupby(good, key=itemgetter(0)):
+        yield _drop_duplicates([masks for _, masks in parts], config.box_nms_thresh)
+
+
+def _drop_duplicates(parts: Sequence[FoundMasks], box_nms_thresh: float) -> FoundMasks:
+    """The distinct masks of one image, highest predicted IoU first."""
+    small = {
+        f.name: torch.cat([getattr(part, f.name) for part in parts])
+        for f in fields(FoundMasks)
+        if f.name != "logits"
+    }
+    kept = nms(small["boxes_xyxy"].float(), small["predicted_iou"], box_nms_thresh)
+    # Joining all logits first would hold them three times.
+    logits = parts[0].logits.new_empty(len(kept), *parts[0].logits.shape[1:])
+    place = torch.full_like(small["areas"], -1)
+    place[kept] = torch.arange(len(kept), device=kept.device)
+    for part, places in zip(parts, place.split([len(part.areas) for part in parts])):
+        rows = (places >= 0).nonzero()[:, 0]
+        logits[places[rows]] = part.logits[rows]
+    return FoundMasks(logits, **{name: values[kept] for name, values in small.items()})
 
 
 def _find_good_masks(
@@ -173,7 +201,7 @@ def _measure(
     areas = torch.empty(len(logits), dtype=torch.long, device=logits.device)
     boxes = torch.empty(len(logits), 4, dtype=torch.long, device=logits.device)
     end = 0
-    for full in _upscale_in_slices(sam, logits, image_hw):
+    for full in _upscale_in_slices(sam, logits, image_hw, config.max_pixels_per_pass):
         start, end = end, end + len(full)
         binary = full > sam.mask_threshold
         offset = config.stability_score_offset
@@ -184,14 +212,10 @@ def _measure(
 
 
 def _upscale_in_slices(
-    sam: Sam, logits: Float[Tensor, "K a b"], image_hw: tuple[int, int]
+    sam: Sam, logits: Float[Tensor, "K a b"], image_hw: tuple[int, int], max_pixels: int
 ) -> Iterator[Float[Tensor, "k H W"]]:
-    """Yield logits at image size, at most `SLICE_PX` at a time; without masks, one empty slice."""
+    """Yield logits at image size, at most ``max_pixels`` at a time; without masks, one empty slice."""
     largest_px = max(image_hw[0] * image_hw[1], sam.image_encoder.img_size**2)
-    slice_px = SLICE_PX.get(logits.device.type, SLICE_PX["cpu"])
+    slice_px = max_pixels if logits.is_cuda else min(max_pixels, CPU_SLICE_PX)
     for part in logits.split(max(1, slice_px // largest_px)):
         yield upscale_logits(sam, part[:, None], sam_input_hw(sam, image_hw), image_hw)[:, 0]
-
-
-def _concatenate(parts: Sequence[FoundMasks]) -> FoundMasks:
-    return FoundMasks(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(FoundMasks)})

@@ -46,7 +46,8 @@ def coco_file(folder: Path, annotations: list[dict] | None, **fields) -> Path:
 
 def test_classes_labels_and_ids(tmp_path):
     path = coco_file(tmp_path, [square(18), square(2), square(18), square(10, iscrowd=1)])
-    class_names, (first, second) = read_coco(tmp_path, path)
+    source = read_coco(tmp_path, path)
+    class_names, (first, second) = source.class_names, source.rows
     assert class_names == ["bicycle", "kite", "dog"]
     assert (first.image_id, first.image_labels, first.stated_hw) == ("1", (0, 1, 2), (8, 10))
     assert first.path == str(tmp_path / "a.jpg")
@@ -61,13 +62,15 @@ def test_a_path_that_leaves_the_folder_is_an_error_row(tmp_path, name):
     images.mkdir()
     (images / "link").symlink_to(tmp_path)
     path = coco_file(tmp_path, [], images=[{"id": 1, "file_name": name}])
-    row = read_coco(images, path)[1][0]
+    row = read_coco(images, path).rows[0]
     assert row.error is not None
     assert row.path == name
 
 
 def test_bad_annotations_are_error_rows(tmp_path):
-    rows = read_coco(tmp_path, coco_file(tmp_path, [square(99), square(2, image=2), square(2, image=55)]))[1]
+    rows = read_coco(
+        tmp_path, coco_file(tmp_path, [square(99), square(2, image=2), square(2, image=55)])
+    ).rows
     assert [row.image_id for row in rows] == ["1", "2", "55"]
     assert rows[0].error == "annotation 7: unknown category_id 99"
     assert rows[1].error is None
@@ -76,16 +79,16 @@ def test_bad_annotations_are_error_rows(tmp_path):
 
 def test_bad_stated_size_is_an_error_row(tmp_path):
     images = [{"id": 1, "file_name": "a.jpg", "height": 0, "width": 10}]
-    assert "height of 0" in (read_coco(tmp_path, coco_file(tmp_path, [], images=images))[1][0].error or "")
+    assert "height of 0" in (read_coco(tmp_path, coco_file(tmp_path, [], images=images)).rows[0].error or "")
 
 
 def test_annotations_without_segmentation_give_labels_only(tmp_path):
     boxes = [square(2, segmentation=None), square(18, image=2)]
-    first, second = read_coco(tmp_path, coco_file(tmp_path, boxes))[1]
+    first, second = read_coco(tmp_path, coco_file(tmp_path, boxes)).rows
     assert (first.image_labels, first.annotations) == ((0,), None)
     assert second.annotations is not None
     # In a file of labels alone, an image without annotations isn't known to be all background.
-    second = read_coco(tmp_path, coco_file(tmp_path, boxes[:1]))[1][1]
+    second = read_coco(tmp_path, coco_file(tmp_path, boxes[:1])).rows[1]
     assert second.annotations is None
 
 
@@ -178,7 +181,8 @@ def test_bad_segmentations_name_the_annotation(segmentation, message):
 def test_genuine_rows_equal_the_json(split, images, empty):
     path = GENUINE / f"annotations/instances_{split}.json"
     content = json.loads(path.read_text())
-    class_names, rows = read_coco(GENUINE / "images", path)
+    source = read_coco(GENUINE / "images", path)
+    class_names, rows = source.class_names, source.rows
     assert len(rows) == len(content["images"]) == images
     assert len(class_names) == 80
     assert sum(row.image_labels == () for row in rows) == empty
@@ -200,7 +204,8 @@ def test_genuine_masks_equal_ann_to_mask(split, step):
     path = GENUINE / f"annotations/instances_{split}.json"
     with contextlib.redirect_stdout(io.StringIO()):
         oracle = COCO(str(path))
-    class_names, rows = read_coco(GENUINE / "images", path)
+    source = read_coco(GENUINE / "images", path)
+    class_names, rows = source.class_names, source.rows
     value_of = {c["id"]: class_names.index(c["name"]) + 1 for c in oracle.dataset["categories"]}
     crowded = {str(a["image_id"]) for a in oracle.dataset["annotations"] if a["iscrowd"]}
     chosen = [row for k, row in enumerate(rows) if k % step == 0 or row.image_id in crowded]

@@ -16,7 +16,8 @@ def read(folder, text: str | bytes, classes=None):
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_labels_with_and_without_header(tmp_path, header, mark):
     text = header + 'b.jpg,dog; cat\n"odd, name.jpg","dog"\n\nnone.jpg,\nshort.png\nsub/c.JPG, ünique\n'
-    class_names, rows = read(tmp_path, mark + text.encode())
+    source = read(tmp_path, mark + text.encode())
+    class_names, rows = source.class_names, source.rows
     assert class_names == ["cat", "dog", "ünique"]
     assert [(row.image_id, row.image_labels) for row in rows] == [
         ("b.jpg", (0, 1)),
@@ -30,23 +31,24 @@ def test_labels_with_and_without_header(tmp_path, header, mark):
 
 def test_a_first_line_without_extension_is_data_if_the_file_is_there(tmp_path):
     (tmp_path / "0001").touch()
-    assert [row.image_id for row in read(tmp_path, "0001,cat\n0002,cat\n")[1]] == ["0001", "0002"]
+    assert [row.image_id for row in read(tmp_path, "0001,cat\n0002,cat\n").rows] == ["0001", "0002"]
 
 
 def test_lines_of_one_path_add_up(tmp_path):
-    rows = read(tmp_path, "a.jpg,cat\nb.jpg,cat\n./a.jpg,dog\na.jpg,cat\n")[1]
+    rows = read(tmp_path, "a.jpg,cat\nb.jpg,cat\n./a.jpg,dog\na.jpg,cat\n").rows
     assert [(row.image_id, row.image_labels) for row in rows] == [("a.jpg", (0, 1)), ("b.jpg", (0,))]
 
 
 def test_given_classes_keep_their_order(tmp_path):
-    class_names, rows = read(tmp_path, "a.jpg,cat\n", ["dog", "cat"])
+    source = read(tmp_path, "a.jpg,cat\n", ["dog", "cat"])
+    class_names, rows = source.class_names, source.rows
     assert (class_names, rows[0].image_labels) == (["dog", "cat"], (1,))
     with pytest.raises(UserError, match=r"labels.csv line 2 has label 'cow'; expected one of: dog, cat"):
         read(tmp_path, "a.jpg,cat\nb.jpg,cow\n", ["dog", "cat"])
 
 
 def test_a_path_that_leaves_the_folder_is_an_error_row(tmp_path):
-    rows = read(tmp_path, "a.jpg,cat\n../b.jpg,cat\n/c.jpg,cat\n")[1]
+    rows = read(tmp_path, "a.jpg,cat\n../b.jpg,cat\n/c.jpg,cat\n").rows
     assert [row.error is None for row in rows] == [True, False, False]
     assert "leaves the folder" in (rows[1].error or "")
 

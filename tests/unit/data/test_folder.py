@@ -16,7 +16,8 @@ def write(root, **contents: str):
 def test_classes_labels_and_ids(tmp_path):
     write(tmp_path, dog__b_JPG="1", cat__deep__a_png="22", loose_jpeg="333", dog__notes_txt="no image")
     write(tmp_path, _hidden__x_jpg="4", cat___hidden_jpg="5", empty__readme_md="no image")
-    class_names, rows = read_folder(tmp_path)
+    source = read_folder(tmp_path)
+    class_names, rows = source.class_names, source.rows
     assert class_names == ["cat", "dog"]
     assert {row.image_id: row.image_labels for row in rows} == {
         "loose.jpeg": None,
@@ -29,13 +30,13 @@ def test_classes_labels_and_ids(tmp_path):
 
 def test_equal_files_become_one_row_with_all_labels(tmp_path):
     write(tmp_path, dog__x_jpg="same", cat__y_jpg="same", cat__z_jpg="same", ant__w_jpg="diff", w_jpg="same")
-    rows = read_folder(tmp_path)[1]
+    rows = read_folder(tmp_path).rows
     assert {row.image_id: row.image_labels for row in rows} == {"w.jpg": (1, 2), "ant/w.jpg": (0,)}
 
 
 def test_empty_files_stay_apart(tmp_path):
     write(tmp_path, dog__x_jpg="", cat__y_jpg="")
-    assert [row.image_id for row in read_folder(tmp_path)[1]] == ["cat/y.jpg", "dog/x.jpg"]
+    assert [row.image_id for row in read_folder(tmp_path).rows] == ["cat/y.jpg", "dog/x.jpg"]
 
 
 def test_links_out_of_the_folder_and_dangling_links(tmp_path):
@@ -43,7 +44,7 @@ def test_links_out_of_the_folder_and_dangling_links(tmp_path):
     write(tmp_path, secret_jpg="x", root__cat__a_jpg="y")
     (root / "cat/out.jpg").symlink_to(tmp_path / "secret.jpg")
     (root / "cat/gone.jpg").symlink_to(root / "nowhere.jpg")
-    rows = {row.image_id: row for row in read_folder(root)[1]}
+    rows = {row.image_id: row for row in read_folder(root).rows}
     assert "leaves the folder" in (rows["cat/out.jpg"].error or "")
     assert rows["cat/gone.jpg"].error is None  # found missing when read
     assert len(rows) == 3

@@ -58,7 +58,8 @@ def test_too_small_a_scene_is_refused():
 
 def test_coco_round_trip(tmp_path):
     images, annotations = write_scene_coco(tmp_path, "train", range(6), size_px=64)
-    class_names, rows = read_coco(images, annotations)
+    source = read_coco(images, annotations)
+    class_names, rows = source.class_names, source.rows
     assert class_names == list(CLASS_NAMES)
     assert len(rows) == 6
     for seed, row in enumerate(rows):

@@ -38,7 +38,8 @@ def root(tmp_path) -> Path:
 
 
 def test_labels_come_from_xml_else_mask_else_nowhere(root):
-    class_names, (a, b, c, d) = read_voc(root, "val")
+    source = read_voc(root, "val")
+    class_names, (a, b, c, d) = source.class_names, source.rows
     assert len(class_names) == 20
     assert [class_names[label] for label in a.image_labels or ()] == ["cat", "person"]
     assert (a.stated_hw, a.mask_path) == ((8, 10), None)
@@ -57,11 +58,11 @@ def test_no_object_is_none_of_the_classes_and_no_source_is_unknown(root):
     (root / "SegmentationClass/e.png").write_bytes(encode_mask(half))
     (root / "ImageSets/Segmentation/val.txt").write_text("a\nb\nc\nd\ne\n")
     # In d, every pixel of the mask is ignored, so it tells nothing.
-    assert [row.image_labels for row in read_voc(root, "val")[1]] == [(), (), None, None, ()]
+    assert [row.image_labels for row in read_voc(root, "val").rows] == [(), (), None, None, ()]
 
 
 def test_a_per_class_set_of_main_gives_names_only(root):
-    assert [row.image_id for row in read_voc(root, "cat_val")[1]] == ["a", "b"]
+    assert [row.image_id for row in read_voc(root, "cat_val").rows] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -69,14 +70,14 @@ def test_a_per_class_set_of_main_gives_names_only(root):
 )
 def test_bad_xml_is_an_error_row(root, xml, message):
     (root / "Annotations/a.xml").write_text(xml)
-    rows = read_voc(root, "val")[1]
+    rows = read_voc(root, "val").rows
     assert message in (rows[0].error or "")
     assert rows[1].error is None
 
 
 def test_a_name_that_leaves_the_folder_is_an_error_row(root):
     (root / "ImageSets/Main/odd.txt").write_text("../../x\n")
-    assert "leaves the folder" in (read_voc(root, "odd")[1][0].error or "")
+    assert "leaves the folder" in (read_voc(root, "odd").rows[0].error or "")
 
 
 def test_unusable_folders_are_user_errors(root, tmp_path):
@@ -88,7 +89,7 @@ def test_unusable_folders_are_user_errors(root, tmp_path):
 
 @pytest.mark.skipif(not GENUINE.is_dir(), reason="genuine VOC images are not on this machine")
 def test_genuine_images():
-    rows = {row.image_id: row for split in ("train", "val") for row in read_voc(GENUINE, split)[1]}.values()
+    rows = {row.image_id: row for split in ("train", "val") for row in read_voc(GENUINE, split).rows}.values()
     assert len(rows) == 4
     for row in rows:
         assert row.error is None

@@ -6,16 +6,20 @@ from typing import Any
 import pytest
 import torch
 from segment_anything import build_sam_vit_h
+from segment_anything.modeling import Sam
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ray_wsss.config import LabelConfig, PredictConfig, SamConfig
+from ray_wsss.config import LabelConfig, PredictConfig, SamConfig, SegmentsConfig
 from ray_wsss.models.classifier import ClassifierSpec, build_classifier
+from ray_wsss.models.sam.decoder import decode_prompts
+from ray_wsss.models.sam.everything import _measure, find_masks, masks_at_image_size
 from ray_wsss.models.sam.fast_vit import fast_forward
 from ray_wsss.models.segmenter import SegmenterSpec, build_segmenter
+from ray_wsss.ops.segments import paint_segments, rank_masks
 
 GIB = 2**30
 USABLE = 16 * GIB - 2 * GIB
@@ -25,6 +29,9 @@ VIEWS = (0.5, 1.0, 1.5, 2.0)
 NAMES = tuple(f"class {k}" for k in range(80))
 BYTES_OF_PAIRS = 5 * 32 + 40 * 2
 """Bytes of pairs' maps per pixel of a pass: those that wait and those that are computed (`stages.label`)."""
+
+BYTES_OF_MASKS = 14
+"""Bytes per pixel of the masks that segment-everything judges or paints at a time, with the slice before."""
 
 
 @pytest.fixture(autouse=True)
@@ -138,3 +145,68 @@ def test_the_encoder_of_vit_h_fits(vit_h, dtype, batch, monkeypatch):
         fast_forward(encoder, torch.empty(count, 3, 1024, 1024, device="meta"))
     wide = classifier("wide_resnet38", 8)
     assert bytes_of(vit_h) + bytes_of(wide) + live.peak / count * batch < USABLE
+
+
+def keep_all(side: int, max_pixels: int) -> SegmentsConfig:
+    """No candidate is dropped: the most that segment-everything can have to hold."""
+    return SegmentsConfig(
+        points_per_side=side,
+        max_pixels_per_pass=max_pixels,
+        pred_iou_thresh=0.0,
+        stability_score_thresh=0.0,
+        box_nms_thresh=1.0,
+    )
+
+
+def embeddings_for(sam: Sam, images: int) -> torch.Tensor:
+    return torch.randn(images, sam.prompt_encoder.embed_dim, *sam.prompt_encoder.image_embedding_size)
+
+
+def test_masks_of_everything_take_14_bytes_per_pixel(tiny_sam):
+    side, count = tiny_sam.image_encoder.img_size, 40
+    logits, iou, points = torch.randn(count, 32, 32), torch.rand(count), torch.rand(count, 2).double()
+
+    def peak(masks: int) -> int:
+        most = masks * side**2
+        with Live() as live:
+            found = _measure(tiny_sam, logits, iou, points, (side, side), keep_all(4, most))
+            ranks = rank_masks("smallest_area", found.areas, found.predicted_iou)
+            paint_segments(masks_at_image_size(tiny_sam, found, (side, side), most), ranks, (side, side))
+        return live.peak
+
+    assert BYTES_OF_MASKS - 2 < (peak(20) - peak(10)) / (10 * side**2) <= BYTES_OF_MASKS
+
+
+def test_the_candidates_of_one_image_are_in_memory_twice_at_most(tiny_sam):
+    side, low = tiny_sam.image_encoder.img_size, 4 * tiny_sam.prompt_encoder.image_embedding_size[0]
+    embeddings = embeddings_for(tiny_sam, 2)
+
+    def peak(images: int) -> int:
+        sizes, config = [(side, side)] * images, keep_all(10, 2 * side**2)
+        with Live() as live:
+            found = find_masks(tiny_sam, embeddings[:images], sizes, config, decode_batch_size=5)
+            for masks in found:
+                assert len(masks.areas) == 3 * 10**2
+                del masks
+        return live.peak
+
+    of_one = 3 * 10**2 * low**2 * 4
+    assert 2 * of_one < peak(1) < 2.5 * of_one  # and one pass of the decoder
+    assert peak(2) < peak(1) + 0.2 * of_one
+
+
+def test_segmenting_everything_fits(vit_h):
+    config, sam = SegmentsConfig(), SamConfig()
+    points = sam.decode_batch_size
+    embeddings = torch.empty(points, 256, 64, 64, device="meta")
+    with torch.no_grad(), Live() as live:
+        decode_prompts(
+            vit_h,
+            embeddings,
+            torch.empty(points, 1, 2, device="meta"),
+            torch.ones(points, 1, device="meta"),
+        )
+    candidates = 2 * 3 * config.points_per_side**2 * 256**2 * 4
+    encoded = sam.encode_batch_size * embeddings[0].numel() * 4
+    masks = BYTES_OF_MASKS * max(config.max_pixels_per_pass, config.max_side_px**2)
+    assert bytes_of(vit_h) + encoded + live.peak + candidates + masks < USABLE

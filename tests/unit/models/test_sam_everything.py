@@ -1,6 +1,6 @@
 """Segmenting everything in many images at once against segment_anything's generator, one image at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import fields, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from ray_wsss.models.sam.everything import FoundMasks, find_masks, masks_at_imag
 from ray_wsss.ops.segments import paint_segments, rank_masks
 
 SIZES_HW = [(96, 96), (60, 100), (150, 90), (128, 128), (210, 300)]
+MOST_PX = SegmentsConfig().max_pixels_per_pass
 LENIENT = SegmentsConfig(pred_iou_thresh=0.8, stability_score_thresh=0.8, box_nms_thresh=0.8)
 
 
@@ -34,13 +35,15 @@ def embeddings(tiny_sam, images) -> Tensor:
 
 
 def full_masks(sam, found: FoundMasks, image_hw: tuple[int, int]) -> Tensor:
-    return torch.cat(list(masks_at_image_size(sam, found, image_hw)))
+    return torch.cat(list(masks_at_image_size(sam, found, image_hw, MOST_PX)))
 
 
-def assert_same_as_generator(sam, found: Sequence[FoundMasks], images, **settings) -> list[int]:
+def assert_same_as_generator(sam, found: Iterable[FoundMasks], images, **settings) -> list[int]:
     """Mask by mask, in order. Returns the number of masks of each image."""
     generator = SamAutomaticMaskGenerator(sam, **settings)
+    counts = []
     for masks, image in zip(found, images, strict=True):
+        counts.append(len(masks.areas))
         expected = generator.generate(image)
         binary = full_masks(sam, masks, image.shape[:2])
         assert len(binary) == len(masks.areas) == len(expected)
@@ -54,7 +57,7 @@ def assert_same_as_generator(sam, found: Sequence[FoundMasks], images, **setting
             # A logit of almost 0 may fall on either side.
             assert (binary[n].numpy() != record["segmentation"]).sum() <= 2
             assert binary[n].sum() == masks.areas[n]
-    return [len(masks.areas) for masks in found]
+    return counts
 
 
 @pytest.mark.parametrize(
@@ -110,27 +113,30 @@ def test_empty_masks_stay_and_paint_nothing(tiny_sam, images, embeddings, monkey
     """The generator's box suppression never drops a box without extent; its stability filter would."""
     monkeypatch.setattr(tiny_sam, "mask_threshold", 8.0)
     settings = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
-    found = find_masks(tiny_sam, embeddings, SIZES_HW, SegmentsConfig(**settings), decode_batch_size=20)
+    config = SegmentsConfig(**settings)
+    found = list(find_masks(tiny_sam, embeddings, SIZES_HW, config, decode_batch_size=20))
     assert_same_as_generator(tiny_sam, found, images, **settings)
     for masks, image_hw in zip(found, SIZES_HW):
         assert (masks.areas == 0).any()
         assert masks.stability_score.isnan().any()
         ranks = rank_masks("smallest_area", masks.areas, masks.predicted_iou)
-        _, mask_index = paint_segments(masks_at_image_size(tiny_sam, masks, image_hw), ranks, image_hw)
+        _, mask_index = paint_segments(
+            masks_at_image_size(tiny_sam, masks, image_hw, MOST_PX), ranks, image_hw
+        )
         assert (masks.areas[mask_index] > 0).all()
 
 
-def test_batch_and_slice_sizes_dont_matter(tiny_sam, embeddings, monkeypatch):
+def test_batch_and_slice_sizes_dont_matter(tiny_sam, embeddings):
     config = replace(LENIENT, points_per_side=5)
-    expected = find_masks(tiny_sam, embeddings, SIZES_HW, config, decode_batch_size=1000)
+    expected = list(find_masks(tiny_sam, embeddings, SIZES_HW, config, decode_batch_size=1000))
     for decode_batch_size, slice_px in [(1, 2**22), (7, 1), (25, 3 * 128**2), (32, 2**22)]:
-        monkeypatch.setitem(everything.SLICE_PX, "cpu", slice_px)
-        found = find_masks(tiny_sam, embeddings, SIZES_HW, config, decode_batch_size=decode_batch_size)
+        cut = replace(config, max_pixels_per_pass=slice_px)
+        found = list(find_masks(tiny_sam, embeddings, SIZES_HW, cut, decode_batch_size=decode_batch_size))
         for masks, reference, image_hw in zip(found, expected, SIZES_HW, strict=True):
             assert torch.equal(masks.points_xy, reference.points_xy)
             assert_close(masks.logits, reference.logits, rtol=0, atol=1e-4)
             assert_close(masks.stability_score, reference.stability_score, rtol=0, atol=1e-3)
-            slices = list(masks_at_image_size(tiny_sam, masks, image_hw))
+            slices = list(masks_at_image_size(tiny_sam, masks, image_hw, slice_px))
             assert all(part.numel() <= max(slice_px, image_hw[0] * image_hw[1]) for part in slices)
             assert (torch.cat(slices).sum((1, 2)) == masks.areas).all()
 
@@ -145,24 +151,23 @@ class CountOps(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_few_kernels_per_candidate_on_a_gpu(tiny_sam, monkeypatch):
+def test_few_kernels_per_candidate_on_a_gpu(tiny_sam):
     """Its slice size, here with the CPU; the logits are small, as only the number of masks matters."""
     torch.manual_seed(0)
     masks = 256
     logits = F.interpolate(torch.randn(masks, 1, 8, 8), (64, 64), mode="bicubic")[:, 0] * 4
     iou, points = torch.rand(masks), torch.rand(masks, 2, dtype=torch.float64)
-    config = SegmentsConfig()
     scale = (1024 // tiny_sam.image_encoder.img_size) ** 2  # this SAM's input is smaller
 
     def measure(slice_px: int) -> tuple[FoundMasks, float]:
-        monkeypatch.setitem(everything.SLICE_PX, "cpu", slice_px // scale)
+        config = SegmentsConfig(max_pixels_per_pass=slice_px // scale)
         with torch.no_grad(), CountOps() as ops:
             found = everything._measure(tiny_sam, logits, iou, points, (96, 128), config)
-            list(masks_at_image_size(tiny_sam, found, (96, 128)))
+            list(masks_at_image_size(tiny_sam, found, (96, 128), slice_px // scale))
         return found, ops.count / masks
 
-    on_cpu, per_mask_cpu = measure(everything.SLICE_PX["cpu"])
-    on_gpu, per_mask_gpu = measure(everything.SLICE_PX["cuda"])
+    on_cpu, per_mask_cpu = measure(everything.CPU_SLICE_PX)
+    on_gpu, per_mask_gpu = measure(MOST_PX)
     assert per_mask_cpu > 9
     assert per_mask_gpu < 1
     for field in fields(FoundMasks):
@@ -184,4 +189,4 @@ def test_sizes_must_match_embeddings(tiny_sam, embeddings):
     config = SegmentsConfig(points_per_side=2)
     with pytest.raises(ValueError, match="images_hw has 2 sizes; expected 1"):
         find_masks(tiny_sam, embeddings[:1], SIZES_HW[:2], config, decode_batch_size=4)
-    assert find_masks(tiny_sam, embeddings[:0], [], config, decode_batch_size=4) == []
+    assert list(find_masks(tiny_sam, embeddings[:0], [], config, decode_batch_size=4)) == []

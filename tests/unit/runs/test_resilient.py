@@ -1,6 +1,7 @@
 """A stage that fails on an image: the others' results don't show it, and no image's fault is never hidden."""
 
 import errno
+import gc
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
@@ -43,6 +44,14 @@ OF_AN_IMAGE = [
     OSError("encoder error -2 when writing image file"),
     AssertionError(),
 ]
+
+
+@pytest.fixture(autouse=True)
+def nothing_old_to_collect():
+    """Short memory collects garbage; going through all that pytest has imported takes seconds each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Stage:

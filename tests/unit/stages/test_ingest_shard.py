@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from ray_wsss.data.coco import read_coco
 from ray_wsss.data.images import decode_image, decode_mask, encode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata, SourceRow
+from ray_wsss.data.source import Source
 from ray_wsss.data.voc import read_voc
 from ray_wsss.errors import UserError
 from ray_wsss.stages.ingest import (
@@ -25,6 +27,7 @@ from ray_wsss.stages.ingest import (
 )
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
+CATS = Source(kind="csv", class_names=["cat"], rows=[])
 
 
 def jpeg(height: int = 8, width: int = 10, orientation: int = 1) -> bytes:
@@ -159,16 +162,26 @@ def test_shards_of_a_sorted_source_are_mixed():
 def test_finish_writes_errors_and_metadata(tmp_path):
     summaries = [
         ShardSummary(images=640, unlabelled=5, empty=3, with_mask=1),
-        ShardSummary(images=4, errors=[("a", "a.jpg", "empty file")]),
+        ShardSummary(
+            images=4,
+            errors=[("a", "a.jpg", "empty file")],
+            remarks=[("b", "b.jpg", "polygon left out", "annotation 7: 4 numbers")],
+        ),
     ]
-    metadata = finish_ingest(tmp_path, ["cat"], "csv", summaries, max_errors=1)
+    source = replace(CATS, passed_over={".txt": 2, "": 1})
+    metadata = finish_ingest(tmp_path, source, summaries, max_errors=1)
     assert metadata == DatasetMetadata.load(tmp_path)
     assert metadata.has_masks
     assert summarise(metadata) == (
-        "644 images, 5 without labels (unknown), 3 with none of the classes, 1 errors"
+        "644 images, 5 without labels (unknown), 3 with none of the classes, 1 errors\n"
+        "files passed over, which are no images: 2 .txt, 1 without suffix\n"
+        "remarks: 1 x polygon left out"
     )
     assert pq.read_table(tmp_path / "errors.parquet").to_pylist() == [
         {"image_id": "a", "path": "a.jpg", "reason": "empty file"}
+    ]
+    assert pq.read_table(tmp_path / "remarks.parquet").to_pylist() == [
+        {"image_id": "b", "path": "b.jpg", "remark": "polygon left out", "detail": "annotation 7: 4 numbers"}
     ]
 
 
@@ -182,14 +195,14 @@ def test_finish_writes_errors_and_metadata(tmp_path):
 def test_too_many_errors_leave_the_list_but_no_data_set(tmp_path, images, max_errors, message):
     errors = [("a", "a.jpg", "empty file"), ("b", "b.jpg", "empty file")]
     with pytest.raises(UserError, match=f"{message}.*errors.parquet"):
-        finish_ingest(tmp_path, ["cat"], "coco", [ShardSummary(images=images, errors=errors)], max_errors)
+        finish_ingest(tmp_path, CATS, [ShardSummary(images=images, errors=errors)], max_errors)
     assert pq.read_table(tmp_path / "errors.parquet").num_rows == 2
     assert not (tmp_path / "metadata.json").exists()
 
 
 def test_no_image_at_all(tmp_path):
     with pytest.raises(UserError, match="lists no images"):
-        finish_ingest(tmp_path, ["cat"], "coco", [])
+        finish_ingest(tmp_path, CATS, [])
 
 
 def test_begin_clears_an_interrupted_run_and_nothing_else(tmp_path):
@@ -199,7 +212,7 @@ def test_begin_clears_an_interrupted_run_and_nothing_else(tmp_path):
     (out / ".metadata.json.0.tmp").touch()
     begin_ingest(out)
     assert list((out / "shards").iterdir()) == []
-    finish_ingest(out, ["cat"], "csv", [ShardSummary(images=1)])
+    finish_ingest(out, CATS, [ShardSummary(images=1)])
     with pytest.raises(UserError, match="is already a data set"):
         begin_ingest(out)
     (tmp_path / "thesis.tex").touch()
@@ -213,7 +226,7 @@ def test_begin_clears_an_interrupted_run_and_nothing_else(tmp_path):
 def test_genuine_images(tmp_path):
     path = SHARED / "coco/annotations/instances_val.json"
     sizes = {str(i["id"]): (i["height"], i["width"]) for i in json.loads(path.read_text())["images"]}
-    _, rows = read_coco(SHARED / "coco/images", path)
+    rows = read_coco(SHARED / "coco/images", path).rows
     summary = IngestShard(tmp_path / "coco", 80)(rows[:40], 0)
     assert (summary.images, summary.with_mask, summary.errors) == (40, 40, [])
     reader = ShardReader(tmp_path / "coco")
@@ -222,7 +235,7 @@ def test_genuine_images(tmp_path):
         size = (stored["height"], stored["width"])
         assert size == sizes[stored["image_id"]] == decode_mask(stored["mask"]).shape
 
-    rows = {row.image_id: row for s in ("train", "val") for row in read_voc(SHARED / "voc/VOC2012", s)[1]}
+    rows = {row.image_id: row for s in ("train", "val") for row in read_voc(SHARED / "voc/VOC2012", s).rows}
     summary = IngestShard(tmp_path / "voc", 20)(list(rows.values()), 0)
     assert (summary.images, summary.unlabelled, summary.with_mask, summary.errors) == (4, 0, 4, [])
     stored = ShardReader(tmp_path / "voc").read(0)

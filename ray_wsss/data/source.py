@@ -1,0 +1,21 @@
+"""What a reader of people's files returns, whatever their form."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ray_wsss.data.schema import SourceKind, SourceRow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Images and labels as somebody's files describe them, before any image is read."""
+
+    kind: SourceKind
+    class_names: Sequence[str]
+    """Names of the classes; their order gives the class indices of the rows."""
+    rows: Sequence[SourceRow]
+    """One row for each image."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Number of files that aren't images, by suffix in lower case ("" for files without one)."""
+    remarks: Sequence[str] = ()
+    """What was left out of the source or read in an unusual way, a sentence each; the user is told."""
