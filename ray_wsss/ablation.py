@@ -19,7 +19,7 @@ from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.config.resources import Cluster, Resources, Workers
-from ray_wsss.demo import HELD_OUT_SCENES, TRAIN_SCENES, make_scenes
+from ray_wsss.demo.scenes import HELD_OUT_SCENES, TRAIN_SCENES, make_scenes
 from ray_wsss.storage import write_json
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def run_ablation(
 def _run_seed(
     out: Path, seed: int, recipe: Recipe, cluster: Cluster, scenes: tuple[int, int]
 ) -> list[dict[str, Any]]:
-    make_scenes(out, seed, cluster, *scenes)
+    make_scenes(out, seed, *scenes)
     common = {"dataset": out / "train", "resources": Resources(actors=2), "cluster": cluster}
     run_segment_everything(recipe, out=out / "segments", **common)
     run_embed(recipe, out=out / "embeddings", **common)

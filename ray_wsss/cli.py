@@ -14,6 +14,7 @@ from ray_wsss.config.presets import DEFAULT_PRESET, PRESETS
 from ray_wsss.config.settings_file import apply_settings, load_settings
 from ray_wsss.console import logged_to
 from ray_wsss.errors import UserError
+from ray_wsss.memory import keep_freed_memory
 from ray_wsss.storage import parse_path, why_unreachable
 from ray_wsss.version import __version__
 
@@ -45,6 +46,7 @@ def _run(argv: list[str]) -> int:
         command = parse(argv, *_defaults(argv))
         if runs_in_a_copy():
             refuse_paths_in_the_copy(command)
+        keep_freed_memory()
         with logged_to():
             command.run()
     except KeyboardInterrupt:

@@ -1,8 +1,8 @@
-"""Console output of commands and scripts: prints the log messages of the package."""
+"""Console output of commands and scripts: the log messages of the package, and how far its work is."""
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -34,3 +34,22 @@ def logged_to(stream: TextIO | None = None) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+_listeners: list[Callable[[int, int], None]] = []
+
+
+def tell_progress(done: int, total: int) -> None:
+    """Say that ``done`` of ``total`` images or iterations of the work at hand are done."""
+    for listener in _listeners:
+        listener(done, total)
+
+
+@contextmanager
+def progress_told_to(listener: Callable[[int, int], None]) -> Iterator[None]:
+    """Call ``listener`` with what `tell_progress` is told in this process."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)

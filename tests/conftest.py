@@ -1,4 +1,7 @@
-"""What integration and cluster tests share: one Ray, a small data set, a classifier and its labels."""
+"""What integration and cluster tests share: one Ray, a small data set, a classifier and its labels.
+
+torch and Ray are imported by the fixtures that need them, so that pytest's first line does not wait for them.
+"""
 
 import logging
 import os
@@ -9,11 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import numpy as np
 import pytest
-import torch
 
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
@@ -22,11 +25,12 @@ from ray_wsss.data.coco import read_coco
 from ray_wsss.data.scene_coco import write_scene_coco
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import DatasetMetadata
-from ray_wsss.models.segmenter import SegmenterSpec, build_segmenter
-from ray_wsss.models.store import save_model
 from ray_wsss.runs.manifest import Output
 from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
 from ray_wsss.storage import filesystem_of, parse_path
+
+if TYPE_CHECKING:
+    from ray_wsss.models.segmenter import SegmenterSpec
 
 FIRST_SEED = 10_900_000
 """Scenes that neither the demo nor the tiny SAM's training draws."""
@@ -190,7 +194,12 @@ def labels(
     return out
 
 
-def _save_segmenter(spec: SegmenterSpec, folder: Path) -> None:
+def _save_segmenter(spec: "SegmenterSpec", folder: Path) -> None:
+    import torch
+
+    from ray_wsss.models.segmenter import build_segmenter
+    from ray_wsss.models.store import save_model
+
     torch.manual_seed(1)
     model = build_segmenter(spec).eval()
     # Untrained, it gives one class everywhere: level the classes on some scenes.
@@ -202,7 +211,7 @@ def _save_segmenter(spec: SegmenterSpec, folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def save_segmenter() -> Callable[[SegmenterSpec, Path], None]:
+def save_segmenter() -> "Callable[[SegmenterSpec, Path], None]":
     """Saves an untrained segmenter that gives several classes: (spec, folder)."""
     return _save_segmenter
 
@@ -210,6 +219,8 @@ def save_segmenter() -> Callable[[SegmenterSpec, Path], None]:
 @pytest.fixture(scope="session")
 def segmenter(dataset: Path, small_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained segmenter in a folder as train-segmenter leaves it."""
+    from ray_wsss.models.segmenter import SegmenterSpec
+
     out = tmp_path_factory.mktemp("trained") / "segmenter"
     output = Output(out, "train-segmenter", {})
     output.begin()

@@ -1,21 +1,19 @@
 """Actor pools of stage classes: the one place where rows flow through Ray Data."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 import ray.data
-import torch
 from ray.data import ActorPoolStrategy, Dataset
-from ray.exceptions import RayError
 
 from ray_wsss.cluster.capacity import check_resources
+from ray_wsss.cluster.connect import own_errors
 from ray_wsss.config.resources import Resources
 from ray_wsss.data.schema import DatasetMetadata
-from ray_wsss.errors import UserError
+from ray_wsss.memory import keep_freed_memory
 from ray_wsss.runs.read_chunks import Chunk, plan_chunks, read_chunk
 
 
@@ -24,13 +22,17 @@ class StageActor:
 
     Args:
         arguments: keyword arguments of the stage class.
-        threads: number of torch threads.
+        threads: number of torch threads; None: as many as the process has.
     """
 
     stage_class: ClassVar[type]
 
-    def __init__(self, arguments: dict[str, Any], threads: int) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, arguments: dict[str, Any], threads: int | None) -> None:
+        keep_freed_memory()
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
         self.failure: Exception | None = None
         try:
             self.stage = self.stage_class(**arguments)
@@ -53,7 +55,7 @@ class StageActor:
 class _TableActor(StageActor):
     """Reads the rows of a chunk and calls the stage with them."""
 
-    def __init__(self, arguments: dict[str, Any], threads: int, columns: list[str]) -> None:
+    def __init__(self, arguments: dict[str, Any], threads: int | None, columns: list[str]) -> None:
         super().__init__(arguments, threads)
         self.columns = columns
 
@@ -63,12 +65,17 @@ class _TableActor(StageActor):
 
 def map_stage(
     dataset: Path, columns: list[str], stage: type, *, arguments: dict[str, Any], resources: Resources
-) -> Dataset:
+) -> Generator[dict[str, Any]]:
     """Run a stage class (table in, table out) over a data set, chunk by chunk, on a fixed pool of actors.
+
+    Without actors, the stage runs in this process.
 
     Args:
         columns: columns of the data set that the stage reads.
         arguments: keyword arguments of the stage class.
+
+    Yields:
+        The rows that the stage returns.
 
     Raises:
         UserError: the cluster is too small for the pool, or the data set is damaged.
@@ -76,12 +83,20 @@ def map_stage(
     DatasetMetadata.load(dataset)
     chunks = plan_chunks(dataset)
     extra = {"columns": columns}
-    return map_actors(plan_rows(chunks), _TableActor, stage, arguments, resources, len(chunks), extra)
+    if resources.actors == 0:
+        return iterate_here(map(row_of, chunks), _TableActor, stage, arguments, extra)
+    rows = map_actors(plan_rows(chunks), _TableActor, stage, arguments, resources, len(chunks), extra)
+    return iterate(rows)
 
 
 def plan_rows(chunks: Sequence[Chunk]) -> Dataset:
     """The chunks as a Ray data set: one row for each chunk, each row a block of its own."""
     return ray.data.from_items([asdict(chunk) for chunk in chunks], override_num_blocks=len(chunks))
+
+
+def row_of(chunk: Chunk) -> pa.Table:
+    """The block of `plan_rows` that describes a chunk."""
+    return pa.Table.from_pylist([asdict(chunk)])
 
 
 def chunk_of(rows: pa.Table) -> Chunk:
@@ -119,7 +134,7 @@ def map_actors(
     )
     threads = max(1, int(resources.cpus_per_actor))
     return blocks.map_batches(
-        type(stage.__name__, (actor,), {"stage_class": stage}),  # Ray's dashboard shows this name
+        _actor_of(stage, actor),
         # One row is one block. Ray 2.60 refuses batch_size=None with GPUs (ray-project/ray#53810).
         batch_size=1,
         batch_format="pyarrow",
@@ -134,35 +149,28 @@ def map_actors(
     )
 
 
+def _actor_of(stage: type, actor: type[StageActor]) -> type[StageActor]:
+    """The actor's class for one stage, with the stage's name, which Ray's dashboard shows."""
+    return type(stage.__name__, (actor,), {"stage_class": stage})
+
+
+def iterate_here(
+    blocks: Iterable[pa.Table],
+    actor: type[StageActor],
+    stage: type,
+    arguments: dict[str, Any],
+    extra: Mapping[str, Any],
+) -> Generator[dict[str, Any]]:
+    """Run blocks of one row through a single "actor" in this process, without Ray, and yield its rows.
+
+    The arguments are those of `map_actors`.
+    """
+    only = _actor_of(stage, actor)(arguments=arguments, threads=None, **extra)
+    for block in blocks:
+        yield from only(block).to_pylist()
+
+
 def iterate(rows: Dataset) -> Generator[dict[str, Any]]:
     """Yield rows as they arrive at the driver. An exception of a stage is raised without Ray's wrapper."""
     with own_errors():
         yield from rows.iter_rows()
-
-
-@contextmanager
-def own_errors() -> Iterator[None]:
-    """Raise the exception of a task itself, without the wrapper that Ray puts around it."""
-    try:
-        yield
-    except Exception as error:
-        cause = unwrap(error)
-        if cause is error:
-            raise
-        raise cause from error
-
-
-def unwrap(error: BaseException) -> BaseException:
-    """The exception raised inside a Ray task, or ``error`` itself if it does not come from one.
-
-    Ray 2.60 wraps the exception several times, linked by the attribute ``cause`` or by ``__cause__``.
-    """
-    seen, link = error, error
-    for _ in range(20):
-        cause = getattr(link, "cause", None)
-        link = cause if isinstance(cause, BaseException) else link.__cause__
-        if link is None:
-            return seen
-        if isinstance(seen, RayError) or isinstance(link, UserError | FloatingPointError):
-            seen = link
-    return seen

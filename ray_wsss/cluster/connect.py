@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.fs
 import ray
 from ray.data import DataContext
+from ray.exceptions import RayError
 
 from ray_wsss.errors import UserError
 from ray_wsss.storage import filesystem_of, is_remote
@@ -50,6 +51,8 @@ def _start(address: str, verbose: bool) -> None:
     # (ray-project/ray#54868).
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if local:
+        # Ray's processes would have the lowest priority but four (15), and starve beside any other program.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         # Seconds between Ray Train's checks of its workers (2 in Ray 2.60). On one machine a check is cheap,
         # and more frequent ones end a run sooner.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -65,7 +68,7 @@ def _start(address: str, verbose: bool) -> None:
                 # Ray Data's operators need a few CPU slots on a small machine too; a slot is not a thread.
                 num_cpus=max(4, os.cpu_count() or 1) if local else None,
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises no narrower one if it takes too long to start
         what = "Ray does not start on this machine" if local else f"there is no Ray cluster at {address}"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{what}: {reason}") from error
@@ -114,3 +117,31 @@ def storage_of(folder: Path) -> dict[str, Any]:
     handler = pyarrow.fs.FSSpecHandler(filesystem_of(folder))
     inside = str(folder).partition("://")[2]
     return {"storage_path": inside, "storage_filesystem": pyarrow.fs.PyFileSystem(handler)}
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Raise the exception of a task itself, without the wrapper that Ray puts around it."""
+    try:
+        yield
+    except Exception as error:
+        cause = unwrap(error)
+        if cause is error:
+            raise
+        raise cause from error
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The exception raised inside a Ray task, or ``error`` itself if it does not come from one.
+
+    Ray 2.60 wraps the exception several times, linked by the attribute ``cause`` or by ``__cause__``.
+    """
+    seen, link = error, error
+    for _ in range(20):
+        cause = getattr(link, "cause", None)
+        link = cause if isinstance(cause, BaseException) else link.__cause__
+        if link is None:
+            return seen
+        if isinstance(seen, RayError) or isinstance(link, UserError | FloatingPointError):
+            seen = link
+    return seen

@@ -41,7 +41,7 @@ def settle_precision(
 
     Args:
         out, stage: output folder of the run, and the command that makes it.
-        processes: the run's processes. Training without workers uses the GPU of this process.
+        processes: the run's processes. Without any, this process uses its own GPU.
         overwrite: as for `runs.manifest.Output.begin`; with True, ``out`` is not looked at.
         encodes: whether the result depends on SAM's encoder; without that, "auto" stays.
 
@@ -61,9 +61,9 @@ def settle_precision(
 
 def _oldest(processes: Resources | Workers, cluster: Cluster) -> Capability:
     """Lowest compute capability of the GPUs on which a process may run."""
-    if isinstance(processes, Workers) and processes.workers == 0:
+    if (processes.workers if isinstance(processes, Workers) else processes.actors) == 0:
         if not torch.cuda.is_available():
-            raise UserError("training without workers is to use a GPU, but torch finds none in this process")
+            raise UserError("without workers or actors, this process is to use a GPU, but torch finds none")
         return torch.cuda.get_device_capability()
     with ray_session(cluster.address, verbose=cluster.verbose):
         return min(ask_gpus(processes.share))

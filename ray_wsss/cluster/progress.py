@@ -8,6 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ray_wsss.console import tell_progress
+
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -56,6 +58,7 @@ class ImageProgress:
         now = time.perf_counter()
         self.done += images
         self.errors += errors
+        tell_progress(self.done, self.total)
         self._first = self._first or (now, self.done)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, speed=self._speed())

@@ -7,41 +7,43 @@ command, does them again and skips the finished ones.
 import json
 import logging
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
-from ray.data import DataContext, Dataset
+import ray
+from ray.data import DataContext
 
-from ray_wsss.cluster.actors import StageActor, chunk_of, iterate, map_actors, plan_rows
+from ray_wsss.cluster.actors import (
+    StageActor,
+    chunk_of,
+    iterate,
+    iterate_here,
+    map_actors,
+    plan_rows,
+    row_of,
+)
 from ray_wsss.cluster.capacity import describe_cluster
 from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.decode import decode_ahead, decode_images
 from ray_wsss.cluster.metrics import StageMetrics
 from ray_wsss.cluster.progress import ImageProgress
 from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.errors import TooManyFailedError
 from ray_wsss.runs.chunk_run import ChunkRun
-from ray_wsss.runs.history import recorded_run
+from ray_wsss.runs.history import RunSetup, recorded_run
 from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.parts import Parts
-from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages, pack_images, unpack_images
+from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages, unpack_images
 from ray_wsss.runs.resilient import run_stage
 from ray_wsss.runs.run_report import Failures, RunReport
 from ray_wsss.runs.tally import Tally
 
 log = logging.getLogger(__name__)
-
-_DECODE_MEMORY = 1000 * 2**20
-"""Bytes of memory that Ray reserves for a process that decodes chunks; its imports take about half.
-
-The value is one that nobody chooses for an actor. Ray 2.60 fuses operators with the same resources into one
-process (ray-project/ray#54433), and the actors would then decode themselves while their GPU waits.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +86,9 @@ class ImagesActor(StageActor):
         name: name of the stage, for Ray's metrics.
     """
 
-    def __init__(self, arguments: dict[str, Any], threads: int, name: str) -> None:
+    def __init__(self, arguments: dict[str, Any], threads: int | None, name: str) -> None:
         super().__init__(arguments, threads)
-        self.metrics = StageMetrics(name)
+        self.metrics = StageMetrics(name) if ray.is_initialized() else None
         self.idle_since: float | None = None
 
     def run(self, rows: pa.Table) -> pa.Table:
@@ -95,7 +97,8 @@ class ImagesActor(StageActor):
         tally = done.tally
         tally.seconds["decode"] = rows["decode_seconds"][0].as_py()
         tally.seconds["wait"] = began - self.idle_since if self.idle_since is not None else 0.0
-        self.metrics.add(tally)
+        if self.metrics is not None:
+            self.metrics.add(tally)
         self.idle_since = time.time()
         return pa.table(
             {
@@ -115,7 +118,7 @@ class ImagesActor(StageActor):
 class _ChunkActor(ImagesActor):
     """Writes the results of each chunk as one part."""
 
-    def __init__(self, arguments: dict[str, Any], threads: int, name: str, parts: Parts) -> None:
+    def __init__(self, arguments: dict[str, Any], threads: int | None, name: str, parts: Parts) -> None:
         super().__init__(arguments, threads, name)
         self.parts = parts
 
@@ -125,26 +128,6 @@ class _ChunkActor(ImagesActor):
             self.parts.write(chunk_of(rows), table, tally, self.stage.rows_per_group)
         reasons = table["error"].drop_null() if tally.errors else []
         return DoneBlock(tally=tally, first_reason=str(reasons[0]) if len(reasons) else "")
-
-
-def decode_ahead(
-    blocks: Dataset, prepare: Callable[[pa.Table], list[PreparedImage]], resources: Resources
-) -> Dataset:
-    """Add the decoded images to blocks of one row, in tasks that run beside the actors."""
-    return blocks.map_batches(
-        partial(decode_images, prepare=prepare),  # Ray's dashboard shows the function's name
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=resources.cpus_to_decode,
-        memory=_DECODE_MEMORY,
-    )
-
-
-def decode_images(rows: pa.Table, prepare: Callable[[pa.Table], list[PreparedImage]]) -> pa.Table:
-    """Add the columns ``images`` (packed) and ``decode_seconds`` to a block of one row."""
-    began = time.perf_counter()
-    rows = rows.append_column("images", pack_images(prepare(rows)))
-    return rows.append_column("decode_seconds", pa.array([time.perf_counter() - began]))
 
 
 def run_chunks(
@@ -190,26 +173,47 @@ def _work_off(
 ) -> None:
     output = run.output
     with (
-        ray_session(cluster.address, verbose=cluster.verbose),
+        session_of(resources, cluster),
         ImageProgress(output.stage, run.images, report.done_before) as progress,
-        recorded_run(output.out, resources=asdict(resources), cluster=describe_cluster()) as figures,
+        recorded_run(output.out, **where(resources)) as figures,
     ):
-        DataContext.get_current().enable_progress_bars = cluster.verbose
         count_done(_pipeline(run, stage, resources), report, progress, limit)
         figures |= report.figures()
 
 
-def _pipeline(run: ChunkRun, stage: Stage, resources: Resources) -> Dataset:
+@contextmanager
+def session_of(resources: Resources, cluster: Cluster) -> Iterator[None]:
+    """Connect to Ray, whose own progress bars stay hidden; without actors there is nothing to connect."""
+    if resources.actors == 0:
+        yield
+        return
+    with ray_session(cluster.address, verbose=cluster.verbose):
+        DataContext.get_current().enable_progress_bars = cluster.verbose
+        yield
+
+
+def where(resources: Resources) -> RunSetup:
+    """Where a run takes place, for its record."""
+    found: RunSetup = {"resources": asdict(resources)}
+    return found | {"cluster": describe_cluster()} if resources.actors else found
+
+
+def _pipeline(run: ChunkRun, stage: Stage, resources: Resources) -> Generator[dict[str, Any]]:
     chunks, prepare = run.missing, stage.prepare
-    prepared = decode_ahead(plan_rows(chunks), lambda rows: prepare(chunk_of(rows)), resources)
     extra = {"parts": run.parts, "name": run.output.stage}
-    return map_actors(
-        prepared, _ChunkActor, stage.stage_class, stage.arguments, resources, len(chunks), extra
+    if resources.actors == 0:
+        blocks = (decode_images(row_of(chunk), lambda rows: prepare(chunk_of(rows))) for chunk in chunks)
+        return iterate_here(blocks, _ChunkActor, stage.stage_class, stage.arguments, extra)
+    prepared = decode_ahead(plan_rows(chunks), lambda rows: prepare(chunk_of(rows)), resources)
+    return iterate(
+        map_actors(prepared, _ChunkActor, stage.stage_class, stage.arguments, resources, len(chunks), extra)
     )
 
 
-def count_done(done: Dataset, report: RunReport, progress: ImageProgress, limit: ErrorLimit) -> Failures:
-    """Run a pipeline that ends in an `ImagesActor`, and add its counts to ``report`` and ``progress``.
+def count_done(
+    done: Generator[dict[str, Any]], report: RunReport, progress: ImageProgress, limit: ErrorLimit
+) -> Failures:
+    """Exhaust the rows of an `ImagesActor`, and add their counts to ``report`` and ``progress``.
 
     Returns:
         The failed images that the actors report.
@@ -221,7 +225,7 @@ def count_done(done: Dataset, report: RunReport, progress: ImageProgress, limit:
     failed: Failures = []
     first_reason, of_run = "", Tally()
     # Only counts come back to the driver: the actors have written the results to disk.
-    with closing(iterate(done)) as rows:
+    with closing(done) as rows:
         for row in rows:
             failed += [(name, reason) for name, reason in json.loads(row["failed"])]
             tally = Tally(**json.loads(row["tally"]))

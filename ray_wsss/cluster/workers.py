@@ -15,13 +15,13 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import nn
 
-from ray_wsss.cluster.actors import unwrap
 from ray_wsss.cluster.capacity import check_resources, describe_cluster
-from ray_wsss.cluster.connect import ray_session, storage_of
+from ray_wsss.cluster.connect import ray_session, storage_of, unwrap
 from ray_wsss.cluster.metrics import TrainingMetrics
 from ray_wsss.config.resources import Cluster, Workers
 from ray_wsss.console import logged_to
 from ray_wsss.errors import TooManyFailedError, UserError
+from ray_wsss.memory import keep_freed_memory
 from ray_wsss.models.data_parallel import match_one_worker
 from ray_wsss.runs.history import recorded_run
 from ray_wsss.storage import copy_file, growing_folder, is_remote, make_folder
@@ -175,6 +175,7 @@ def _run_worker(
         The error, if a value was not finite or too many images are broken. All workers stop together and none
         raises, since Ray Train (2.60) would retry an error that comes again each time.
     """
+    keep_freed_memory()
     torch.set_num_threads(threads)
     session = RaySession(out)
     with _log_of(session.rank, out / PROGRESS_LOG):

@@ -7,13 +7,25 @@ from ray_wsss.commands.flags import ClusterFlags
 from ray_wsss.config.resources import Cluster
 from ray_wsss.config.settings_file import load_recipe
 
+_ENDING = """
+picture  {out}/overview.png
+report   {out}/report.html (open it in a browser)
+figures  {out}/metrics.json, after {minutes:.1f} minutes
+
+Next, your own images, in a folder for each class (photos/cat/*.jpg, photos/dog/*.jpg, ...):
+
+    ray-wsss ingest folder --root photos --out data/photos
+    ray-wsss run-all --dataset data/photos --out runs --sam.name vit_b --cpm.view image
+"""
+"""What the demo says at its end."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Run the whole pipeline on generated scenes, offline: about five minutes on two CPU cores."""
+    """Run the whole pipeline on generated scenes, offline: two to four minutes on two CPU cores."""
 
     out: Path = Path("demo")
-    """Folder for everything the demo makes; overview.png shows the results."""
+    """Folder for everything the demo makes; overview.png shows the results, first_look.png early ones."""
     seed: int = 0
     """Seed of scenes, weights and order, 0 or more."""
     config: Path | None = None
@@ -23,9 +35,10 @@ class Demo:
     def run(self) -> None:
         from rich.console import Console
 
-        from ray_wsss.demo import demo_table, run_demo
+        from ray_wsss.demo.metrics import demo_table
+        from ray_wsss.demo.run import run_demo
 
         recipe = load_recipe(self.config, "demo") if self.config is not None else None
         metrics = run_demo(self.out, seed=self.seed, cluster=self.cluster, recipe=recipe)
         Console().print(demo_table(metrics))
-        print(f"pictures in {self.out / 'overview.png'}, figures in {self.out / 'metrics.json'}")
+        print(_ENDING.format(out=self.out, minutes=metrics["seconds"] / 60))

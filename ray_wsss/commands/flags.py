@@ -76,9 +76,10 @@ class SamActors(Resources):
     """`Resources` of the stages that run SAM, whose flags have other names."""
 
     actors: Annotated[int, tyro.conf.arg(name="sam-actors")] = 1
-    """Actors, each with networks of its own. Other CPUs decode images for them."""
+    """Actors, each with networks of its own. Other CPUs decode images for them.
+    0 works in this process, without Ray, which starts sooner and suits few images."""
     cpus_per_actor: Annotated[float, tyro.conf.arg(name="num-cpus-per-actor")] = 1
-    """CPUs, and so torch threads, of an actor; more than 0."""
+    """CPUs, and so torch threads, of an actor; more than 0. Without actors torch decides."""
     gpus_per_actor: Annotated[float, tyro.conf.arg(name="num-gpus-per-actor")] = 0
     """GPUs of an actor, 0 or more; actors with a fraction share a GPU."""
 

@@ -54,17 +54,17 @@ class Resources:
     """The actors of a stage. The user declares them; a driver without a GPU could not detect any."""
 
     actors: int = 1
-    """Actors (processes), each with networks of its own; at least 1."""
+    """Actors (processes), each with networks of its own; 0 works in this process, without Ray."""
     cpus_per_actor: float = 1
-    """CPUs, and so torch threads, of an actor; above 0."""
+    """CPUs, and so torch threads, of an actor; above 0. Without actors torch decides."""
     gpus_per_actor: float = 0
     """GPUs of an actor, 0 or more; actors with a fraction share a GPU."""
     memory_gib_per_actor: float = 1
     """Memory of its node that Ray reserves for an actor, in GiB, 0 or more. It is not a limit."""
 
     def __post_init__(self) -> None:
-        if self.actors < 1:
-            raise UserError(f"the number of actors is {self.actors}; expected at least 1")
+        if self.actors < 0:
+            raise UserError(f"the number of actors is {self.actors}; expected 0 or more")
         if self.cpus_per_actor <= 0 or self.gpus_per_actor < 0:
             raise UserError(
                 f"an actor gets {self.cpus_per_actor:g} CPUs and {self.gpus_per_actor:g} GPUs; "

@@ -3,20 +3,23 @@
 EMBEDDINGS/shards/part-000000.parquet  see ``EMBEDDING_SCHEMA``
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ray_wsss.data.reader import ShardReader
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 EmbeddingDtype = Literal["fp16", "int8"]
 
@@ -62,8 +65,8 @@ def store_embeddings(
     else:
         steps = largest.clamp(min=1e-12) / 127
         rounded = (embeddings / steps[..., None, None]).round().clamp(-127, 127)
-        values, scale = rounded.to(torch.int8).cpu().numpy(), steps.cpu().numpy()
-    most = torch.finfo(torch.float16).max if dtype == "fp16" else math.inf
+        values, scale = rounded.char().cpu().numpy(), steps.cpu().numpy()
+    most = float(np.finfo(np.float16).max) if dtype == "fp16" else math.inf
     stored: list[StoredEmbedding | ValueError] = []
     for at, highest in enumerate(largest.amax(1).tolist()):
         if not math.isfinite(highest):

@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ray_wsss.console import tell_progress
 from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.scenes import CLASS_NAMES, Scene, make_scene
 
@@ -20,12 +21,13 @@ def write_scene_coco(folder: Path, name: str, seeds: range, size_px: int = 96) -
     images_dir = folder / name
     images_dir.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
-    for seed in seeds:
+    for done, seed in enumerate(seeds, 1):
         scene = make_scene(seed, size_px, size_px)
         file_name = f"{seed:012d}.jpg"
         Image.fromarray(scene.image).save(images_dir / file_name, quality=95, subsampling=0)
         images.append({"id": seed, "file_name": file_name, "height": size_px, "width": size_px})
         annotations += _annotations(scene, seed, len(annotations) + 1)
+        tell_progress(done, len(seeds))
     content = {
         "info": {"description": "ray_wsss generated scenes"},
         "categories": [{"id": k + 1, "name": class_name} for k, class_name in enumerate(CLASS_NAMES)],

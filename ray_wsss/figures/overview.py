@@ -1,5 +1,6 @@
 """Overview picture of the pipeline: one row per image, one column per stage."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ COLOURS = np.array(
     np.uint8,
 )
 """RGB colours (11, 3) of the background and ten classes; further classes repeat those of the ten."""
+
+_LEGEND_INCHES, _LINE_INCHES = 1.2, 0.2
+"""Width of an entry of the legend, and height of its lines."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +65,13 @@ def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str], cell_inches: 
     cams = list(dict.fromkeys(title for row in rows for title in row.cams))
     maps = list(dict.fromkeys(title for row in rows for title in row.label_maps))
     titles = ["image", *cams, *(["point prompts"] if cams else []), *maps]
-    figure = Figure(figsize=(cell_inches * len(titles), cell_inches * len(rows) + 0.75), dpi=150)
+    present = sorted(
+        {int(v) - 1 for row in rows for m in row.label_maps.values() for v in np.unique(m) if 0 < v < 255}
+    )[:12]
+    width = cell_inches * len(titles)
+    per_line = max(1, min(6, len(present), int(width / _LEGEND_INCHES)))
+    legend = _LINE_INCHES * max(1, math.ceil(len(present) / per_line))
+    figure = Figure(figsize=(width, cell_inches * len(rows) + 0.55 + legend), dpi=150)
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, row_axes in zip(rows, axes):
         cells = iter(row_axes)
@@ -83,17 +93,17 @@ def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str], cell_inches: 
         axis.set_axis_off()
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=8)
-    present = sorted(
-        {int(v) - 1 for row in rows for m in row.label_maps.values() for v in np.unique(m) if 0 < v < 255}
-    )
-    handles = [Patch(color=_rgb(c), label=_plain(class_names[c])) for c in present[:12]]
+    handles = [Patch(color=_rgb(c), label=_plain(class_names[c])) for c in present]
     if handles:
-        figure.legend(
-            handles=handles, loc="lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False
-        )
-    margin = 0.42 / figure.get_figheight()
+        figure.legend(handles=handles, loc="lower center", ncols=per_line, fontsize=8, frameon=False)
+    height = figure.get_figheight()
     figure.subplots_adjust(
-        left=0.005, right=0.995, top=1 - margin * 0.6, bottom=margin, wspace=0.03, hspace=0.03
+        left=0.005,
+        right=0.995,
+        top=1 - 0.25 / height,
+        bottom=(0.22 + legend) / height,
+        wspace=0.03,
+        hspace=0.03,
     )
     return figure
 

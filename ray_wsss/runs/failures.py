@@ -1,9 +1,8 @@
 """What an exception says about the images that were being processed: whose fault it is, and the reason."""
 
 import errno
+import sys
 from typing import Literal
-
-import torch
 
 from ray_wsss.errors import UserError
 
@@ -52,7 +51,7 @@ def fault_of(error: Exception) -> Fault:
         return "memory" if error.errno == errno.ENOMEM else "image" if by_image else "set-up"
     if isinstance(error, UserError | ImportError):
         return "set-up"
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+    if isinstance(error, MemoryError) or _is_torchs_memory_error(error):
         return "memory"
     if isinstance(error, RuntimeError):
         if any(words in text for words in _BROKEN_DEVICE):
@@ -60,6 +59,12 @@ def fault_of(error: Exception) -> Fault:
         if any(words in text for words in _SHORT_OF_MEMORY):
             return "memory"
     return "image"
+
+
+def _is_torchs_memory_error(error: Exception) -> bool:
+    # Without importing torch, which processes that only decode do not need.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 def reason_of(error: Exception) -> str:

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from segment_anything.utils.transforms import ResizeLongestSide
+from PIL import Image
 
 from ray_wsss.data.embeddings import open_embeddings
 from ray_wsss.data.images import decode_image, probe_image
-from ray_wsss.ops.resize import shrink
-from ray_wsss.ops.tiles import needs_tiles
 from ray_wsss.runs.failures import fault_of, reason_of
 from ray_wsss.runs.read_chunks import IMAGE_COLUMNS, Chunk, read_chunk
 
@@ -62,6 +60,9 @@ class PreparedImage:
 class PrepareImages:
     """Decodes the images of a chunk and resizes them to the sizes that the networks take.
 
+    The processes that do only this need no torch, unless they shrink an image, and so start in a fraction of
+    the time.
+
     Args:
         max_side_px: longest side of ``PreparedImage.pixels``; None for stages that run SAM only.
         sam_side_px: long side of SAM's input, in pixels.
@@ -84,7 +85,7 @@ class PrepareImages:
         self.max_side_px, self.tile_px, self.resize_all = max_side_px, tile_px, resize
         # Absolute, since the process that reads them may have another working directory.
         self.embeddings = embeddings.absolute() if embeddings is not None else None
-        self.resize = ResizeLongestSide(sam_side_px)
+        self.sam_side_px = sam_side_px
 
     def __call__(self, chunk: Chunk) -> list[PreparedImage]:
         """Prepare each row of a chunk, in order; for a row that fails, ``error`` gives the reason."""
@@ -97,7 +98,7 @@ class PrepareImages:
                 raise ValueError("there is no image in the row")
             if self.tile_px is not None:
                 image_hw = _upright_hw(row["image"], _orientation_of(row))
-                if needs_tiles(image_hw, self.tile_px):
+                if self._needs_tiles(image_hw):
                     return self._leave_encoded(image_id, row, image_hw)
             pixels = decode_image(row["image"], _orientation_of(row))
             return self.prepare(image_id, pixels, _labels_of(row))
@@ -117,12 +118,12 @@ class PrepareImages:
             ValueError: the image is too thin for SAM, or has no stored embedding.
         """
         image_hw = (pixels.shape[0], pixels.shape[1])
-        if needs_tiles(image_hw, self.tile_px):
+        if self._needs_tiles(image_hw):
             self._check_thickness(image_hw)
             return PreparedImage(
                 image_id=image_id, image_hw=image_hw, image_labels=image_labels, pixels=pixels
             )
-        working = shrink(pixels, self.max_side_px) if self.max_side_px is not None else None
+        working = _shrink(pixels, self.max_side_px) if self.max_side_px is not None else None
         return PreparedImage(
             image_id=image_id,
             image_hw=image_hw,
@@ -139,9 +140,11 @@ class PrepareImages:
             return {"embedding": found.values, "embedding_scale": found.scale}
         height, width = pixels.shape[:2]
         self._check_thickness((height, width))
-        if not self.resize_all and max(height, width) <= self.resize.target_length:
+        if not self.resize_all and max(height, width) <= self.sam_side_px:
             return {"sam_pixels": pixels} if working is not pixels else {}
-        return {"sam_pixels": self.resize.apply_image(pixels)}
+        sam_height, sam_width = _sam_hw((height, width), self.sam_side_px)
+        resized = Image.fromarray(pixels).resize((sam_width, sam_height), Image.Resampling.BILINEAR)
+        return {"sam_pixels": np.array(resized)}
 
     def _leave_encoded(self, image_id: str, row: dict[str, Any], image_hw: tuple[int, int]) -> PreparedImage:
         self._check_thickness(image_hw)
@@ -157,8 +160,29 @@ class PrepareImages:
         """Raise ValueError if SAM's input, made of the image or of a tile, would have a side of 0 pixels."""
         most = self.tile_px or max(image_hw)
         height, width = (min(side, most) for side in image_hw)
-        if min(self.resize.get_preprocess_shape(height, width, self.resize.target_length)) < 1:
+        if min(_sam_hw((height, width), self.sam_side_px)) < 1:
             raise ValueError(f"{image_hw[1]}x{image_hw[0]} pixels are too thin for SAM's input")
+
+    def _needs_tiles(self, image_hw: tuple[int, int]) -> bool:
+        if self.tile_px is None:
+            return False
+        from ray_wsss.ops.tiles import needs_tiles
+
+        return needs_tiles(image_hw, self.tile_px)
+
+
+def _sam_hw(image_hw: tuple[int, int], side_px: int) -> tuple[int, int]:
+    """Size of an image in SAM's input, as segment_anything's ResizeLongestSide computes it, without torch."""
+    scale = side_px / max(image_hw)
+    return int(image_hw[0] * scale + 0.5), int(image_hw[1] * scale + 0.5)
+
+
+def _shrink(pixels: NDArray[np.uint8], max_side_px: int) -> NDArray[np.uint8]:
+    if max(pixels.shape[:2]) <= max_side_px:
+        return pixels
+    from ray_wsss.ops.resize import shrink
+
+    return shrink(pixels, max_side_px)
 
 
 def _labels_of(row: dict[str, Any]) -> tuple[int, ...] | None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ray_wsss.config.decode import DecodeConfig
+from ray_wsss.console import tell_progress
 from ray_wsss.data.coco import orient, rasterise
 from ray_wsss.data.image_files.convert import convert_image
 from ray_wsss.data.image_files.near_duplicates import perceptual_hash
@@ -238,6 +239,21 @@ def begin_ingest(out: Path) -> None:
     remove_tree(out / "shards")
     (out / "remarks.parquet").unlink(missing_ok=True)
     make_folder(out / "shards")
+
+
+def ingest_here(source: Source, *, out: Path, max_errors: int | None) -> DatasetMetadata:
+    """Write a data set in this process; its content is that of `cluster.stages.ingest.run_ingest`.
+
+    Raises:
+        UserError: as `begin_ingest` and `finish_ingest`.
+    """
+    begin_ingest(out)
+    ingest, shards = IngestShard(out, len(source.class_names)), plan_shards(source.rows)
+    summaries: list[ShardSummary] = []
+    for index, shard in enumerate(shards):
+        summaries.append(ingest(shard, index))
+        tell_progress(index + 1, len(shards))
+    return finish_ingest(out, source, summaries, max_errors, ORDER_SEED)
 
 
 def finish_ingest(

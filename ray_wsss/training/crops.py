@@ -194,7 +194,9 @@ class TrainingCrops(Dataset):
     def _recolour(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Apply colour jitter and random grey, seeding the global generator from ``generator`` meanwhile."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            # torch.manual_seed would also seed GPUs, and note a stack trace for each, which takes longer than
+            # the transforms of a small crop.
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             return self.grey(self.jitter(pixels))
 
 

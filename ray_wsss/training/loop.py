@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ray_wsss.config import OptimConfig
 from ray_wsss.config.error_limit import ErrorLimit
+from ray_wsss.console import tell_progress
 from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec
 from ray_wsss.models.modes import eval_mode
@@ -157,6 +158,7 @@ class TrainingRun:
             self.broken.note(batch["broken"])
             self._iterate(step, batch, iteration)
             self.progress.iteration = done = iteration + 1
+            tell_progress(done, config.max_iters)
             last = done == config.max_iters
             checkpoint = last or done % config.checkpoint_every == 0
             validate = last or done % config.validate_every == 0

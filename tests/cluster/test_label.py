@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from ray_wsss.cluster.stages.label import run_label
@@ -160,3 +161,25 @@ def test_all_rows_bad_is_an_error(
     assert DatasetMetadata.load(broken).images == 24
     with pytest.raises(UserError, match="all 24 images failed"):
         _label(small_recipe, broken, classifier, tmp_path / "out")
+
+
+def test_without_actors_the_labels_are_the_same(
+    dataset: Path, classifier: Path, labels: Path, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    """Bit for bit, with as many threads as an actor has."""
+    out, threads = tmp_path / "labels", torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run_label(
+            small_recipe,
+            dataset=dataset,
+            classifier=classifier,
+            out=out,
+            resources=Resources(actors=0),
+            cluster=Cluster(address="nobody-listens:1"),  # so Ray is not asked
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert _rows(out) == _rows(labels)
+    (run,) = json.loads((out / "runs.json").read_text())
+    assert "cluster" not in run

@@ -30,6 +30,23 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+_UNITS = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}
+"""Capabilities of a CPU, any of which computes in a precision; without them torch emulates it."""
+
+
+@pytest.fixture(scope="session")
+def skip_if_emulated() -> Callable[[str], None]:
+    """Skips a test of a precision that this CPU emulates: a matrix product then takes 15 times as long."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+
+    def skip(precision: str) -> None:
+        units = _UNITS.get(precision, ())
+        if units and not any(capabilities.get(unit) for unit in units):
+            pytest.skip(f"this CPU emulates {precision}: it has none of {', '.join(units)}")
+
+    return skip
+
+
 @pytest.fixture(scope="session")
 def tiny_sam() -> Sam:
     """SAM with the weights that ship with the package."""

@@ -15,6 +15,7 @@ BELOW_CLUSTER = (
     "errors",
     "export",
     "figures",
+    "memory",
     "models",
     "ops",
     "report",
@@ -73,3 +74,11 @@ def test_importable_without_ray() -> None:
     command = [sys.executable, "-c", _IMPORT_WITHOUT_RAY, *names]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_processes_that_only_decode_or_ingest_need_no_torch() -> None:
+    names = ("ray_wsss.cluster.decode", "ray_wsss.cluster.actors", "ray_wsss.cluster.stages.ingest")
+    driver = "ray_wsss.demo.run"  # its steps run in other processes
+    for name in (*names, driver):
+        code = f"import sys, {name}; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code]).returncode == 0, name

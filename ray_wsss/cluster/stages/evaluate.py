@@ -1,10 +1,11 @@
 """Evaluation on Ray: an actor pool counts confusions, and the driver adds them up."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ray_wsss.cluster.actors import iterate, map_stage
+from ray_wsss.cluster.actors import map_stage
 from ray_wsss.cluster.connect import ray_session
 from ray_wsss.config import Recipe
 from ray_wsss.config.resources import Cluster, Resources
@@ -73,7 +74,7 @@ def run_evaluate(
         measures.append((SegmenterEvaluator.load, arguments | {"device": device}))
     if not measures:
         raise UserError("nothing to evaluate: give --classifier, --labels or --segmenter")
-    with ray_session(cluster.address, verbose=cluster.verbose):
+    with ray_session(cluster.address, verbose=cluster.verbose) if resources.actors else nullcontext():
         counted = map_stage(
             dataset,
             [*IMAGE_COLUMNS, "mask"],
@@ -81,7 +82,7 @@ def run_evaluate(
             arguments={"measures": measures},
             resources=resources,
         )
-        rows = list(iterate(counted))
+        rows = list(counted)
     return {"data": dataset_settings(dataset), **describe_counts(rows, metadata.class_names, threshold)}
 
 

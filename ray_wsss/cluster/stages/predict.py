@@ -2,23 +2,29 @@
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 import pyarrow as pa
 import ray.data
-from ray.data import DataContext, Dataset
+from ray.data import Dataset
 
-from ray_wsss.cluster.actors import map_actors
-from ray_wsss.cluster.capacity import describe_cluster
-from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.actors import iterate, iterate_here, map_actors
+from ray_wsss.cluster.decode import decode_ahead, decode_images
 from ray_wsss.cluster.progress import ImageProgress
-from ray_wsss.cluster.run_chunks import DoneBlock, ImagesActor, RunOptions, count_done, decode_ahead
+from ray_wsss.cluster.run_chunks import (
+    DoneBlock,
+    ImagesActor,
+    RunOptions,
+    count_done,
+    session_of,
+    where,
+)
 from ray_wsss.config import Recipe
 from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.error_limit import ErrorLimit
+from ray_wsss.config.resources import Resources
 from ray_wsss.data.folder import list_images
 from ray_wsss.data.source import describe_passed_over
 from ray_wsss.errors import TooManyFailedError, UserError
@@ -109,29 +115,40 @@ def _predict(
     run: RunOptions,
 ) -> Failures:
     """Make the masks for (image, mask) names; returns the images that failed."""
-    cluster, resources, out = run["cluster"], run["resources"], arguments["folder"].out
+    resources, out = run["resources"], arguments["folder"].out
     done = report.done_before
     if done:
         log.info("%s images are done already", f"{done:,}")
     with (
-        ray_session(cluster.address, verbose=cluster.verbose),
+        session_of(resources, run["cluster"]),
         ImageProgress("predict", done + len(missing), done) as progress,
-        recorded_run(out, resources=asdict(resources), cluster=describe_cluster()) as figures,
+        recorded_run(out, **where(resources)) as figures,
     ):
-        DataContext.get_current().enable_progress_bars = cluster.verbose
         # Blocks are small enough that every actor gets several.
-        size = min(_IMAGES_PER_BLOCK, max(1, len(missing) // (4 * resources.actors)))
+        size = min(_IMAGES_PER_BLOCK, max(1, len(missing) // (4 * max(1, resources.actors))))
         blocks = [missing[at : at + size] for at in range(0, len(missing), size)]
-        decoded = decode_ahead(
-            _plan(blocks), lambda rows: prepare([image for image, _ in _files_of(rows)]), resources
-        )
         arguments = arguments | {"device": resources.device}
-        actors = map_actors(
-            decoded, _FolderActor, FolderPredictor, arguments, resources, len(blocks), {"name": "predict"}
-        )
-        failed = count_done(actors, report, progress, run.get("limit") or ErrorLimit())
+        done = _pipeline(blocks, prepare, arguments, resources)
+        failed = count_done(done, report, progress, run.get("limit") or ErrorLimit())
         figures |= report.figures()
         return failed
+
+
+def _pipeline(
+    blocks: Sequence[Sequence[tuple[str, str]]],
+    prepare: PrepareFiles,
+    arguments: dict[str, Any],
+    resources: Resources,
+) -> Generator[dict[str, Any]]:
+    def prepare_rows(rows: pa.Table) -> list[PreparedImage]:
+        return prepare([image for image, _ in _files_of(rows)])
+
+    extra = {"name": "predict"}
+    if resources.actors == 0:
+        decoded = (decode_images(pa.Table.from_pylist([row]), prepare_rows) for row in map(_row_of, blocks))
+        return iterate_here(decoded, _FolderActor, FolderPredictor, arguments, extra)
+    ahead = decode_ahead(_plan(blocks), prepare_rows, resources)
+    return iterate(map_actors(ahead, _FolderActor, FolderPredictor, arguments, resources, len(blocks), extra))
 
 
 class _FolderActor(ImagesActor):
@@ -153,8 +170,13 @@ class _FolderActor(ImagesActor):
 
 
 def _plan(blocks: Sequence[Sequence[tuple[str, str]]]) -> Dataset:
-    """The blocks as a Ray data set, one row each. JSON keeps file names that are not UTF-8, unlike Arrow."""
-    return ray.data.from_items([{"files": json.dumps(b)} for b in blocks], override_num_blocks=len(blocks))
+    """The blocks as a Ray data set, one row each."""
+    return ray.data.from_items([_row_of(block) for block in blocks], override_num_blocks=len(blocks))
+
+
+def _row_of(block: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """One row. JSON keeps file names that are not UTF-8, unlike Arrow."""
+    return {"files": json.dumps(block)}
 
 
 def _files_of(rows: pa.Table) -> list[tuple[str, str]]:

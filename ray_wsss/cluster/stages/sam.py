@@ -45,7 +45,7 @@ def sam_stage(
         max_side_px: longest side at which images are labelled; None if only SAM sees the images.
         tile_px: side of the tiles in which larger images are labelled; None: no tiles.
     """
-    images = DatasetMetadata.load(dataset).images // resources.actors
+    images = DatasetMetadata.load(dataset).images // max(1, resources.actors)
     return Stage(
         stage_class=stage_class,
         arguments={"sam": recipe.sam, "device": resources.device, "images": images, **arguments},

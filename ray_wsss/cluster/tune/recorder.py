@@ -7,7 +7,7 @@ from typing import Any
 
 from ray import tune
 
-from ray_wsss.cluster.actors import unwrap
+from ray_wsss.cluster.connect import unwrap
 from ray_wsss.cluster.tune.reclaim_workers import Reclaimer
 from ray_wsss.cluster.tune.trial import ERROR, FIGURES, NUMBER, PERCENT, load_history
 from ray_wsss.sweeps.table import describe_params, percent

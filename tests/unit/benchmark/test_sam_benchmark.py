@@ -59,8 +59,9 @@ def test_the_command_without_ray_and_compiler(job, tmp_path, monkeypatch):
     assert 0 < sum(op["share"] for op in figures["profile"]) <= 1
 
 
-def test_compiled_and_in_less_precision(job, tmp_path, capsys):
+def test_compiled_and_in_less_precision(job, tmp_path, capsys, skip_if_emulated):
     """Steps build on one another; ``trained`` says how far their masks are from segment_anything's."""
+    skip_if_emulated("bf16")
     options = ["--images", "4", "--batch-size", "2", "--repeats", "1", "--no-ray", "--precision", "bf16"]
     assert job.main(["sam", *options, "--work", str(tmp_path)]) == 0
     figures = json.loads(capsys.readouterr().out)
@@ -105,3 +106,13 @@ def test_another_sam_is_seen(tiny_sam):
 def test_a_rate_is_below_what_any_cpu_does():
     rate = MatmulPeak(torch.device("cpu"), "fp32").rate(times=1)
     assert 1e8 < rate < 1e15
+
+
+def test_matrices_stop_growing_once_a_product_takes_long(monkeypatch):
+    """As in a precision that the processor emulates: here 1 ns for each multiplication."""
+    monkeypatch.setattr(MatmulPeak, "_seconds", lambda peak: 1e-9 * peak.side**3)
+    peak = MatmulPeak(torch.device("cpu"), "fp32")
+    assert peak.side == 512  # 0.13 s; 256 take 0.017 s
+    assert peak.rate() == pytest.approx(2e9)
+    monkeypatch.setattr(MatmulPeak, "_seconds", lambda peak: 1e-13 * peak.side**3)
+    assert MatmulPeak(torch.device("cpu"), "fp32").side == 2048

@@ -1,0 +1,1 @@
+"""The demo: the whole pipeline on generated scenes, offline, with a picture at the end."""
