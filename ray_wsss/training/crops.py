@@ -159,7 +159,8 @@ class TrainingCrops(Dataset):
         # whole image: the difference is one of brightness, which is random anyway, and the work is bounded.
         shown = (slice(None), *geometry.visible())
         crop[shown] = self._recolour(crop[shown], generator)
-        assert record["image_labels"] is not None  # unknown labels are no target; as an index, None is all
+        if record["image_labels"] is None:
+            raise ValueError("its image labels are unknown, and so no target")
         image_labels = torch.zeros(self.num_classes)
         image_labels[record["image_labels"]] = 1
         item: dict[str, Any] = {
