@@ -15,12 +15,13 @@ class EvaluateConfig:
 
     section: ClassVar[str] = "evaluate"
 
-    cam_threshold: float = 0.3
+    cam_threshold: float | None = None
     """CAM value up to which a pixel counts as background, in [0, 1].
+    None: 0.5 for a classifier trained with CPM, where CPM's loss separates objects from background, else 0.3.
     The best threshold of a sweep is reported as well."""
 
     def __post_init__(self) -> None:
-        check(self, lambda v: 0 <= v <= 1, "cam_threshold", "a CAM value in [0, 1]")
+        check(self, lambda v: v is None or 0 <= v <= 1, "cam_threshold", "a CAM value in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

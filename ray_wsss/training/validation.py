@@ -23,6 +23,7 @@ from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
 from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts
 from ray_wsss.ops.resize import resize_map, shrink
+from ray_wsss.runs.cam_threshold import fixed_threshold
 from ray_wsss.runs.read_chunks import IMAGE_COLUMNS
 from ray_wsss.stages.cams import cams_of
 from ray_wsss.stages.evaluate import CamEvaluator, SegmenterEvaluator
@@ -95,7 +96,7 @@ class CamValidation:
         # The side that the finished classifier will have by its manifest (`runs.classifier_side`).
         side_px = recipe.label.classifier_side_px or max(recipe.classifier.augment.long_side_px)
         self.config = replace(recipe.label, scales=(1.0,), flip=False, classifier_side_px=side_px)
-        self.threshold = recipe.evaluate.cam_threshold
+        self.threshold = fixed_threshold(recipe.evaluate, with_cpm=cpm is not None)
         self.device = device
         self.sample = Sample(validation, recipe.classifier.validate_images) if validation else None
         pictured = self.sample or Sample(dataset, PICTURES)
@@ -112,7 +113,7 @@ class CamValidation:
             return {}
         matrices = ThresholdCounts(total, tuple(evaluator.thresholds)).matrices()
         best = max(matrix.miou() for matrix in matrices.values())
-        return {"val_miou": matrices[float(self.threshold)].miou(), "val_miou_best_threshold": best}
+        return {"val_miou": matrices[self.threshold].miou(), "val_miou_best_threshold": best}
 
     def picture(self, model: Classifier) -> NDArray[np.uint8] | None:
         """Draw image, CAM, points, pseudo label and ground truth of a few images; None if none has labels."""

@@ -12,6 +12,7 @@ from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
+from ray_wsss.runs.cam_threshold import fixed_threshold, trained_with_cpm
 from ray_wsss.runs.classifier_side import warn_of_large_views
 from ray_wsss.runs.dependencies import check_classes, dataset_settings, warn_of_seen_images
 from ray_wsss.runs.manifest import require_finished
@@ -43,7 +44,7 @@ def run_evaluate(
     Returns:
         For each measure its ``miou``, ``iou`` by class name (None for a class that never occurs),
         ``confusion`` (pixels by true and then by predicted class name, without zeros), and for CAMs
-        ``threshold``. CAMs have two measures: ``cam_fixed`` at the configured threshold, and ``cam_best`` at
+        ``threshold``. CAMs have two measures: ``cam_fixed`` at the fixed threshold, and ``cam_best`` at
         the best of many thresholds (chosen on this ground truth, so an upper bound). ``data`` identifies the
         data set.
 
@@ -54,7 +55,8 @@ def run_evaluate(
     if not metadata.has_masks:
         raise UserError(f"{dataset} has no ground-truth masks; expected a data set with them to evaluate on")
     device = resources.device
-    threshold = recipe.evaluate.cam_threshold
+    with_cpm = classifier is not None and trained_with_cpm(classifier)
+    threshold = fixed_threshold(recipe.evaluate, with_cpm=with_cpm)
     measures: list[tuple[Callable[..., Any], dict[str, Any]]] = []
     if classifier is not None:
         check_classes(dataset, classifier, "classifier")
