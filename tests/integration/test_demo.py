@@ -24,13 +24,15 @@ FIGURES = {
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_demo_and_again(small_recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    recipe = override(small_recipe, {"evaluate.cam_threshold": 0.3, "cpm.view": "image"})
+    recipe = override(small_recipe, {"cpm.view": "image"})
     out = tmp_path / "demo"
     with caplog.at_level(logging.INFO, "ray_wsss"):
         metrics = run_demo(out, recipe=recipe, scenes=(16, 8))
     assert metrics.keys() >= FIGURES
     assert all(isinstance(metrics[name], float) for name in FIGURES)
     assert json.loads((out / "metrics.json").read_text()) == metrics
+    fixed = {name: found["cam_fixed"]["threshold"] for name, found in metrics["details"].items()}
+    assert fixed == {"plain": 0.3, "cpm": 0.5}
     widths = []
     for name in ("first_look", "overview"):
         with Image.open(out / f"{name}.png") as picture:

@@ -303,18 +303,19 @@ def board_tags(folder: Path) -> list[str]:
     return tags
 
 
-def test_validation_agrees_with_evaluate(scene_dataset, tmp_path):
+@pytest.mark.parametrize(("iterations", "threshold"), [(1, 0.3), (3, 0.5)], ids=["without CPM", "with CPM"])
+def test_validation_agrees_with_evaluate(scene_dataset, tmp_path, iterations, threshold):
+    """At the fixed threshold, which depends on whether CPM has begun, and at the best one."""
     session = Recorder(tmp_path)
-    train_classifier(
-        override(RECIPE, {"classifier.max_iters": 1}), scene_dataset, session, validation=scene_dataset
-    )
+    changes = {"classifier.max_iters": iterations}
+    train_classifier(override(RECIPE, changes), scene_dataset, session, validation=scene_dataset)
     checkpoint = session.latest_checkpoint()
     assert checkpoint is not None
     config = replace(RECIPE.label, scales=(1.0,), flip=False)
     table = pa.concat_tables(pq.read_table(path) for path in shard_paths(scene_dataset))
-    totals = add_up(CamEvaluator.load(checkpoint, config, 0.3)(table).to_pylist())
+    totals = add_up(CamEvaluator.load(checkpoint, config, threshold)(table).to_pylist())
     mious = {name: matrix.miou() for name, (matrix, _) in totals.items()}
-    assert session.metrics[-1]["val_miou"] == pytest.approx(mious["cam@0.3"])
+    assert session.metrics[-1]["val_miou"] == pytest.approx(mious[f"cam@{threshold}"])
     assert session.metrics[-1]["val_miou_best_threshold"] == pytest.approx(max(mious.values()))
 
 
