@@ -52,9 +52,9 @@ PRESETS = {
         classifier=ClassifierConfig(
             **_FROM_SCRATCH,
             # At 500 iterations CPM's loss is still falling, and each seed has come as far as its luck took
-            # it. Other mends did not help: with half or twice the rate the loss falls no faster, an average
-            # of the weights lags behind, and if no gradient flows through the CAM's maximum (as it does in
-            # the released code), CPM undoes what the classification loss has taught.
+            # it. Other mends did not help: with half or twice the rate the loss falls no faster, and an
+            # average of the weights lags behind. The gradient through the CAM's maximum stays, as in the
+            # released code: without it, CPM undoes what the classification loss has taught.
             max_iters=700,
             freeze_stages=0,
             feature_dim=128,
