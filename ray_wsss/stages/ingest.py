@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ray_wsss.data.schema import (
     write_table_atomically,
 )
 from ray_wsss.data.source import Source
+from ray_wsss.data.sources.rows import SourceRows
 from ray_wsss.errors import UserError
 from ray_wsss.storage import make_folder, parse_path, printable, remove_tree, why_unreadable
 
@@ -39,15 +40,17 @@ ORDER_SEED = 0
 
 def plan_shards(
     rows: Sequence[SourceRow], rows_per_shard: int = ROWS_PER_SHARD, seed: int = ORDER_SEED
-) -> list[list[SourceRow]]:
+) -> Iterator[SourceRows]:
     """Shuffle the rows of a source and cut them into shards; equal arguments give equal shards.
 
     Sources are often sorted by class. Training reads neighbouring rows together, so they must be as mixed as
     the whole data set.
     """
-    shuffled = list(rows)
-    random.Random(seed).shuffle(shuffled)
-    return [shuffled[at : at + rows_per_shard] for at in range(0, len(shuffled), rows_per_shard)]
+    source_rows = SourceRows.of(rows)
+    order = list(range(len(source_rows)))
+    random.Random(seed).shuffle(order)
+    for at in range(0, len(order), rows_per_shard):
+        yield source_rows.take(np.array(order[at : at + rows_per_shard]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,16 +4,19 @@ import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import ray
 import ray.data
 
 from ray_wsss.cluster.actors import iterate
 from ray_wsss.cluster.connect import ray_session
 from ray_wsss.config.resources import Cluster
-from ray_wsss.data.schema import DatasetMetadata, SourceRow
+from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.data.source import Source
+from ray_wsss.data.sources.rows import SourceRows
 from ray_wsss.stages.ingest import (
     ORDER_SEED,
     ROWS_PER_SHARD,
@@ -41,20 +44,15 @@ def run_ingest(
         UserError: as `stages.ingest.begin_ingest` and `finish_ingest`.
     """
     begin_ingest(out)
-    shards = plan_shards(source.rows, ROWS_PER_SHARD, ORDER_SEED)
-    plan = pa.table(
-        {
-            "shard": list(range(len(shards))),
-            "rows": [json.dumps([asdict(r) for r in shard]) for shard in shards],
-        }
-    )
     summaries = []
-    if shards:
+    if source.rows:
         ingest = IngestShard(out.absolute(), len(source.class_names))
         with ray_session(cluster.address, verbose=cluster.verbose):
-            blocks = ray.data.from_arrow(plan).repartition(len(shards))
+            shards = plan_shards(source.rows, ROWS_PER_SHARD, ORDER_SEED)
+            blocks = ray.data.from_arrow_refs([ray.put(_plan(k, shard)) for k, shard in enumerate(shards)])
+            # Without a batch size, a batch is a block.
             done = blocks.map_batches(
-                partial(ingest_shard, ingest=ingest), batch_size=1, batch_format="pyarrow"
+                partial(ingest_shard, ingest=ingest), batch_size=None, batch_format="pyarrow"
             )
             results = sorted(iterate(done), key=lambda row: row["shard"])
         for row in results:
@@ -65,16 +63,13 @@ def run_ingest(
     return finish_ingest(out, source, summaries, max_errors, ORDER_SEED)
 
 
+def _plan(index: int, rows: SourceRows) -> pa.Table:
+    """The block of a shard: its rows, and the number of the shard in every row."""
+    return rows.table.append_column("shard", pa.array(np.full(len(rows), index)))
+
+
 def ingest_shard(plan: pa.Table, ingest: IngestShard) -> pa.Table:
-    """Write the shard of a plan of one row; returns its number and summary."""
-    (planned,) = plan.to_pylist()
-    rows = [SourceRow(**_tuples(row)) for row in json.loads(planned["rows"])]
-    summary = ingest(rows, planned["shard"])
-    return pa.table({"shard": [planned["shard"]], "summary": [json.dumps(asdict(summary))]})
-
-
-def _tuples(row: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a row as `SourceRow` has them: JSON made lists of its tuples."""
-    lists = {k: row[k] for k in ("image_labels", "stated_hw") if row[k] is not None}
-    remarks = tuple(tuple(remark) for remark in row["remarks"])
-    return {**row, **{k: tuple(v) for k, v in lists.items()}, "remarks": remarks}
+    """Write the shard that a block of `_plan` describes; returns its number and summary."""
+    (shard,) = pc.unique(plan["shard"]).to_pylist()
+    summary = ingest(SourceRows(plan.drop_columns("shard")), shard)
+    return pa.table({"shard": [shard], "summary": [json.dumps(asdict(summary))]})
