@@ -30,7 +30,7 @@ BYTES_PER_GROUP = 15 * 2**20
 MAX_CLASSES = 254
 """Most classes of a data set: labels are uint8, of which 0 is background and 255 is ignore."""
 
-SourceKind = Literal["coco", "voc", "folder", "csv"]
+SourceKind = Literal["coco", "voc", "folder", "csv", "yolo", "webdataset", "parquet", "huggingface"]
 
 IMAGE_SCHEMA = pa.schema(
     [
@@ -54,7 +54,8 @@ class SourceRow:
 
     image_id: str
     path: str
-    """Absolute path or URI of the image; for a row with an error, the path as its source names it."""
+    """Absolute path or URI of the image, or of the file that holds it with others; for a row with an error,
+    the path as its source names it."""
     image_labels: tuple[int, ...] | None = None
     """Sorted class indices from 0; empty if the image has none of the classes, None if nobody knows."""
     stated_hw: tuple[int, int] | None = None
@@ -63,6 +64,10 @@ class SourceRow:
     """Absolute path or URI of a ground-truth label map in PNG."""
     annotations: list[dict[str, Any]] | None = None
     """COCO annotations (segmentation, iscrowd, id, class_index) to rasterise; if empty, all is background."""
+    byte_range: tuple[int, int] | None = None
+    """(offset, size) in bytes of an image inside the file ``path``, such as a tar."""
+    cell: tuple[str, int] | None = None
+    """(column, row from 0) of an image in the table ``path``: a Parquet file or a folder of `datasets`."""
     error: str | None = None
     """Reason why the image can't be used, if one is known already."""
     remarks: tuple[tuple[str, str], ...] = ()

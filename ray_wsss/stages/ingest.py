@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ray_wsss.data.schema import (
     write_table_atomically,
 )
 from ray_wsss.data.source import Source
+from ray_wsss.data.sources.masks import labels_in, to_labels
 from ray_wsss.data.sources.rows import SourceRows
 from ray_wsss.errors import UserError
 from ray_wsss.storage import make_folder, parse_path, printable, remove_tree, why_unreadable
@@ -87,11 +88,15 @@ class IngestShard:
     Args:
         out: folder of the data set.
         class_count: number of classes; masks may hold the labels 0 to ``class_count``, and 255.
+        mask_values: label by value of masks; None: they hold labels.
     """
 
-    def __init__(self, out: Path, class_count: int = 254) -> None:
+    def __init__(
+        self, out: Path, class_count: int = 254, mask_values: Mapping[int, int] | None = None
+    ) -> None:
         self.out = out
         self.class_count = class_count
+        self.mask_values = mask_values
 
     def __call__(self, rows: Sequence[SourceRow], shard_index: int) -> ShardSummary:
         """Write ``shards/part-XXXXX.parquet``, or no file if no row is good."""
@@ -125,6 +130,8 @@ class IngestShard:
         data = parse_path(row.path).read_bytes()
         mask = parse_path(row.mask_path).read_bytes() if row.mask_path is not None else None
         label_map = self._label_map(mask) if mask is not None else None
+        if label_map is not None and self.mask_values is not None:
+            mask = encode_mask(label_map)
         # If the source states no size, the mask does: it was drawn on the image in one orientation.
         stated_hw = row.stated_hw or (label_map.shape if label_map is not None else None)
         orientation = choose_orientation(probe_image(data), stated_hw)
@@ -133,14 +140,18 @@ class IngestShard:
             shape = f"{label_map.shape[1]}x{label_map.shape[0]}"
             raise ImageError(f"the mask is {shape} pixels, the image {width}x{height}")
         if row.annotations is not None and mask is None:
-            mask = encode_mask(rasterise(row.annotations, height, width))
+            label_map = rasterise(row.annotations, height, width)
+            mask = encode_mask(label_map)
+        image_labels = row.image_labels
+        if image_labels is None and label_map is not None:
+            image_labels = labels_in(label_map)
         return {
             "image_id": printable(row.image_id),
             "image": data,
             "orientation": orientation,
             "height": height,
             "width": width,
-            "image_labels": sorted(row.image_labels) if row.image_labels is not None else None,
+            "image_labels": sorted(image_labels) if image_labels is not None else None,
             "mask": mask,
         }
 
@@ -149,6 +160,8 @@ class IngestShard:
             label_map = decode_mask(png)
         except ImageError as error:
             raise ImageError(f"ground-truth mask: {error}") from error
+        if self.mask_values is not None:
+            label_map = to_labels(label_map, self.mask_values)
         strange = label_map[(label_map > self.class_count) & (label_map != 255)]
         if strange.size:
             raise ImageError(f"the mask holds label {strange[0]}; expected 0 to {self.class_count}, or 255")

@@ -46,7 +46,7 @@ def run_ingest(
     begin_ingest(out)
     summaries = []
     if source.rows:
-        ingest = IngestShard(out.absolute(), len(source.class_names))
+        ingest = IngestShard(out.absolute(), len(source.class_names), source.mask_values)
         with ray_session(cluster.address, verbose=cluster.verbose):
             shards = plan_shards(source.rows, ROWS_PER_SHARD, ORDER_SEED)
             blocks = ray.data.from_arrow_refs([ray.put(_plan(k, shard)) for k, shard in enumerate(shards)])

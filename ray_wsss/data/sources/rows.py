@@ -1,4 +1,4 @@
-"""Rows of a source in Arrow's memory: a million of them take about 150 MB, as Python objects ten times that."""
+"""Rows of a source in Arrow's memory, which takes a tenth of that of Python objects."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
