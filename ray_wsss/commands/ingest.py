@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ray_wsss.commands.flags import ClusterFlags
 from ray_wsss.config.resources import Cluster
@@ -87,6 +87,23 @@ class IngestVoc(_Ingest):
         from ray_wsss.data.voc import read_voc
 
         self._ingest(read_voc(self.root, self.split))
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestYolo(_Ingest):
+    """YOLO (Ultralytics): data.yaml with boxes, or polygons, which also become masks."""
+
+    data: Path
+    """YAML file with the names of the classes and the folders of the splits."""
+    split: str = "train"
+    """Split: train, val or test."""
+    unannotated: Literal["none", "unknown"] = "none"
+    """What an image with an empty label file, or without one, has: none of the classes, or unknown labels."""
+
+    def run(self) -> None:
+        from ray_wsss.data.sources.yolo import read_yolo
+
+        self._ingest(read_yolo(self.data, self.split, self.unannotated))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from ray_wsss.data.sources.rows import SourceRows
 from ray_wsss.data.sources.table_lines import NONE, LabelTable
 from ray_wsss.errors import UserError
 
-Labels = frozenset[str | None]
+Labels = frozenset[str]
 _PARTLY_UNKNOWN = "labels counted as unknown, because those of some class are"
 
 
@@ -84,7 +84,7 @@ def _by_path(table: LabelTable, classes: Sequence[str] | None) -> tuple[dict[str
 
 
 def _check_labels(labels: Labels, classes: Sequence[str] | None, where: str) -> None:
-    strange = sorted(label for label in labels if label is not NONE and label not in (classes or labels))
+    strange = sorted(label for label in labels if label != NONE and label not in (classes or labels))
     if strange:
         raise UserError(f"{where} has label '{strange[0]}'; expected one of: {', '.join(classes or ())}")
 
@@ -95,7 +95,7 @@ def _rows(
     class_of = {name: index for index, name in enumerate(class_names)}
     for image_id, labels in labels_of.items():
         path, error = locator.locate(image_id)
-        named = sorted(label for label in labels if label is not NONE)
+        named = sorted(label for label in labels if label != NONE)
         if NONE in labels and named:
             error = error or f"it has the class '{named[0]}' and also none of the classes"
         unknown = unknown_class.get(image_id)

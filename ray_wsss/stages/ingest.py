@@ -30,6 +30,7 @@ from ray_wsss.data.schema import (
 from ray_wsss.data.source import Source
 from ray_wsss.data.sources.masks import labels_in, to_labels
 from ray_wsss.data.sources.rows import SourceRows
+from ray_wsss.data.sources.yolo import in_pixels
 from ray_wsss.errors import UserError
 from ray_wsss.storage import make_folder, parse_path, printable, remove_tree, why_unreadable
 
@@ -113,7 +114,7 @@ class IngestShard:
                 errors.append((*_name(row), printable(str(error))))
         if good:
             table = pa.Table.from_pylist(good, schema=IMAGE_SCHEMA)
-            write_table_atomically(table, self.out / "shards" / f"part-{shard_index:05d}.parquet")
+            write_table_atomically(table, part_path(self.out, shard_index))
         return ShardSummary(
             images=len(good),
             unlabelled=sum(row["image_labels"] is None for row in good),
@@ -140,7 +141,7 @@ class IngestShard:
             shape = f"{label_map.shape[1]}x{label_map.shape[0]}"
             raise ImageError(f"the mask is {shape} pixels, the image {width}x{height}")
         if row.annotations is not None and mask is None:
-            label_map = rasterise(row.annotations, height, width)
+            label_map = rasterise(in_pixels(row.annotations, height, width), height, width)
             mask = encode_mask(label_map)
         image_labels = row.image_labels
         if image_labels is None and label_map is not None:
@@ -166,6 +167,11 @@ class IngestShard:
         if strange.size:
             raise ImageError(f"the mask holds label {strange[0]}; expected 0 to {self.class_count}, or 255")
         return label_map
+
+
+def part_path(out: Path, shard_index: int) -> Path:
+    """Path of a shard of the data set ``out``."""
+    return out / "shards" / f"part-{shard_index:05d}.parquet"
 
 
 def begin_ingest(out: Path) -> None:

@@ -93,7 +93,7 @@ def test_version(capsys):
     [
         (["lable"], "no command 'lable'; did you mean label?"),
         (["ingest", "cocoo"], "no command 'ingest cocoo'; did you mean coco?"),
-        (["zzz"], "expected one of ingest, embed"),
+        (["zzz"], "expected one of ingest, split"),
     ],
 )
 def test_unknown_command(argv, told, capsys):

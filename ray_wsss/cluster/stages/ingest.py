@@ -55,12 +55,15 @@ def run_ingest(
                 partial(ingest_shard, ingest=ingest), batch_size=None, batch_format="pyarrow"
             )
             results = sorted(iterate(done), key=lambda row: row["shard"])
-        for row in results:
-            summary = json.loads(row["summary"])
-            for name in ("errors", "remarks"):
-                summary[name] = [tuple(found) for found in summary[name]]
-            summaries.append(ShardSummary(**summary))
+        summaries = [to_summary(row["summary"]) for row in results]
     return finish_ingest(out, source, summaries, max_errors, ORDER_SEED)
+
+
+def to_summary(text: str) -> ShardSummary:
+    """The summary of a shard from its JSON, which made lists of its tuples."""
+    content = json.loads(text)
+    lists = {name: [tuple(found) for found in content[name]] for name in ("errors", "remarks")}
+    return ShardSummary(**content | lists)
 
 
 def _plan(index: int, rows: SourceRows) -> pa.Table:

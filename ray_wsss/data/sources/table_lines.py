@@ -10,9 +10,9 @@ from pathlib import Path
 from ray_wsss.data.images import IMAGE_SUFFIXES
 from ray_wsss.errors import UserError
 
-NONE = None
+NONE = ""
 """Among the labels of an image: it has none of the classes."""
-_NO_CLASS = frozenset((NONE,))
+_NO_CLASS = frozenset({NONE})
 _CELLS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "": -1, "-1": -1, "-1.0": -1}
 
 
@@ -23,7 +23,7 @@ class LabelLine:
     number: int
     """Number of the line, from 1."""
     path: str
-    labels: frozenset[str | None]
+    labels: frozenset[str]
     """Labels, or `NONE`; empty if the line says nothing."""
     unknown_class: str | None = None
     """A class that the line leaves unknown, if it tells about others."""
