@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ray_wsss.commands.flags import ClusterFlags
 from ray_wsss.config.resources import Cluster
+from ray_wsss.errors import UserError
 
 if TYPE_CHECKING:
     from ray_wsss.data.source import Source
@@ -24,16 +25,26 @@ class _Ingest:
     mask_values: tuple[str, ...] = ()
     """Classes by value in masks, such as 0=background 1=cat 9=ignore, or a file with such a line for each
     value. Without it, 0 is background, class c is c + 1 and 255 is ignore."""
+    requests_per_host: int = 16
+    """Most requests to one host, or bucket, at a time, from the whole cluster; for images named by URI."""
     cluster: ClusterFlags = field(default_factory=Cluster)
 
     def _ingest(self, source: "Source") -> None:
         from ray_wsss.cluster.stages.ingest import run_ingest
         from ray_wsss.stages.ingest import summarise
 
+        if self.requests_per_host < 1:
+            raise UserError(f"--requests-per-host is {self.requests_per_host}; expected 1 or more")
         source = self._with_classes_and_masks(source)
         for remark in source.remarks:
             print(remark)
-        metadata = run_ingest(source, out=self.out, max_errors=self.max_errors, cluster=self.cluster)
+        metadata = run_ingest(
+            source,
+            out=self.out,
+            max_errors=self.max_errors,
+            cluster=self.cluster,
+            requests_per_host=self.requests_per_host,
+        )
         print(summarise(metadata))
         if metadata.errors:
             print(f"{self.out / 'errors.parquet'} lists the images that could not be read, and why")

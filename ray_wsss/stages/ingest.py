@@ -28,6 +28,7 @@ from ray_wsss.data.schema import (
     write_table_atomically,
 )
 from ray_wsss.data.source import Source
+from ray_wsss.data.sources.contents import REQUESTS_PER_HOST, Contents
 from ray_wsss.data.sources.masks import labels_in, to_labels
 from ray_wsss.data.sources.rows import SourceRows
 from ray_wsss.data.sources.yolo import in_pixels
@@ -90,28 +91,35 @@ class IngestShard:
         out: folder of the data set.
         class_count: number of classes; masks may hold the labels 0 to ``class_count``, and 255.
         mask_values: label by value of masks; None: they hold labels.
+        requests_per_host: most requests of a shard to one host at a time.
     """
 
     def __init__(
-        self, out: Path, class_count: int = 254, mask_values: Mapping[int, int] | None = None
+        self,
+        out: Path,
+        class_count: int = 254,
+        mask_values: Mapping[int, int] | None = None,
+        requests_per_host: int = REQUESTS_PER_HOST,
     ) -> None:
         self.out = out
         self.class_count = class_count
         self.mask_values = mask_values
+        self.requests_per_host = requests_per_host
 
     def __call__(self, rows: Sequence[SourceRow], shard_index: int) -> ShardSummary:
         """Write ``shards/part-XXXXX.parquet``, or no file if no row is good."""
         good: list[dict[str, Any]] = []
         errors: list[tuple[str, str, str]] = []
         remarks: list[tuple[str, str, str, str]] = []
-        for row in rows:
-            try:
-                good.append(self._read(row))
-                remarks += [(*_name(row), remark, printable(detail)) for remark, detail in row.remarks]
-            except OSError as error:
-                errors.append((*_name(row), printable(why_unreadable(error, row.path))))
-            except ValueError as error:
-                errors.append((*_name(row), printable(str(error))))
+        with Contents(rows, self.requests_per_host) as contents:
+            for row in rows:
+                try:
+                    good.append(self._read(row, contents))
+                    remarks += [(*_name(row), remark, printable(detail)) for remark, detail in row.remarks]
+                except OSError as error:
+                    errors.append((*_name(row), printable(why_unreadable(error, row.path))))
+                except ValueError as error:
+                    errors.append((*_name(row), printable(str(error))))
         if good:
             table = pa.Table.from_pylist(good, schema=IMAGE_SCHEMA)
             write_table_atomically(table, part_path(self.out, shard_index))
@@ -124,11 +132,11 @@ class IngestShard:
             remarks=remarks,
         )
 
-    def _read(self, row: SourceRow) -> dict[str, Any]:
+    def _read(self, row: SourceRow, contents: Contents) -> dict[str, Any]:
         """Make a row of ``IMAGE_SCHEMA``. Raises OSError or ValueError with the reason to report."""
         if row.error is not None:
             raise ValueError(row.error)
-        data = parse_path(row.path).read_bytes()
+        data = contents.read(row)
         mask = parse_path(row.mask_path).read_bytes() if row.mask_path is not None else None
         label_map = self._label_map(mask) if mask is not None else None
         if label_map is not None and self.mask_values is not None:

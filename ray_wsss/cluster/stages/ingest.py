@@ -10,12 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
+from ray.data import TaskPoolStrategy
 
 from ray_wsss.cluster.actors import iterate
+from ray_wsss.cluster.capacity import live_nodes
 from ray_wsss.cluster.connect import ray_session
 from ray_wsss.config.resources import Cluster
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.data.source import Source
+from ray_wsss.data.sources.contents import REQUESTS_PER_HOST
 from ray_wsss.data.sources.rows import SourceRows
 from ray_wsss.stages.ingest import (
     ORDER_SEED,
@@ -34,11 +37,15 @@ def run_ingest(
     out: Path,
     max_errors: int | None,
     cluster: Cluster,
+    requests_per_host: int = REQUESTS_PER_HOST,
 ) -> DatasetMetadata:
     """Read, verify and write the images of ``source`` as a data set at ``out``, shard by shard.
 
     The rows are shuffled first (`stages.ingest.plan_shards`). Image bytes go from disk to shard
     inside one task, and never through Ray's object store.
+
+    Args:
+        requests_per_host: most requests to one host, or bucket, at a time, over all tasks.
 
     Raises:
         UserError: as `stages.ingest.begin_ingest` and `finish_ingest`.
@@ -46,17 +53,29 @@ def run_ingest(
     begin_ingest(out)
     summaries = []
     if source.rows:
-        ingest = IngestShard(out.absolute(), len(source.class_names), source.mask_values)
+        rows = SourceRows.of(source.rows)
         with ray_session(cluster.address, verbose=cluster.verbose):
-            shards = plan_shards(source.rows, ROWS_PER_SHARD, ORDER_SEED)
+            tasks, requests = _share_requests(requests_per_host) if rows.any_remote else (None, 1)
+            ingest = IngestShard(out.absolute(), len(source.class_names), source.mask_values, requests)
+            shards = plan_shards(rows, ROWS_PER_SHARD, ORDER_SEED)
             blocks = ray.data.from_arrow_refs([ray.put(_plan(k, shard)) for k, shard in enumerate(shards)])
             # Without a batch size, a batch is a block.
             done = blocks.map_batches(
-                partial(ingest_shard, ingest=ingest), batch_size=None, batch_format="pyarrow"
+                partial(ingest_shard, ingest=ingest),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=TaskPoolStrategy(tasks),
             )
             results = sorted(iterate(done), key=lambda row: row["shard"])
         summaries = [to_summary(row["summary"]) for row in results]
     return finish_ingest(out, source, summaries, max_errors, ORDER_SEED)
+
+
+def _share_requests(per_host: int) -> tuple[int, int]:
+    """Number of tasks at a time, and of requests to a host that each may make at a time."""
+    cpus = int(sum(node.get("CPU", 0) for node in live_nodes()))
+    tasks = max(1, min(per_host, cpus))
+    return tasks, per_host // tasks
 
 
 def to_summary(text: str) -> ShardSummary:

@@ -8,6 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ray_wsss.data.schema import SourceRow
@@ -39,6 +40,11 @@ class SourceRows(Sequence[SourceRow]):
             return rows
         batches = [_to_arrow(batch) for batch in _batched(rows, _BATCH)]
         return cls(pa.Table.from_batches(batches, _SCHEMA).combine_chunks())
+
+    @property
+    def any_remote(self) -> bool:
+        """Whether some image is behind a URI."""
+        return bool(pc.any(pc.match_substring(self.table["path"], "://")).as_py())
 
     def __len__(self) -> int:
         return len(self.table)
