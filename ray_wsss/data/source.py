@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ray_wsss.data.schema import SourceKind, SourceRow
 
 
@@ -15,6 +18,9 @@ class Source:
     """Names of the classes; their order gives the class indices of the rows."""
     rows: Sequence[SourceRow]
     """One row for each image."""
+    clumps: NDArray[np.integer] | None = None
+    """Number of the group of each row: rows of one group, such as a row group of Parquet, are read together and
+    cost much to read apart. None: each row is read by itself."""
     mask_values: Mapping[int, int] | None = None
     """Label (0 background, class c as c + 1, 255 ignore) by value of the ground-truth PNGs; None: they hold
     labels."""

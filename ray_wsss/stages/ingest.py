@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ray_wsss.data.coco import rasterise
 from ray_wsss.data.images import (
@@ -42,18 +43,42 @@ ORDER_SEED = 0
 
 
 def plan_shards(
-    rows: Sequence[SourceRow], rows_per_shard: int = ROWS_PER_SHARD, seed: int = ORDER_SEED
+    rows: Sequence[SourceRow],
+    rows_per_shard: int = ROWS_PER_SHARD,
+    seed: int = ORDER_SEED,
+    clumps: NDArray[np.integer] | None = None,
 ) -> Iterator[SourceRows]:
     """Shuffle the rows of a source and cut them into shards; equal arguments give equal shards.
 
     Sources are often sorted by class. Training reads neighbouring rows together, so they must be as mixed as
-    the whole data set.
+    the whole data set. Rows of a clump (`Source.clumps`) stay together, up to the size of a shard, and are
+    shuffled within their shard.
     """
     source_rows = SourceRows.of(rows)
-    order = list(range(len(source_rows)))
-    random.Random(seed).shuffle(order)
+    generator = random.Random(seed)
+    order = np.arange(len(source_rows))
+    if clumps is None:
+        shuffled = order.tolist()
+        generator.shuffle(shuffled)
+        order = np.array(shuffled, np.int64)
+    else:
+        pieces = _cut(clumps, rows_per_shard)
+        generator.shuffle(pieces)
+        order = np.concatenate([order[piece] for piece in pieces]) if pieces else order
     for at in range(0, len(order), rows_per_shard):
-        yield source_rows.take(np.array(order[at : at + rows_per_shard]))
+        shard = order[at : at + rows_per_shard].tolist()
+        if clumps is not None:
+            generator.shuffle(shard)
+        yield source_rows.take(np.array(shard))
+
+
+def _cut(clumps: NDArray[np.integer], most: int) -> list[slice]:
+    """Slices of rows of one clump each, of at most ``most`` rows."""
+    starts = np.flatnonzero(np.diff(clumps, prepend=-1)).tolist()
+    ends = [*starts[1:], len(clumps)]
+    return [
+        slice(at, min(at + most, end)) for start, end in zip(starts, ends) for at in range(start, end, most)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -57,7 +57,7 @@ def run_ingest(
         with ray_session(cluster.address, verbose=cluster.verbose):
             tasks, requests = _share_requests(requests_per_host) if rows.any_remote else (None, 1)
             ingest = IngestShard(out.absolute(), len(source.class_names), source.mask_values, requests)
-            shards = plan_shards(rows, ROWS_PER_SHARD, ORDER_SEED)
+            shards = plan_shards(rows, ROWS_PER_SHARD, ORDER_SEED, source.clumps)
             blocks = ray.data.from_arrow_refs([ray.put(_plan(k, shard)) for k, shard in enumerate(shards)])
             # Without a batch size, a batch is a block.
             done = blocks.map_batches(

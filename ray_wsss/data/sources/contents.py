@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from ray_wsss.data.images import ImageError
 from ray_wsss.data.schema import SourceRow
+from ray_wsss.data.sources.cells import read_cells
 from ray_wsss.data.sources.locations import WEB_SCHEMES
 from ray_wsss.data.sources.web import WebClient
 from ray_wsss.storage import filesystem_of, is_remote, key_of, parse_path, why_unreachable
@@ -29,8 +30,13 @@ class Contents:
         self._web = WebClient(requests_per_host)
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._coming: dict[Any, Future[bytes]] = {}
+        self._cells: dict[tuple[str, str], list[int]] = {}
+        self._found: dict[Any, bytes | None] = {}
         for row in rows:
-            if row.error is None and "://" in row.path and _place(row) not in self._coming:
+            if row.cell is not None and row.error is None:
+                column, number = row.cell
+                self._cells.setdefault((row.path, column), []).append(number)
+            elif row.error is None and "://" in row.path and _place(row) not in self._coming:
                 pool = self._pool_of(_host(row.path), requests_per_host)
                 self._coming[_place(row)] = pool.submit(self._fetch, row)
 
@@ -44,8 +50,20 @@ class Contents:
 
     def read(self, row: SourceRow) -> bytes:
         """The image of a row. Raises OSError, or ImageError with the reason, if it can't be read."""
+        if row.cell is not None:
+            return self._read_cell(row, *row.cell)
         coming = self._coming.get(_place(row))
         return coming.result() if coming is not None else _read(row)
+
+    def _read_cell(self, row: SourceRow, column: str, number: int) -> bytes:
+        """The rows' cells of a table are read together, the first time that one is asked for."""
+        wanted = self._cells.pop((row.path, column), ())
+        for found, data in read_cells(parse_path(row.path), column, wanted) if wanted else ():
+            self._found[row.path, column, found] = data
+        data = self._found.pop((row.path, column, number), None)
+        if data is None:
+            raise ImageError(f"row {number} of {parse_path(row.path).name} holds no image that can be read")
+        return data
 
     def _pool_of(self, host: str, requests: int) -> ThreadPoolExecutor:
         if host not in self._pools:
