@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ingest:
+class IngestCommand:
+    """What all commands that make a data set from people's files have."""
+
     out: Path
     """Folder of the new data set."""
     max_errors: int | None = None
@@ -71,7 +73,7 @@ class _Ingest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestCoco(_Ingest):
+class IngestCoco(IngestCommand):
     """COCO: a folder of images and an instances JSON (polygons, RLE, crowd regions)."""
 
     images: Path
@@ -86,7 +88,7 @@ class IngestCoco(_Ingest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestVoc(_Ingest):
+class IngestVoc(IngestCommand):
     """Pascal VOC: VOCdevkit/VOC2012 or a folder like it."""
 
     root: Path
@@ -101,7 +103,7 @@ class IngestVoc(_Ingest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestYolo(_Ingest):
+class IngestYolo(IngestCommand):
     """YOLO (Ultralytics): data.yaml with boxes, or polygons, which also become masks."""
 
     data: Path
@@ -118,7 +120,7 @@ class IngestYolo(_Ingest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestFolder(_Ingest):
+class IngestFolder(IngestCommand):
     """A folder with one sub-folder of images per class; an image in several gets several labels."""
 
     root: Path
@@ -133,7 +135,7 @@ class IngestFolder(_Ingest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestCsv(_Ingest):
+class IngestCsv(IngestCommand):
     """A table of path,label;label lines, of one-hot columns, or (.txt) of one path or URI a line."""
 
     table: Path

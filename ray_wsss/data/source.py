@@ -19,8 +19,8 @@ class Source:
     rows: Sequence[SourceRow]
     """One row for each image."""
     clumps: NDArray[np.integer] | None = None
-    """Number of the group of each row: rows of one group, such as a row group of Parquet, are read together and
-    cost much to read apart. None: each row is read by itself."""
+    """Number of the group of each row, ascending. Rows of a group, such as a row group of Parquet, cost much
+    to read apart. None: each row is read by itself."""
     mask_values: Mapping[int, int] | None = None
     """Label (0 background, class c as c + 1, 255 ignore) by value of the ground-truth PNGs; None: they hold
     labels."""

@@ -35,7 +35,11 @@ def read_cells(path: Path, column: str, rows: Sequence[int]) -> Iterator[tuple[i
 
 
 def load_saved(path: Path) -> Any:
-    """A folder of ``Dataset.save_to_disk``. Raises UserError if it is damaged or `datasets` isn't installed."""
+    """Open a folder of ``Dataset.save_to_disk``.
+
+    Raises:
+        UserError: it is damaged, or `datasets` isn't installed.
+    """
     try:
         from datasets import load_from_disk
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face: folders of ``save_to_disk``, and folders of Parquet files as the Hub holds them."""
+"""Data sets of Hugging Face: folders of ``save_to_disk``, and of Parquet files as the Hub has them."""
 
 from collections.abc import Sequence
 from pathlib import Path

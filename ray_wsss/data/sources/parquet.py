@@ -1,4 +1,4 @@
-"""Tables of images: Parquet files with columns of the user's names, and what Hugging Face saves or publishes."""
+"""Parquet files of images, with columns of the user's names, and what other tables of images share."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,7 @@
 """Parquet files with columns of the user's names, and what `datasets` saves."""
 
 import io
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +82,7 @@ def test_rows_of_a_row_group_share_a_shard(tmp_path):
     assert sorted(sum(numbers, [])) == list(range(1000))  # noqa: RUF017
     assert all(len({number // 50 for number in shard}) == 2 for shard in numbers)
     assert numbers[0] != sorted(numbers[0])
-    assert max(abs(a[0] // 50 - b[0] // 50) for a, b in zip(numbers, numbers[1:])) > 5
+    assert max(abs(a[0] // 50 - b[0] // 50) for a, b in pairwise(numbers)) > 5
 
 
 def test_names_paths_and_what_is_missing(tmp_path):
