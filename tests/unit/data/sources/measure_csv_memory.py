@@ -24,9 +24,6 @@ def main(rows: int) -> None:
         shards = sum(1 for _ in plan_shards(source.rows))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = time.perf_counter() - began
-    print(
-        f"{rows} rows, {shards} shards: {peak / 1024:.0f} MiB at most, {before / 1024:.0f} MiB of them imports"
-    )
     memory = f"{peak / 1024:.0f} MiB at most, {before / 1024:.0f} MiB of them for imports"
     print(f"{rows} rows, {shards} shards: {memory}, {seconds:.0f} s")
 
