@@ -6,35 +6,28 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from ray_wsss.cluster.connect import ray_session
-from ray_wsss.config.resources import Cluster
 from ray_wsss.errors import UserError
 
 _AHEAD = 256
-"""Most tasks that are started before their results are taken."""
+"""Most tasks that are started before the result of the first is taken."""
 
 
-def map_files_on(cluster: Cluster) -> Callable[[Callable[[str], Any], Sequence[str]], Iterator[Any]]:
-    """A function like `map` that applies a function to paths in Ray's tasks, in order of the paths.
+def map_on_ray(function: Callable[[str], Any], paths: Sequence[str]) -> Iterator[Any]:
+    """Apply a function to each path in a task of the Ray that is connected; results in order of the paths.
 
-    It raises a UserError that the function raises.
+    Raises:
+        UserError: ``function`` raised it.
     """
-
-    def map_files(function: Callable[[str], Any], paths: Sequence[str]) -> Iterator[Any]:
-        with ray_session(cluster.address, verbose=cluster.verbose):
-            task = ray.remote(function_of).options(num_cpus=1)
-            coming = []
-            for started, path in enumerate(paths):
-                coming.append(task.remote(function, path))
-                if started >= _AHEAD:
-                    yield _result(coming.pop(0))
-            yield from map(_result, coming)
-
-    return map_files
+    task = ray.remote(_call)
+    coming = [task.remote(function, path) for path in paths[:_AHEAD]]
+    for at in range(len(paths)):
+        if at + _AHEAD < len(paths):
+            coming.append(task.remote(function, paths[at + _AHEAD]))
+        yield _result(coming.pop(0))
 
 
-def function_of(function: Callable[[str], Any], path: str) -> Any:
-    """Call ``function``; a task, since Ray takes no `functools.partial` as one."""
+def _call(function: Callable[[str], Any], path: str) -> Any:
+    """A task of its own, since Ray takes no `functools.partial` as one."""
     return function(path)
 
 

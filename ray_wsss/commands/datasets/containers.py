@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ray_wsss.commands.ingest import IngestCommand
 
 if TYPE_CHECKING:
+    from ray_wsss.data.source import Source
     from ray_wsss.data.sources.containers import MapFiles
 
 
@@ -15,10 +16,16 @@ class _IngestContainers(IngestCommand):
     none_label: str | None = None
     """Label of images that have none of the classes."""
 
-    def _map_files(self) -> "MapFiles":
-        from ray_wsss.cluster.stages.index import map_files_on
+    def run(self) -> None:
+        from ray_wsss.cluster.connect import ray_session
+        from ray_wsss.cluster.stages.index import map_on_ray
 
-        return map_files_on(self.cluster)
+        with ray_session(self.cluster.address, verbose=self.cluster.verbose):
+            self._ingest(self._read(map_on_ray))
+
+    def _read(self, map_files: "MapFiles") -> "Source":
+        """Read the source; ``map_files`` applies a function to each container."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +39,17 @@ class IngestWebdataset(_IngestContainers):
     image_key: str | None = None
     """Extension of the images, if a sample has several."""
 
-    def run(self) -> None:
+    def _read(self, map_files: "MapFiles") -> "Source":
         from ray_wsss.data.sources.webdataset import read_webdataset
 
-        source = read_webdataset(
+        return read_webdataset(
             self.tars,
             self._class_names(),
             label_key=self.label_key,
             image_key=self.image_key,
             none_label=self.none_label,
-            map_files=self._map_files(),
+            map_files=map_files,
         )
-        self._ingest(source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +71,17 @@ class IngestParquet(_IngestTables):
     images: Path | None = None
     """Folder that paths in the column of images are relative to. Without it, that of each file."""
 
-    def run(self) -> None:
+    def _read(self, map_files: "MapFiles") -> "Source":
         from ray_wsss.data.sources.parquet import Columns, read_parquet
 
-        source = read_parquet(
+        return read_parquet(
             self.files,
             Columns(image=self.image_column, label=self.label_column, id=self.id_column),
             self._class_names(),
             images=self.images,
             none_label=self.none_label,
-            map_files=self._map_files(),
+            map_files=map_files,
         )
-        self._ingest(source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +93,15 @@ class IngestHuggingface(_IngestTables):
     split: str = "train"
     """Split, such as train, validation, test."""
 
-    def run(self) -> None:
+    def _read(self, map_files: "MapFiles") -> "Source":
         from ray_wsss.data.sources.huggingface import read_huggingface
         from ray_wsss.data.sources.parquet import Columns
 
-        source = read_huggingface(
+        return read_huggingface(
             self.root,
             Columns(image=self.image_column, label=self.label_column, id=self.id_column),
             self._class_names(),
             split=self.split,
             none_label=self.none_label,
-            map_files=self._map_files(),
+            map_files=map_files,
         )
-        self._ingest(source)

@@ -29,7 +29,7 @@ def read_huggingface(
         root: folder of ``Dataset.save_to_disk``, of ``DatasetDict.save_to_disk``, or of Parquet files whose
             names begin with that of their split, such as ``data/train-00000-of-00002.parquet``.
         columns: names of the columns of images and labels.
-        classes: names of the classes in order; None: those that the data set tells.
+        classes: names of the classes in order, if the data set tells none.
         none_label: label of images that have none of the classes.
         map_files: applies the index to every Parquet file.
 

@@ -60,12 +60,12 @@ def read_parquet(
 ) -> Source:
     """Read the class names and one row per row of Parquet files. Images stay where they are until ingest.
 
-    Null and -1 are unknown labels, an empty list is none of the classes. Number n is the class n of
-    ``classes`` or, without it, of the names that `datasets` wrote into the file.
+    Null and -1 are unknown labels, an empty list is none of the classes. Number n is the class n of the names
+    that `datasets` wrote into the file, which then are the class names, else of ``classes``.
 
     Args:
         files: paths, folders or patterns of Parquet files.
-        classes: names of the classes in order; None: those of the file, else the labels that occur, sorted.
+        classes: names of the classes in order; None: the labels that occur, sorted.
         images: folder that paths in the column of images are relative to; None: that of each file.
         none_label: label of images that have none of the classes.
         map_files: applies the index to every file.
@@ -112,9 +112,10 @@ def to_source(
     kind: SourceKind,
 ) -> Source:
     """The source that the indexes of some tables make. Raises UserError as `read_parquet`."""
-    named = list(classes or indexes[0].class_names or ())
-    if classes is None and any((index.class_names or []) != named for index in indexes):
-        raise UserError(f"{paths[0]} and other files name other classes; expected one list (--classes)")
+    own = indexes[0].class_names
+    if any(index.class_names != own for index in indexes):
+        raise UserError(f"{paths[0]} and other files name other classes; expected the same in all")
+    named = list(own or classes or ())
     class_names = named or _occurring(indexes, none_label)
     if not class_names:
         raise UserError(f"{paths[0]} has no label; expected a column of them, or class names (--classes)")

@@ -6,8 +6,11 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_wsss.data.images import IMAGE_SUFFIXES
 from ray_wsss.data.schema import SourceRow, check_class_names
@@ -16,10 +19,11 @@ from ray_wsss.data.sources.containers import MapFiles, find_containers, map_here
 from ray_wsss.data.sources.label_values import Value, Values, name_classes, to_indices, to_values
 from ray_wsss.data.sources.rows import SourceRows
 from ray_wsss.errors import UserError
-from ray_wsss.storage import parse_path
+from ray_wsss.storage import parse_path, printable
 
 _LONGEST_LABEL = 2**20
 """Most bytes of a file of labels."""
+_ROWS_AT_A_TIME = 2**14
 
 
 class _Member(NamedTuple):
@@ -36,7 +40,20 @@ class _Sample(NamedTuple):
     """Offset and size of the image; None if there is none to be used."""
     values: Values
     error: str | None
-    extensions: tuple[str, ...]
+    extension: str
+    """Extension of the first file."""
+
+
+_INDEX = pa.schema(
+    [
+        ("key", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("values", pa.string()),  # JSON
+        ("error", pa.string()),
+        ("extension", pa.string()),
+    ]
+)
 
 
 def read_webdataset(
@@ -68,15 +85,15 @@ def read_webdataset(
     """
     paths = find_containers(tars, ".tar")
     index = partial(index_tar, label_key=label_key, image_key=image_key, none_label=none_label)
-    indexed = list(zip(paths, short_names(paths), map_files(index, paths)))
+    indexed: list[pa.Table] = list(map_files(index, paths))
     passed_over: Counter[str] = Counter()
     values: set[Value] = set()
-    for _, _, samples in indexed:
-        for sample in samples:
-            if sample.byte_range is not None:
-                values.update(sample.values or ())
-            elif sample.error is None:
-                passed_over[f".{sample.extensions[0]}"] += 1
+    for samples in indexed:
+        has_image = pc.is_valid(samples["offset"])
+        for text in pc.unique(samples["values"].filter(has_image)).to_pylist():
+            values.update(json.loads(text) if text is not None else ())
+        left = samples.filter(pc.and_(pc.invert(has_image), pc.is_null(samples["error"])))
+        passed_over.update(f".{extension}" for extension in left["extension"].to_pylist())
     class_names = list(classes) if classes is not None else name_classes(values)
     if not class_names:
         raise UserError(
@@ -86,18 +103,16 @@ def read_webdataset(
     check_class_names(class_names, parse_path(paths[0]))
 
     def rows() -> Iterator[SourceRow]:
-        for path, name, samples in indexed:
-            for sample in samples:
-                if sample.byte_range is not None or sample.error is not None:
-                    yield _row(sample, path, name, class_names, classes is not None)
+        for path, name, samples in zip(paths, short_names(paths), indexed):
+            yield from _rows(path, name, samples, class_names, classes is not None)
 
     return Source(
         kind="webdataset", class_names=class_names, rows=SourceRows.of(rows()), passed_over=passed_over
     )
 
 
-def index_tar(path: str, *, label_key: str, image_key: str | None, none_label: str | None) -> list[_Sample]:
-    """The samples of a tar, of which only headers and labels are read."""
+def index_tar(path: str, *, label_key: str, image_key: str | None, none_label: str | None) -> pa.Table:
+    """The samples of a tar as a table; only headers and labels are read."""
     samples: list[_Sample] = []
     field = label_key.removeprefix("json.") if label_key.startswith("json.") else None
     extension = "json" if field is not None else label_key.lstrip(".").lower()
@@ -114,8 +129,23 @@ def index_tar(path: str, *, label_key: str, image_key: str | None, none_label: s
                 raise tarfile.ReadError("no end mark")
     except (tarfile.TarError, OSError, EOFError) as error:
         reason = f"the tar can't be read beyond {len(samples)} samples ({error}); expected a plain .tar"
-        samples.append(_Sample("", None, None, reason, ()))
-    return samples
+        samples.append(_Sample("", None, None, reason, ""))
+    return pa.Table.from_pylist([_described(sample) for sample in samples], schema=_INDEX)
+
+
+def _described(sample: _Sample) -> dict[str, Any]:
+    offset, size = sample.byte_range or (None, None)
+    values = None if sample.values is None else json.dumps(sorted(sample.values, key=str))
+    key, extension = printable(sample.key), printable(sample.extension)
+    error = None if sample.error is None else printable(sample.error)
+    return {
+        "key": key,
+        "offset": offset,
+        "size": size,
+        "values": values,
+        "error": error,
+        "extension": extension,
+    }
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[_Member]:
@@ -140,7 +170,7 @@ def _sample(
     image_key: str | None,
     none_label: str | None,
 ) -> _Sample:
-    extensions = tuple(member.extension for member in members)
+    first = members[0].extension
     wanted = {image_key.lstrip(".").lower()} if image_key is not None else {s[1:] for s in IMAGE_SUFFIXES}
     images = [member for member in members if member.extension in wanted]
     if len(images) > 1:
@@ -152,8 +182,8 @@ def _sample(
     try:
         values = to_values(_parsed(text, field), none_label) if text is not None else None
     except ValueError as error:
-        return _Sample(key, byte_range, None, str(error), extensions)
-    return _Sample(key, byte_range, values, None, extensions)
+        return _Sample(key, byte_range, None, str(error), first)
+    return _Sample(key, byte_range, values, None, first)
 
 
 def _parsed(text: bytes, field: str | None) -> Any:
@@ -174,13 +204,22 @@ def _parsed(text: bytes, field: str | None) -> Any:
     return found or None
 
 
-def _row(sample: _Sample, path: str, name: str, class_names: Sequence[str], numbered: bool) -> SourceRow:
-    image_id = f"{name}/{sample.key}" if sample.key else name
-    error, labels = sample.error, None
-    try:
-        labels = to_indices(sample.values, class_names, numbered)
-    except ValueError as problem:
-        error = error or str(problem)
-    return SourceRow(
-        image_id=image_id, path=path, image_labels=labels, byte_range=sample.byte_range, error=error
-    )
+def _rows(
+    path: str, name: str, samples: pa.Table, class_names: Sequence[str], numbered: bool
+) -> Iterator[SourceRow]:
+    for sample in chain.from_iterable(batch.to_pylist() for batch in samples.to_batches(_ROWS_AT_A_TIME)):
+        error, labels = sample["error"], None
+        if sample["offset"] is None and error is None:
+            continue
+        try:
+            values = None if sample["values"] is None else frozenset(json.loads(sample["values"]))
+            labels = to_indices(values, class_names, numbered)
+        except ValueError as problem:
+            error = error or str(problem)
+        yield SourceRow(
+            image_id=f"{name}/{sample['key']}" if sample["key"] else name,
+            path=path,
+            image_labels=labels,
+            byte_range=None if sample["offset"] is None else (sample["offset"], sample["size"]),
+            error=error,
+        )

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ray_wsss.data.images import ImageError
+from ray_wsss.data.sources.classes import with_classes
 from ray_wsss.data.sources.contents import Contents
 from ray_wsss.data.sources.huggingface import read_huggingface
 from ray_wsss.data.sources.parquet import Columns, read_parquet
@@ -162,6 +163,13 @@ def test_huggingface_data_sets(saved, form):
     several = read_huggingface(saved / form, Columns(label="tags"))
     assert several.class_names == ["dog", "cat", "cow"]
     assert labels(several) == [(0, 2), (), (1,), (0,), (0,), (0,)]
+
+
+def test_numbers_mean_the_names_of_the_data_set(saved):
+    source = read_huggingface(saved / "alone", Columns(), ["cat", "dog"])
+    assert (source.class_names, labels(source)[:2]) == (["dog", "cat"], [(1,), (0,)])
+    renamed = with_classes(source, ["cat", "dog"], saved / "classes.txt")
+    assert (renamed.class_names, labels(renamed)[:2]) == (["cat", "dog"], [(0,), (1,)])
 
 
 def test_a_split_that_was_selected_keeps_its_own_order(saved):
