@@ -93,7 +93,9 @@ def read_webdataset(
         for text in pc.unique(samples["values"].filter(has_image)).to_pylist():
             values.update(json.loads(text) if text is not None else ())
         left = samples.filter(pc.and_(pc.invert(has_image), pc.is_null(samples["error"])))
-        passed_over.update(f".{extension}" for extension in left["extension"].to_pylist())
+        passed_over.update(
+            f".{extension}" if extension else "" for extension in left["extension"].to_pylist()
+        )
     class_names = list(classes) if classes is not None else name_classes(values)
     if not class_names:
         raise UserError(
@@ -149,11 +151,12 @@ def _described(sample: _Sample) -> dict[str, Any]:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[_Member]:
-    for info in tar:
-        match = re.match(
-            r"((?:.*/)?[^./][^./]*)\.([^/]+)$", info.name
-        )  # as the library webdataset splits names
-        if match is not None and info.isreg() and not info.issparse():
+    for info in filter(tarfile.TarInfo.isreg, tar):
+        # The key ends at the first full stop of the name, as in the library webdataset.
+        match = re.match(r"((?:.*/)?[^./][^./]*)\.([^/]+)$", info.name)
+        if match is None or info.issparse():
+            yield _Member(info.name, "", info)
+        else:
             yield _Member(match[1].removeprefix("./"), match[2].lower(), info)
 
 
@@ -175,9 +178,8 @@ def _sample(
     images = [member for member in members if member.extension in wanted]
     if len(images) > 1:
         names = ", ".join(image.extension for image in images)
-        return _Sample(
-            key, None, None, f"its sample has several images: {names}; choose by --image-key", extensions
-        )
+        reason = f"its sample has several images: {names}; choose by --image-key"
+        return _Sample(key, None, None, reason, first)
     byte_range = (images[0].info.offset_data, images[0].info.size) if images else None
     try:
         values = to_values(_parsed(text, field), none_label) if text is not None else None

@@ -66,13 +66,14 @@ def test_labels_as_text_and_in_json(tmp_path):
         "e.jpg": picture(),
         "e.txt": b"nothing",
         "e.json": b"[]",
+        "plain": picture(),
     }
     tar = write_tar(tmp_path / "t.tar", files)
     source = read_webdataset([tar], label_key="txt", none_label="nothing")
     assert source.class_names == ["cat", "dog"]
     labels = {name: row.image_labels for name, row in by_id(source).items()}
     assert labels == {"t/x/a": (0, 1), "t/b": None, "t/e": ()}
-    assert dict(source.passed_over) == {".d.jpg": 1}
+    assert dict(source.passed_over) == {".d.jpg": 1, "": 1}
     rows = by_id(read_webdataset([tar], label_key="json.labels", image_key="jpg"))
     assert (rows["t/b"].image_labels, rows["t/e"].error) == ((0,), "its .json is no object with fields")
     assert by_id(read_webdataset([tar], label_key="json.none"))["t/x/a"].image_labels == ()
