@@ -178,6 +178,14 @@ def fetch_once(path: Path, fetch: Callable[[Path], None]) -> None:
                 fetch(temporary)
 
 
+def read_head(path: Path, count: int) -> bytes:
+    """The first ``count`` bytes of a file; no more than these are fetched from a store."""
+    if is_remote(path):
+        return filesystem_of(path).cat_file(key_of(path), start=0, end=count)
+    with path.open("rb") as file:
+        return file.read(count)
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file, on this machine or in a store; ``target`` appears whole or not at all."""
     with local_file(source) as ours, replace_atomically(target) as temporary:

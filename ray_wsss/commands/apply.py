@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ray_wsss.commands.flags import (
     ClusterFlags,
+    DecodeFlags,
     ErrorLimitFlags,
     OutputSettings,
     OutputSettingsFlags,
@@ -13,6 +14,7 @@ from ray_wsss.commands.flags import (
     SettingsFlags,
 )
 from ray_wsss.config import EvaluateConfig, LabelConfig, PredictConfig, Recipe
+from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.storage import write_json
@@ -71,6 +73,7 @@ class Predict:
     """Folder for the masks. The same command adds the masks that are missing in it."""
     overlays: bool = False
     """Also write each image with its classes painted on."""
+    decode: DecodeFlags = field(default_factory=DecodeConfig)
     settings: OutputSettingsFlags = field(default_factory=OutputSettings)
     resources: ResourcesFlags = field(default_factory=Resources)
     cluster: ClusterFlags = field(default_factory=Cluster)
@@ -87,6 +90,7 @@ class Predict:
             images=self.images,
             out=self.out,
             overlays=self.overlays,
+            decode=self.decode,
             resources=self.resources,
             cluster=self.cluster,
             limit=self.limit,

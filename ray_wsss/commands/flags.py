@@ -9,6 +9,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from ray_wsss.config import Recipe
+from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.export import ExportFilter
 from ray_wsss.config.resources import Cluster, Resources, Workers
@@ -91,6 +92,7 @@ class TrialWorkers(Workers):
 
 
 ClusterFlags = Annotated[Cluster, tyro.conf.arg(name="")]
+DecodeFlags = Annotated[DecodeConfig, tyro.conf.arg(name="")]
 ErrorLimitFlags = Annotated[ErrorLimit, tyro.conf.arg(name="")]
 FilterFlags = Annotated[ExportFilter, tyro.conf.arg(name="")]
 OutputSettingsFlags = Annotated[OutputSettings, tyro.conf.arg(name="")]

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ray_wsss.commands.flags import ClusterFlags
+from ray_wsss.commands.flags import ClusterFlags, DecodeFlags
+from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.resources import Cluster
 from ray_wsss.errors import UserError
 
@@ -29,6 +30,7 @@ class IngestCommand:
     value. Without it, 0 is background, class c is c + 1 and 255 is ignore."""
     requests_per_host: int = 16
     """Most requests to one host, or bucket, at a time, from the whole cluster; for images named by URI."""
+    decode: DecodeFlags = field(default_factory=DecodeConfig)
     cluster: ClusterFlags = field(default_factory=Cluster)
 
     def _ingest(self, source: "Source") -> None:
@@ -45,6 +47,7 @@ class IngestCommand:
             out=self.out,
             max_errors=self.max_errors,
             cluster=self.cluster,
+            decode=self.decode,
             requests_per_host=self.requests_per_host,
         )
         print(summarise(metadata))

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from ray_wsss.commands.flags import Settings, SettingsFlags
+from ray_wsss.commands.flags import DecodeFlags, Settings, SettingsFlags
 from ray_wsss.config import LabelConfig, Recipe, SamConfig
+from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.overrides import flatten
 from ray_wsss.errors import UserError
 from ray_wsss.storage import is_remote, parse_path
@@ -38,6 +39,7 @@ class Show:
     """Lowest probability of a class that the classifier finds, in [0, 1]."""
     out: Path | None = None
     """A .png file for all images, or a folder for a picture of each. Without it a window shows them."""
+    decode: DecodeFlags = field(default_factory=DecodeConfig)
     settings: SettingsFlags = field(default_factory=Settings)
     label: LabelConfig = field(default_factory=LabelConfig)
     sam: SamConfig = field(default_factory=SamConfig)
@@ -49,7 +51,7 @@ class Show:
         print(f"loading the classifier and SAM {self.sam.name}", flush=True)
         recipe = Recipe(label=self.label, sam=self.sam)
         settings = {k: v for k, v in flatten(recipe).items() if k.split(".")[0] in ("label", "sam")}
-        labeller = ImageLabeller(self.classifier, settings=settings)
+        labeller = ImageLabeller(self.classifier, settings=settings, decode=self.decode)
         labelled = []
         for number, path in enumerate(self.images, 1):
             picture = labeller(path, classes=self.classes or None, threshold=self.threshold)

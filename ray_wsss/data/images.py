@@ -3,7 +3,8 @@
 Every image becomes (H, W, 3) uint8 RGB by rules that depend on its bytes alone:
 
 - 16-bit values become 8-bit by keeping the high byte (Pillow does the same to 16-bit colour). The scale is
-  that of the file format and not of the content, so a dark picture stays dark.
+  that of the file format and not of the content, so a dark picture stays dark. `image_files.convert` has
+  other scales, and is for people's files; what it makes of them needs no rule but these.
 - Transparent pixels are composited on white. The colour stored under them is arbitrary (a cut-out often
   keeps its old background there), and annotators most likely saw white.
 - Only the first frame of an animation or a multi-page file is read.
@@ -11,53 +12,18 @@ Every image becomes (H, W, 3) uint8 RGB by rules that depend on its bytes alone:
   Pillow itself turns a TIFF upright while loading it, so a TIFF is reported with orientation 1.
 """
 
-import struct
-import threading
-import warnings
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
-MAX_PIXELS = 500_000_000
-"""Most pixels of an image. Larger images are refused: each would take more than 1.5 GB when decoded."""
+from ray_wsss.data.image_files.opening import DECODER_ERRORS, ImageError, load_image, open_image, quiet
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".jp2")
-)
-
-# A closed list, because some of Pillow's other formats start programs (EPS runs Ghostscript).
-_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
-_MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
-
-# Exceptions that Pillow's decoders raise on malformed input, found by feeding them cut and altered files.
-_DECODER_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    ArithmeticError,
-    AttributeError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-
-_QUIET_LOCK = threading.Lock()
-
-
-class ImageError(ValueError):
-    """Bytes are not a complete image of a supported kind; the message is the reason, without a file name."""
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,29 +41,24 @@ def decode_image(data: bytes, orientation: int = 1) -> NDArray[np.uint8]:
     Raises:
         ImageError: the image is empty, truncated, corrupt, of an unsupported kind, or above ``MAX_PIXELS``.
     """
-    image = _load(data, _FORMATS)
+    image = load_image(data)
     try:
         pixels = _rgb(image)
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise ImageError(f"{image.mode} pixels can't be converted to RGB ({error})") from error
     return apply_orientation(pixels, orientation)
 
 
-def decode_upright(data: bytes) -> NDArray[np.uint8]:
-    """Decode an image without annotations to (H, W, 3) uint8 RGB, turned as EXIF says. Raises ImageError."""
-    return decode_image(data, choose_orientation(probe_image(data), None))
-
-
 def probe_image(data: bytes) -> ImageInfo:
     """Read the size and orientation from the header alone. Raises ImageError as ``decode_image`` does."""
-    image = _open(data, _FORMATS)
+    image = open_image(data)
     orientation: object = None
     if image.format != "TIFF":
-        with _quiet():
+        with quiet():
             try:
                 # The base class's method: PngImageFile's own decodes the pixels if it finds no EXIF chunk.
                 orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-            except _DECODER_ERRORS:
+            except DECODER_ERRORS:
                 orientation = None  # unreadable EXIF: viewers show such pictures as stored
     if not (isinstance(orientation, int) and 1 <= orientation <= 8):
         orientation = 1
@@ -125,7 +86,7 @@ def choose_orientation(info: ImageInfo, stated_hw: tuple[int, int] | None) -> in
     )
 
 
-def apply_orientation(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def apply_orientation(pixels: NDArray[T], orientation: int) -> NDArray[T]:
     """Turn pixels (H, W, ...) upright by the EXIF ``orientation``, into a contiguous array.
 
     Raises:
@@ -144,56 +105,6 @@ def apply_orientation(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np
     if orientation not in turned:
         raise ValueError(f"orientation is {orientation}; expected an EXIF orientation from 1 to 8")
     return np.ascontiguousarray(turned[orientation](pixels))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Pillow's warnings about damaged metadata, one thread at a time: warning filters are global."""
-    with _QUIET_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _open(data: bytes, formats: tuple[str, ...]) -> Image.Image:
-    """Parse the header. Our size limit replaces Pillow's, which warns at 89 and fails at 179 megapixels."""
-    if not data:
-        raise ImageError("empty file")
-    with _quiet():
-        guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = Image.open(BytesIO(data), formats=formats)
-        except UnidentifiedImageError as error:
-            raise ImageError(_why_unidentified(data, formats)) from error
-        except _DECODER_ERRORS as error:
-            raise ImageError(f"not an image that can be read ({error})") from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = guard
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(
-            f"{image.width}x{image.height} pixels; the limit is {MAX_PIXELS // 10**6} megapixels"
-        )
-    return image
-
-
-def _load(data: bytes, formats: tuple[str, ...]) -> Image.Image:
-    image = _open(data, formats)
-    kind = "JPEG" if image.format == "MPO" else image.format
-    try:
-        # Only TIFF reads metadata, and may warn, while loading. Without the lock, others load in parallel.
-        with _quiet() if image.format == "TIFF" else nullcontext():
-            image.load()
-    except _DECODER_ERRORS as error:
-        reason = str(error)
-        cut = "truncated" in reason or "broken data stream" in reason
-        raise ImageError(f"truncated {kind} ({reason})" if cut else f"corrupt {kind} ({reason})") from error
-    return image
-
-
-def _why_unidentified(data: bytes, formats: tuple[str, ...]) -> str:
-    for magic, name in _MAGIC.items():
-        if data.startswith(magic) and name in formats:
-            return f"truncated {name} (its header is incomplete or damaged)"
-    return f"not an image (expected one of {', '.join(formats)})"
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -217,7 +128,7 @@ def decode_mask(png: bytes) -> NDArray[np.uint8]:
     Raises:
         ImageError: the PNG is incomplete, in colour, or has labels above 255.
     """
-    image = _load(png, ("PNG",))
+    image = load_image(png, ("PNG",))
     if image.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
         raise ImageError(f"the mask's pixels are {image.mode}; expected a palette or grey PNG")
     labels = np.array(image)
@@ -252,7 +163,7 @@ def decode_segments(png: bytes) -> NDArray[np.int32]:
     Raises:
         ImageError: the PNG is incomplete, or not 16-bit grey.
     """
-    image = _load(png, ("PNG",))
+    image = load_image(png, ("PNG",))
     if image.mode != "I;16":
         raise ImageError(f"the segment map's pixels are {image.mode}; expected a PNG of 16-bit grey")
     return np.asarray(image).astype(np.int32)

@@ -35,13 +35,15 @@ SourceKind = Literal["coco", "voc", "folder", "csv", "yolo", "webdataset", "parq
 IMAGE_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),  # the file's bytes, as they were on disk
+        pa.field("image", pa.binary(), nullable=False),  # the file, or what `convert_image` makes of it
         pa.field("orientation", pa.int8(), nullable=False),  # EXIF orientation to decode with, 1..8
         pa.field("height", pa.int32(), nullable=False),  # pixels, after orientation
         pa.field("width", pa.int32(), nullable=False),
         # Sorted class indices from 0; empty: none of the classes is in the image; null: nobody knows.
         pa.field("image_labels", pa.list_(pa.int32())),
         pa.field("mask", pa.binary()),  # PNG label map: 0 background, class c as c + 1, 255 ignore
+        # See `near_duplicates`; null: an image without contrast. Earlier versions wrote no such column.
+        pa.field("perceptual_hash", pa.int64()),
     ]
 )
 ERROR_SCHEMA = pa.schema([(name, pa.string()) for name in ("image_id", "path", "reason")])
@@ -92,6 +94,10 @@ class DatasetMetadata:
     """Number of rows of ``remarks.parquet`` by remark."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Number of the source's files that aren't images, by suffix in lower case ("" for no suffix)."""
+    duplicates: int = 0
+    """Images whose files equal that of another image of the data set."""
+    decode: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that the images were converted with, as `DecodeConfig.noted` gives them."""
     order_seed: int | None = None
     """Seed of the order of the images; None if they are in the order of the source, as in version 0.1."""
 
@@ -104,9 +110,11 @@ class DatasetMetadata:
             "source": self.source,
             "has_masks": self.has_masks,
         }
-        for name in ("remarks", "passed_over"):
+        for name in ("remarks", "passed_over", "decode"):
             if getattr(self, name):
                 content[name] = dict(getattr(self, name))
+        if self.duplicates:
+            content["duplicates"] = self.duplicates
         if self.order_seed is not None:
             content["order_seed"] = self.order_seed
         write_json(content, dataset / "metadata.json")
@@ -140,6 +148,8 @@ class DatasetMetadata:
                 has_masks=content["has_masks"],
                 remarks=dict(content.get("remarks", {})),
                 passed_over=dict(content.get("passed_over", {})),
+                duplicates=int(content.get("duplicates", 0)),
+                decode=dict(content.get("decode", {})),
                 order_seed=content.get("order_seed"),
                 **counts,
             )

@@ -25,6 +25,12 @@ class Source:
     """Label (0 background, class c as c + 1, 255 ignore) by value of the ground-truth PNGs; None: they hold
     labels."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
-    """Number of files that aren't images, by suffix in lower case ("" for files without one)."""
+    """Number of files that aren't images, by suffix in lower case ("" for files without one, and
+    "hidden" for all hidden files)."""
     remarks: Sequence[str] = ()
     """What was left out of the source or read in an unusual way, a sentence each; the user is told."""
+
+
+def describe_passed_over(passed_over: Mapping[str, int]) -> str:
+    """Counts of ``Source.passed_over`` in words, such as "2 .txt, 1 without suffix"."""
+    return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in passed_over.items())

@@ -30,8 +30,8 @@ def portable_picture(data: bytes, orientation: int, *, jpeg_only: bool = False) 
 
     The bytes stay as they are if every reader decodes them to the pixels that were labelled. If an EXIF
     orientation turns the image, some readers apply it and some don't. Such an image is decoded upright and
-    encoded again, as JPEG of quality 95 if it was a JPEG, else as PNG. TIFF, GIF, PPM and JPEG 2000 become
-    PNG too, since browsers or trainers can't read them.
+    encoded again, as JPEG of quality 95 if it was a JPEG, else as PNG. TIFF, GIF, PPM, JPEG 2000, AVIF and
+    HEIC become PNG too, since browsers or trainers can't read them.
 
     Args:
         orientation: EXIF orientation, 1..8, that the image was labelled with.

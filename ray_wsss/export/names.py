@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from ray_wsss.data.images import IMAGE_SUFFIXES
+from ray_wsss.data.image_files.formats import IMAGE_SUFFIXES
 
 _LONGEST = 120
 """Longest name in bytes. File systems allow 255, which also has to hold what formats append."""

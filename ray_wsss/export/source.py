@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_wsss.config.decode import DecodeConfig
+from ray_wsss.data.image_files.convert import convert_image
 from ray_wsss.data.images import choose_orientation, decode_mask, probe_image
 from ray_wsss.data.piece_streams import PIECE_BYTES
 from ray_wsss.data.reader import ShardReader, open_shard
@@ -109,7 +111,8 @@ class PredictionSource:
     has_scores = False
 
     def __init__(self, predictions: Path, images: Path) -> None:
-        require_finished(predictions, "predict")
+        # Pictures of an export look as the segmenter saw them.
+        self.decode = DecodeConfig.from_noted(require_finished(predictions, "predict"))
         self.predictions, self.images = predictions, images
         entries = json.loads((predictions / "classes.json").read_text(encoding="utf-8"))
         self.class_names: Sequence[str] = tuple(entry["name"] for entry in entries[1:])
@@ -152,7 +155,7 @@ class PredictionSource:
         if outside is not None:
             return row | {"error": outside}
         try:
-            data = parse_path(path).read_bytes()
+            data = convert_image(parse_path(path).read_bytes(), self.decode).data
             return row | {"image": data, "orientation": choose_orientation(probe_image(data), None)}
         except OSError as error:
             return row | {"error": why_unreadable(error, name)}

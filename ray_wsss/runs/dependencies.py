@@ -1,13 +1,16 @@
 """Everything a run's result depends on, for its manifest: settings, SAM, networks and data set."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ray_wsss.config import EncoderPrecision, Recipe
 from ray_wsss.config.overrides import flatten
 from ray_wsss.data.embeddings import open_embeddings
+from ray_wsss.data.image_files.near_duplicates import find_near_duplicates
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
@@ -16,6 +19,8 @@ from ray_wsss.models.sam.encoder import precision_on
 from ray_wsss.models.store import read_class_names
 from ray_wsss.runs.manifest import dataset_hash, file_hash, read_manifest, require_finished
 from ray_wsss.storage import parse_path
+
+log = logging.getLogger(__name__)
 
 # Settings that change a result by rounding at most; a resumed run may have other values of them.
 _INCIDENTAL = (
@@ -184,6 +189,34 @@ def check_validation(validation: Path | None, dataset: Path) -> None:
             f"--validation {validation} has other classes than {dataset}, or another order; expected the "
             f"same in the same order, which 'ray-wsss ingest ... --classes FILE' fixes for both"
         )
+
+
+def warn_of_near_duplicates(validation: Path | None, dataset: Path) -> None:
+    """Warn if images of ``validation`` look like images that are trained on; once per process."""
+    if validation is not None and validation.absolute() != dataset.absolute():
+        _warn_of_near_duplicates(validation.absolute(), dataset.absolute())
+
+
+@cache
+def _warn_of_near_duplicates(validation: Path, dataset: Path) -> None:
+    found = find_near_duplicates(validation, dataset)
+    if found.count:
+        pairs = "; ".join(f"{ours} and {theirs}" for ours, theirs in found.examples)
+        log.warning(
+            "%s images of %s look like images of %s, which is trained on, so scores will be too high: %s",
+            *(f"{found.count:,}", validation, dataset, pairs),
+        )
+
+
+def warn_of_seen_images(dataset: Path, model: Path, kind: str) -> None:
+    """Warn if images of ``dataset`` look like images that ``model`` was trained on, if those can be found.
+
+    Args:
+        kind: "classifier" or "segmenter".
+    """
+    trained_on = require_finished(model, f"train-{kind}").get("dataset")
+    if trained_on is not None and (parse_path(trained_on) / "metadata.json").is_file():
+        warn_of_near_duplicates(dataset, parse_path(trained_on))
 
 
 def check_classes(dataset: Path, model: Path, kind: str) -> None:

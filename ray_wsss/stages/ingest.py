@@ -1,5 +1,6 @@
 """Ingest: write the images of a source to Parquet shards; images that fail a check become error rows."""
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.data.coco import rasterise
+from ray_wsss.data.image_files.convert import convert_image
+from ray_wsss.data.image_files.near_duplicates import perceptual_hash
 from ray_wsss.data.images import (
     ImageError,
     choose_orientation,
@@ -28,7 +32,7 @@ from ray_wsss.data.schema import (
     SourceRow,
     write_table_atomically,
 )
-from ray_wsss.data.source import Source
+from ray_wsss.data.source import Source, describe_passed_over
 from ray_wsss.data.sources.contents import REQUESTS_PER_HOST, Contents
 from ray_wsss.data.sources.masks import labels_in, to_labels
 from ray_wsss.data.sources.rows import SourceRows
@@ -98,15 +102,27 @@ class ShardSummary:
     remarks: list[tuple[str, str, str, str]] = field(default_factory=list)
     """(image_id, path, remark, detail) of what was left out of good images or read in an unusual way."""
 
-    def __add__(self, other: "ShardSummary") -> "ShardSummary":
-        return ShardSummary(
-            images=self.images + other.images,
-            unlabelled=self.unlabelled + other.unlabelled,
-            empty=self.empty + other.empty,
-            with_mask=self.with_mask + other.with_mask,
-            errors=self.errors + other.errors,
-            remarks=self.remarks + other.remarks,
+    content_hashes: list[int] = field(default_factory=list)
+    """64-bit hash of the content of each good image."""
+
+    @classmethod
+    def total(cls, summaries: Iterable["ShardSummary"]) -> "ShardSummary":
+        """Counts and lists of all shards."""
+        parts = list(summaries)
+        return cls(
+            images=sum(part.images for part in parts),
+            unlabelled=sum(part.unlabelled for part in parts),
+            empty=sum(part.empty for part in parts),
+            with_mask=sum(part.with_mask for part in parts),
+            errors=[error for part in parts for error in part.errors],
+            remarks=[remark for part in parts for remark in part.remarks],
+            content_hashes=[content for part in parts for content in part.content_hashes],
         )
+
+    @property
+    def duplicates(self) -> int:
+        """Number of images whose content another image has too, without one of each."""
+        return len(self.content_hashes) - len(set(self.content_hashes))
 
 
 class IngestShard:
@@ -115,6 +131,7 @@ class IngestShard:
     Args:
         out: folder of the data set.
         class_count: number of classes; masks may hold the labels 0 to ``class_count``, and 255.
+        decode: how images of more than 8 bits or of many channels become RGB; by default `DecodeConfig`.
         mask_values: label by value of masks; None: they hold labels.
         requests_per_host: most requests of a shard to one host at a time.
     """
@@ -123,11 +140,14 @@ class IngestShard:
         self,
         out: Path,
         class_count: int = 254,
+        decode: DecodeConfig | None = None,
+        *,
         mask_values: Mapping[int, int] | None = None,
         requests_per_host: int = REQUESTS_PER_HOST,
     ) -> None:
         self.out = out
         self.class_count = class_count
+        self.decode = decode or DecodeConfig()
         self.mask_values = mask_values
         self.requests_per_host = requests_per_host
 
@@ -139,8 +159,9 @@ class IngestShard:
         with Contents(rows, self.requests_per_host) as contents:
             for row in rows:
                 try:
-                    good.append(self._read(row, contents))
-                    remarks += [(*_name(row), remark, printable(detail)) for remark, detail in row.remarks]
+                    image, found = self._read(row, contents)
+                    good.append(image)
+                    remarks += [(*_name(row), remark, printable(detail)) for remark, detail in found]
                 except OSError as error:
                     errors.append((*_name(row), printable(why_unreadable(error, row.path))))
                 except ValueError as error:
@@ -155,13 +176,21 @@ class IngestShard:
             with_mask=sum(row["mask"] is not None for row in good),
             errors=errors,
             remarks=remarks,
+            content_hashes=[hash_content(row["image"]) for row in good],
         )
 
-    def _read(self, row: SourceRow, contents: Contents) -> dict[str, Any]:
-        """Make a row of ``IMAGE_SCHEMA``. Raises OSError or ValueError with the reason to report."""
+    def _read(self, row: SourceRow, contents: Contents) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """Make a row of ``IMAGE_SCHEMA``, and list its remarks: those of the reader, and those found here.
+
+        Raises:
+            OSError, ValueError: the image can't be used; the message is the reason to report.
+        """
         if row.error is not None:
             raise ValueError(row.error)
-        data = contents.read(row)
+        remarks = list(row.remarks)
+        converted = convert_image(contents.read(row), self.decode)
+        data = converted.data
+        remarks += converted.remarks
         mask = parse_path(row.mask_path).read_bytes() if row.mask_path is not None else None
         label_map = self._label_map(mask) if mask is not None else None
         if label_map is not None and self.mask_values is not None:
@@ -169,7 +198,8 @@ class IngestShard:
         # If the source states no size, the mask does: it was drawn on the image in one orientation.
         stated_hw = row.stated_hw or (label_map.shape if label_map is not None else None)
         orientation = choose_orientation(probe_image(data), stated_hw)
-        height, width = decode_image(data, orientation).shape[:2]
+        pixels = decode_image(data, orientation)
+        height, width = pixels.shape[:2]
         if label_map is not None and label_map.shape != (height, width):
             shape = f"{label_map.shape[1]}x{label_map.shape[0]}"
             raise ImageError(f"the mask is {shape} pixels, the image {width}x{height}")
@@ -179,7 +209,7 @@ class IngestShard:
         image_labels = row.image_labels
         if image_labels is None and label_map is not None:
             image_labels = labels_in(label_map)
-        return {
+        image = {
             "image_id": printable(row.image_id),
             "image": data,
             "orientation": orientation,
@@ -187,7 +217,9 @@ class IngestShard:
             "width": width,
             "image_labels": sorted(image_labels) if image_labels is not None else None,
             "mask": mask,
+            "perceptual_hash": perceptual_hash(pixels),
         }
+        return image, remarks
 
     def _label_map(self, png: bytes) -> np.ndarray:
         try:
@@ -232,17 +264,19 @@ def finish_ingest(
     summaries: Iterable[ShardSummary],
     max_errors: int | None = None,
     order_seed: int | None = None,
+    decode: DecodeConfig | None = None,
 ) -> DatasetMetadata:
     """Write ``errors.parquet``, ``remarks.parquet``, then ``metadata.json``: the data set is complete.
 
     Args:
         order_seed: seed that the rows were shuffled with; None if they are in the order of the source.
+        decode: settings that the images were converted with, noted unless they are the defaults.
 
     Raises:
         UserError: the source lists no images, all images failed, or more than ``max_errors`` images did.
             Then errors.parquet is written, but metadata.json is not.
     """
-    total = sum(summaries, ShardSummary())
+    total = ShardSummary.total(summaries)
     path = out / "errors.parquet"
     _write_rows(total.errors, ERROR_SCHEMA, path)
     if total.remarks:
@@ -268,6 +302,8 @@ def finish_ingest(
         has_masks=total.with_mask > 0,
         remarks=dict(sorted(Counter(remark for _, _, remark, _ in total.remarks).items())),
         passed_over=dict(source.passed_over),
+        duplicates=total.duplicates,
+        decode=decode.noted() if decode is not None else {},
         order_seed=order_seed,
     )
     metadata.save(out)
@@ -275,14 +311,15 @@ def finish_ingest(
 
 
 def summarise(metadata: DatasetMetadata) -> str:
-    """Counts of a data set in one to three lines, for the user."""
+    """Counts of a data set in a few lines, for the user."""
     lines = [
         f"{metadata.images} images, {metadata.unlabelled} without labels (unknown), "
         f"{metadata.empty} with none of the classes, {metadata.errors} errors"
     ]
+    if metadata.duplicates:
+        lines.append(f"{metadata.duplicates} duplicates of others: equal files under several names")
     if metadata.passed_over:
-        counts = (f"{count} {suffix or 'without suffix'}" for suffix, count in metadata.passed_over.items())
-        lines.append(f"files passed over, which are no images: {', '.join(counts)}")
+        lines.append(f"files passed over, which are no images: {describe_passed_over(metadata.passed_over)}")
     if metadata.remarks:
         counts = (f"{count} x {remark}" for remark, count in metadata.remarks.items())
         lines.append(f"remarks: {'; '.join(counts)}")
@@ -290,6 +327,10 @@ def summarise(metadata: DatasetMetadata) -> str:
 
 
 _OWN_NAMES = frozenset(("shards", "errors.parquet", "remarks.parquet"))
+
+
+def hash_content(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), signed=True)
 
 
 def _name(row: SourceRow) -> tuple[str, str]:

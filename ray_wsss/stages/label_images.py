@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from ray_wsss.config import Recipe
+from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.data.coco import decode_rle
-from ray_wsss.data.images import decode_mask, decode_upright
+from ray_wsss.data.image_files.convert import decode_upright
+from ray_wsss.data.images import decode_mask
 from ray_wsss.errors import UserError, did_you_mean
 from ray_wsss.models.sam.build import sam_side_px
 from ray_wsss.ops.resize import resize_maps, scale_images, shrink, to_tensor
@@ -79,6 +81,7 @@ class ImageLabeller:
         preset: settings to start from: "voc", "coco" or "demo".
         settings: changes to the preset by dotted key, such as ``{"sam.name": "vit_b", "label.tau": 0.4}``.
         device: torch device, such as "cuda"; by default a GPU if there is one, else the CPU.
+        decode: how files of more than 8 bits or of many channels become RGB; by default `DecodeConfig`.
 
     Raises:
         UserError: the classifier or SAM's weights are missing, or a preset or setting is unknown.
@@ -91,6 +94,7 @@ class ImageLabeller:
         preset: str = "voc",
         settings: Mapping[str, Any] | None = None,
         device: str | None = None,
+        decode: DecodeConfig | None = None,
     ) -> None:
         if preset not in PRESETS:
             raise UserError(f"preset is {preset}; expected one of {', '.join(PRESETS)}")
@@ -98,7 +102,7 @@ class ImageLabeller:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         folder = parse_path(str(classifier))
         self.labeller = SamLabeller(recipe.label, recipe.sam, folder, device)
-        self.config = self.labeller.config
+        self.config, self.decode = self.labeller.config, decode
         warn_of_large_views(self.config, folder)
         self.prepare = PrepareImages(
             max_side_px=recipe.label.max_side_px, sam_side_px=sam_side_px(recipe.sam)
@@ -131,7 +135,7 @@ class ImageLabeller:
         chosen = self._indices(classes) if classes is not None else None
         source = source if isinstance(image, np.ndarray) else str(image)
         try:
-            pixels = _read(image)
+            pixels = _read(image, self.decode)
             small = shrink(pixels, self.config.max_side_px)
             probabilities = self._probabilities(small)
             if chosen is None:
@@ -218,10 +222,10 @@ def label_images(
     ]
 
 
-def _read(image: ImageLike) -> NDArray[np.uint8]:
+def _read(image: ImageLike, decode: DecodeConfig | None) -> NDArray[np.uint8]:
     """Pixels (H, W, 3) of an image; files are turned upright by their EXIF orientation, as in ingest."""
     if not isinstance(image, np.ndarray):
-        return decode_upright(parse_path(str(image)).read_bytes())
+        return decode_upright(parse_path(str(image)).read_bytes(), decode)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"the array is {image.dtype} of shape {image.shape}; expected uint8 (H, W, 3), RGB")
     return np.ascontiguousarray(image)

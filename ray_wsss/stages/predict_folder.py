@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ray_wsss.config import PredictConfig
+from ray_wsss.config.decode import DecodeConfig
+from ray_wsss.data.image_files.convert import decode_upright
 from ray_wsss.data.images import (
-    decode_upright,
     describe_labels,
     encode_mask,
     voc_palette,
@@ -124,10 +125,12 @@ class PrepareFiles:
     Args:
         root: folder that image names are relative to.
         max_side_px: longest side of the images for the segmenter, in pixels; larger ones are scaled down.
+        decode: how images of more than 8 bits or of many channels become RGB; by default `DecodeConfig`.
     """
 
-    def __init__(self, root: Path, max_side_px: int) -> None:
+    def __init__(self, root: Path, max_side_px: int, decode: DecodeConfig | None = None) -> None:
         self.root, self.max_side_px = root.absolute(), max_side_px  # absolute: other processes use it too
+        self.decode = decode
 
     def __call__(self, names: Sequence[str]) -> list[PreparedImage]:
         """One entry per name, in order; an image that can't be read has the reason in ``error``."""
@@ -136,7 +139,7 @@ class PrepareFiles:
     def _prepare(self, name: str) -> PreparedImage:
         image_id = printable(name)
         try:
-            pixels = decode_upright((self.root / name).read_bytes())
+            pixels = decode_upright((self.root / name).read_bytes(), self.decode)
             image_hw = (pixels.shape[0], pixels.shape[1])
             small = shrink(pixels, self.max_side_px)
             return PreparedImage(image_id=image_id, image_hw=image_hw, pixels=small)

@@ -12,7 +12,7 @@ from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.runs.classifier_side import warn_of_large_views
-from ray_wsss.runs.dependencies import check_classes, dataset_settings
+from ray_wsss.runs.dependencies import check_classes, dataset_settings, warn_of_seen_images
 from ray_wsss.runs.manifest import require_finished
 from ray_wsss.runs.read_chunks import IMAGE_COLUMNS
 from ray_wsss.stages.evaluate import (
@@ -57,6 +57,7 @@ def run_evaluate(
     measures: list[tuple[Callable[..., Any], dict[str, Any]]] = []
     if classifier is not None:
         check_classes(dataset, classifier, "classifier")
+        warn_of_seen_images(dataset, classifier, "classifier")
         warn_of_large_views(recipe.label, classifier)
         arguments = {"classifier": classifier.absolute(), "config": recipe.label, "threshold": threshold}
         measures.append((CamEvaluator.load, arguments | {"device": device}))
@@ -67,6 +68,7 @@ def run_evaluate(
         )
     if segmenter is not None:
         check_classes(dataset, segmenter, "segmenter")
+        warn_of_seen_images(dataset, segmenter, "segmenter")
         arguments = {"segmenter": segmenter.absolute(), "config": recipe.predict}
         measures.append((SegmenterEvaluator.load, arguments | {"device": device}))
     if not measures:

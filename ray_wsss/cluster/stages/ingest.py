@@ -15,6 +15,7 @@ from ray.data import TaskPoolStrategy
 from ray_wsss.cluster.actors import iterate
 from ray_wsss.cluster.capacity import live_nodes
 from ray_wsss.cluster.connect import ray_session
+from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.resources import Cluster
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.data.source import Source
@@ -37,6 +38,7 @@ def run_ingest(
     out: Path,
     max_errors: int | None,
     cluster: Cluster,
+    decode: DecodeConfig | None = None,
     requests_per_host: int = REQUESTS_PER_HOST,
 ) -> DatasetMetadata:
     """Read, verify and write the images of ``source`` as a data set at ``out``, shard by shard.
@@ -45,6 +47,7 @@ def run_ingest(
     inside one task, and never through Ray's object store.
 
     Args:
+        decode: how images of more than 8 bits or of many channels become RGB; by default `DecodeConfig`.
         requests_per_host: most requests to one host, or bucket, at a time, over all tasks.
 
     Raises:
@@ -56,7 +59,13 @@ def run_ingest(
         rows = SourceRows.of(source.rows)
         with ray_session(cluster.address, verbose=cluster.verbose):
             tasks, requests = _share_requests(requests_per_host) if rows.any_remote else (None, 1)
-            ingest = IngestShard(out.absolute(), len(source.class_names), source.mask_values, requests)
+            ingest = IngestShard(
+                out.absolute(),
+                len(source.class_names),
+                decode,
+                mask_values=source.mask_values,
+                requests_per_host=requests,
+            )
             shards = plan_shards(rows, ROWS_PER_SHARD, ORDER_SEED, source.clumps)
             blocks = ray.data.from_arrow_refs([ray.put(_plan(k, shard)) for k, shard in enumerate(shards)])
             # Without a batch size, a batch is a block.
@@ -68,7 +77,7 @@ def run_ingest(
             )
             results = sorted(iterate(done), key=lambda row: row["shard"])
         summaries = [to_summary(row["summary"]) for row in results]
-    return finish_ingest(out, source, summaries, max_errors, ORDER_SEED)
+    return finish_ingest(out, source, summaries, max_errors, ORDER_SEED, decode)
 
 
 def _share_requests(per_host: int) -> tuple[int, int]:

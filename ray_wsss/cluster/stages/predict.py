@@ -17,8 +17,10 @@ from ray_wsss.cluster.connect import ray_session
 from ray_wsss.cluster.progress import ImageProgress
 from ray_wsss.cluster.run_chunks import DoneBlock, ImagesActor, RunOptions, count_done, decode_ahead
 from ray_wsss.config import Recipe
+from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.data.folder import list_images
+from ray_wsss.data.source import describe_passed_over
 from ray_wsss.errors import TooManyFailedError, UserError
 from ray_wsss.models.store import read_class_names
 from ray_wsss.runs.dependencies import settings_of
@@ -44,6 +46,7 @@ def run_predict(
     images: Path,
     out: Path,
     overlays: bool = False,
+    decode: DecodeConfig | None = None,
     **run: Unpack[RunOptions],
 ) -> RunReport:
     """Write a label map for every image in ``images`` and its subfolders (`stages.predict_folder`).
@@ -53,6 +56,7 @@ def run_predict(
 
     Args:
         overlays: also write pictures of the masks drawn over the images.
+        decode: how images of more than 8 bits or of many channels become RGB; by default `DecodeConfig`.
 
     Raises:
         UserError: ``segmenter`` is not a finished segmenter, there are no images, the folders lie inside each
@@ -61,8 +65,13 @@ def run_predict(
     """
     require_finished(segmenter, "train-segmenter")
     _check_apart(out, images, segmenter)
-    masks = name_masks(list_images(images))
-    depends_on = settings_of(recipe, "predict") | {"images": str(images.absolute())}
+    decode = decode or DecodeConfig()
+    listing = list_images(images)
+    if listing.passed_over:
+        told = describe_passed_over(listing.passed_over)
+        log.info("files passed over in %s, which are no images: %s", images, told)
+    masks = name_masks(list(listing.images))
+    depends_on = settings_of(recipe, "predict") | {"images": str(images.absolute())} | decode.noted()
     depends_on["segmenter"] = file_hash(segmenter / "model.safetensors")
     output = Output(out, "predict", depends_on)
     overwrite = run.get("overwrite")
@@ -80,7 +89,8 @@ def run_predict(
     if state == "unfinished":
         drop_leftovers(out)
     folder.write_classes(read_class_names(segmenter, "segmenter"))
-    failed = _predict(missing, images, arguments, report, run) if missing else []
+    prepare = PrepareFiles(images, recipe.predict.max_side_px, decode)
+    failed = _predict(missing, prepare, arguments, report, run) if missing else []
     folder.write_errors(failed)
     limit, first_reason = run.get("limit") or ErrorLimit(), failed[0][1] if failed else ""
     try:
@@ -93,7 +103,7 @@ def run_predict(
 
 def _predict(
     missing: Sequence[tuple[str, str]],
-    images: Path,
+    prepare: PrepareFiles,
     arguments: dict[str, Any],
     report: RunReport,
     run: RunOptions,
@@ -109,7 +119,6 @@ def _predict(
         recorded_run(out, resources=asdict(resources), cluster=describe_cluster()) as figures,
     ):
         DataContext.get_current().enable_progress_bars = cluster.verbose
-        prepare = PrepareFiles(images, arguments["config"].max_side_px)
         # Blocks are small enough that every actor gets several.
         size = min(_IMAGES_PER_BLOCK, max(1, len(missing) // (4 * resources.actors)))
         blocks = [missing[at : at + size] for at in range(0, len(missing), size)]

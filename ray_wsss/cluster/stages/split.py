@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -49,10 +49,13 @@ def run_split(
                 )
         summaries = _copy(dataset.absolute(), [out.absolute() for out in outs], parts)
     source = Source(kind=metadata.source, class_names=metadata.class_names, rows=())
-    return [
-        finish_ingest(out, source, found, order_seed=metadata.order_seed)
-        for out, found in zip(outs, summaries)
-    ]
+    done = []
+    for out, found in zip(outs, summaries):
+        part = finish_ingest(out, source, found, order_seed=metadata.order_seed)
+        part = replace(part, decode=metadata.decode)  # how the images were made RGB, long before
+        part.save(out)
+        done.append(part)
+    return done
 
 
 def _describe(dataset: Path) -> pa.Table:

@@ -11,6 +11,7 @@ from ray_wsss.runs.dependencies import (
     check_validation,
     classifier_settings,
     settings_of,
+    warn_of_near_duplicates,
 )
 from ray_wsss.runs.manifest import Output
 from ray_wsss.training.classifier import count_trainable, train_classifier
@@ -61,6 +62,7 @@ def run_train_classifier(
     if output.begin(overwrite=overwrite) == "finished":
         output.log_finished(overwrite)
         return
+    warn_of_near_duplicates(validation, dataset)
 
     source = dataset.absolute()
     views = {"segments": segments, "embeddings": embeddings, "validation": validation}

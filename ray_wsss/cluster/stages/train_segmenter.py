@@ -10,6 +10,7 @@ from ray_wsss.runs.dependencies import (
     check_validation,
     dataset_settings,
     settings_of,
+    warn_of_near_duplicates,
     with_absolute_paths,
 )
 from ray_wsss.runs.manifest import Output, file_hash, require_finished
@@ -51,6 +52,7 @@ def run_train_segmenter(
     if output.begin(overwrite=overwrite) == "finished":
         output.log_finished(overwrite)
         return
+    warn_of_near_duplicates(validation, dataset)
 
     source, targets = dataset.absolute(), labels.absolute()
     measured = validation.absolute() if validation is not None else None

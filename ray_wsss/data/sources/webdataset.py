@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_wsss.data.images import IMAGE_SUFFIXES
+from ray_wsss.data.image_files.formats import IMAGE_SUFFIXES
 from ray_wsss.data.schema import SourceRow, check_class_names
 from ray_wsss.data.source import Source
 from ray_wsss.data.sources.containers import MapFiles, find_containers, map_here, short_names

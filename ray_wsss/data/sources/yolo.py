@@ -110,7 +110,7 @@ def _images(content: dict[str, Any], data: Path, split: str) -> Iterator[_Image]
         found = _find(content, data, place)
         prefix = f"{place.strip('./')}/" if len(places) > 1 else ""
         if found.is_dir():
-            for name in list_images(found):
+            for name in list_images(found).images:
                 yield _Image(f"{prefix}{name}", found, name)
             continue
         for line in _lines(found):

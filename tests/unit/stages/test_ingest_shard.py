@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ray_wsss.data.coco import read_coco
+from ray_wsss.data.image_files.near_duplicates import perceptual_hash
 from ray_wsss.data.images import decode_image, decode_mask, encode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata, SourceRow
@@ -68,6 +69,7 @@ def test_bytes_labels_and_size_are_stored(tmp_path):
         "width": 10,
         "image_labels": [2, 4],
         "mask": None,
+        "perceptual_hash": perceptual_hash(decode_image(data)),
     }
     path = tmp_path / "out/shards/part-00000.parquet"
     assert pq.read_schema(path).equals(IMAGE_SCHEMA)

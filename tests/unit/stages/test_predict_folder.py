@@ -42,7 +42,9 @@ def test_list_images(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "gone.jpg").symlink_to("nowhere")
-    assert list_images(tmp_path) == ["b.jpg", "d/e/a.PNG", "gone.jpg"]
+    listing = list_images(tmp_path)
+    assert list(listing.images) == ["b.jpg", "d/e/a.PNG", "gone.jpg"]
+    assert listing.passed_over == {".txt": 1, "hidden": 2}
     with pytest.raises(UserError, match="has no images"):
         list_images(tmp_path / "folder.jpg")
     with pytest.raises(UserError, match="is not a folder"):
@@ -142,7 +144,7 @@ def test_classes_and_errors(tmp_path):
 def _make(root: Path, *names: str) -> dict[str, str]:
     for name in names:
         (root / name).touch()
-    return name_masks(list_images(root))
+    return name_masks(list(list_images(root).images))
 
 
 def test_what_is_missing(tmp_path):

@@ -102,12 +102,14 @@ def test_masks_are_stored_as_labels_and_tell_unknown_labels(tmp_path, mode):
     row = SourceRow(image_id="a.png", path=str(tmp_path / "a.png"), mask_path=str(tmp_path / "masks/a.png"))
 
     values = read_mask_values(["7=wild dog", "3=ignore"], CLASSES)
-    summary = IngestShard(tmp_path / "out", 2, values)([row], 0)
+    summary = IngestShard(tmp_path / "out", 2, mask_values=values)([row], 0)
     assert (summary.errors, summary.with_mask) == ([], 1)
     stored = ShardReader(tmp_path / "out").read(0)
     expected = np.where(mask == 7, 2, np.where(mask == 3, 255, mask))
     np.testing.assert_array_equal(np.array(Image.open(BytesIO(stored["mask"]))), expected)
     assert stored["image_labels"] == [1]
 
-    summary = IngestShard(tmp_path / "other", 2, read_mask_values(["3=ignore"], CLASSES))([row], 0)
+    summary = IngestShard(tmp_path / "other", 2, mask_values=read_mask_values(["3=ignore"], CLASSES))(
+        [row], 0
+    )
     assert "holds the value 7, which is no class" in summary.errors[0][2]
