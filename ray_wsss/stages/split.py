@@ -4,11 +4,9 @@ import hashlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ray_wsss.data.reader import ShardReader, open_shard, shard_paths
@@ -40,7 +38,7 @@ def divide(images: pa.Table, fractions: Sequence[float], seed: int) -> list[NDAr
         images: rows of `describe_images`, of all chunks in order.
         fractions: size of each part as a share of all images; they add up to 1.
     """
-    group_of = pc.dictionary_encode(images["digest"].combine_chunks()).indices.to_numpy()
+    group_of = images["digest"].combine_chunks().dictionary_encode().indices.to_numpy()
     labels_of = _labels_of_groups(group_of, images["image_labels"])
     sizes = np.bincount(group_of)
     part_of = np.asarray(_stratify(labels_of, sizes.tolist(), fractions, seed))[group_of]
@@ -123,7 +121,8 @@ class CopyShard:
             return []
         with open_shard(path) as file:
             remarks = file.read()
-        found: list[dict[str, Any]] = remarks.filter(pc.is_in(remarks["image_id"], image_ids)).to_pylist()
+        ours = set(image_ids.to_pylist())
+        found = (remark for remark in remarks.to_pylist() if remark["image_id"] in ours)
         return [(r["image_id"], r["path"], r["remark"], r["detail"]) for r in found]
 
 

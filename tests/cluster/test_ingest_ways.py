@@ -31,7 +31,7 @@ CLASS_OF = {name: k % 2 for k, name in enumerate(PICTURES)}
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 

@@ -4,10 +4,10 @@ import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data import TaskPoolStrategy
@@ -67,7 +67,8 @@ def run_ingest(
                 requests_per_host=requests,
             )
             shards = plan_shards(rows, ROWS_PER_SHARD, ORDER_SEED, source.clumps)
-            blocks = ray.data.from_arrow_refs([ray.put(_plan(k, shard)) for k, shard in enumerate(shards)])
+            plans: Any = [ray.put(_plan(k, shard)) for k, shard in enumerate(shards)]
+            blocks = ray.data.from_arrow_refs(plans)
             # Without a batch size, a batch is a block.
             done = blocks.map_batches(
                 partial(ingest_shard, ingest=ingest),
@@ -101,6 +102,6 @@ def _plan(index: int, rows: SourceRows) -> pa.Table:
 
 def ingest_shard(plan: pa.Table, ingest: IngestShard) -> pa.Table:
     """Write the shard that a block of `_plan` describes; returns its number and summary."""
-    (shard,) = pc.unique(plan["shard"]).to_pylist()
+    (shard,) = plan["shard"].unique().to_pylist()
     summary = ingest(SourceRows(plan.drop_columns("shard")), shard)
     return pa.table({"shard": [shard], "summary": [json.dumps(asdict(summary))]})

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,8 +63,8 @@ def _describe(dataset: Path) -> pa.Table:
     """Rows of `describe_images` for the whole data set, in its order."""
     chunks = plan_chunks(dataset)
     done = plan_rows(chunks).map_batches(_describe_chunk, batch_size=None, batch_format="pyarrow")
-    tables: list[pa.Table] = ray.get(done.to_arrow_refs())
-    return pa.concat_tables(tables).sort_by("chunk")
+    tables: Any = done.to_arrow_refs()
+    return pa.concat_tables(ray.get(tables)).sort_by("chunk")
 
 
 def _describe_chunk(plan: pa.Table) -> pa.Table:

@@ -40,7 +40,7 @@ def with_classes(source: Source, class_names: Sequence[str], origin: Path) -> So
         for row in source.rows:
             found = {*(row.image_labels or ()), *(a["class_index"] for a in row.annotations or ())}
             for old in sorted(found - new_index.keys()):
-                name: str = source.class_names[old]
+                name = source.class_names[int(old)]
                 hint = did_you_mean(name, class_names, "expected the classes of all images")
                 raise UserError(f"{origin} lacks the class '{name}' of {row.image_id}; {hint}")
             yield _renumbered(row, new_index)

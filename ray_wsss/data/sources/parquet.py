@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ray_wsss.data.reader import open_shard
 from ray_wsss.data.schema import SourceKind, SourceRow, check_class_names
@@ -176,8 +175,8 @@ def _occurring(indexes: Sequence[Index], none_label: str | None) -> list[str]:
             continue
         labels: Any = index.labels
         while pa.types.is_list(labels.type) or pa.types.is_large_list(labels.type):
-            labels = pc.list_flatten(labels)
-        for cell in pc.unique(labels).to_pylist():
+            labels = labels.combine_chunks().flatten()
+        for cell in labels.unique().to_pylist():
             try:
                 values |= to_values(cell, none_label) or frozenset()
             except ValueError:  # its rows become error rows

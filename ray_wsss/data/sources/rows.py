@@ -44,7 +44,11 @@ class SourceRows(Sequence[SourceRow]):
     @property
     def any_remote(self) -> bool:
         """Whether some image is behind a URI."""
-        return bool(pc.any(pc.match_substring(self.table["path"], "://")).as_py())
+        options = pc.MatchSubstringOptions("://")
+        return (
+            pc.call_function("match_substring", [self.table["path"]], options).unique().index(True).as_py()
+            >= 0
+        )
 
     def __len__(self) -> int:
         return len(self.table)

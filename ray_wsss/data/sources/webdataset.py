@@ -10,7 +10,6 @@ from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ray_wsss.data.image_files.formats import IMAGE_SUFFIXES
 from ray_wsss.data.schema import SourceRow, check_class_names
@@ -89,10 +88,10 @@ def read_webdataset(
     passed_over: Counter[str] = Counter()
     values: set[Value] = set()
     for samples in indexed:
-        has_image = pc.is_valid(samples["offset"])
-        for text in pc.unique(samples["values"].filter(has_image)).to_pylist():
+        for text in samples["values"].filter(samples["offset"].is_valid()).unique().to_pylist():
             values.update(json.loads(text) if text is not None else ())
-        left = samples.filter(pc.and_(pc.invert(has_image), pc.is_null(samples["error"])))
+        left = samples.filter(samples["offset"].is_null())
+        left = left.filter(left["error"].is_null())
         passed_over.update(
             f".{extension}" if extension else "" for extension in left["extension"].to_pylist()
         )

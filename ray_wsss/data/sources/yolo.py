@@ -101,8 +101,8 @@ def _class_names(content: dict[str, Any], data: Path) -> list[str]:
 
 
 def _images(content: dict[str, Any], data: Path, split: str) -> Iterator[_Image]:
-    places = content.get(split)
-    places = places if isinstance(places, list) else [places]
+    given = content.get(split)
+    places: list[Any] = given if isinstance(given, list) else [given]
     if split in ("names", "nc", "path") or not all(isinstance(place, str) and place for place in places):
         known = [name for name in ("train", "val", "test") if content.get(name)]
         raise UserError(f"{data} has no split '{split}'; expected one of: {', '.join(known) or '(none)'}")

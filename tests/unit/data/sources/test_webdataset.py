@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -18,7 +19,7 @@ def picture(colour: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-def write_tar(path, files: dict[str, bytes], mode: str = "w") -> str:
+def write_tar(path, files: dict[str, bytes], mode: Any = "w") -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as tar:
         for name, content in files.items():
