@@ -64,12 +64,12 @@ EXPECTED = {Path(name).stem: (data, [CLASS_OF[name]]) for name, data in PICTURES
 
 
 def test_uris_of_two_kinds(tmp_path: Path, bucket: Path, web: str) -> None:
-    lines = []
+    lines, store = [], str(bucket).rstrip("/")
     for k, (name, data) in enumerate(PICTURES.items()):
         if k < 3:
             (bucket / name).write_bytes(data)
-        lines.append(f"{bucket if k < 3 else web}/{name},{('even', 'odd')[k % 2]}\n")
-    lines += [f"{bucket}/absent.png,even\n", f"{web}/absent.png,odd\n"]
+        lines.append(f"{store if k < 3 else web}/{name},{('even', 'odd')[k % 2]}\n")
+    lines += [f"{store}/absent.png,even\n", f"{web}/absent.png,odd\n"]
     (tmp_path / "t.csv").write_text("".join(lines))
     out = tmp_path / "out"
     found = ingest(
