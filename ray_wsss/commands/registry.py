@@ -10,10 +10,12 @@ import tyro
 
 from ray_wsss.commands.apply import Evaluate, Predict
 from ray_wsss.commands.compare_prompts import ComparePrompts
+from ray_wsss.commands.datasets.containers import IngestHuggingface, IngestParquet, IngestWebdataset
+from ray_wsss.commands.datasets.split import Split
 from ray_wsss.commands.demo import Demo
 from ray_wsss.commands.export import ExportCoco, ExportFolder, ExportLabelStudio, ExportVoc, ExportYolo
 from ray_wsss.commands.flags import PARSERS
-from ray_wsss.commands.ingest import IngestCoco, IngestCsv, IngestFolder, IngestVoc
+from ray_wsss.commands.ingest import IngestCoco, IngestCsv, IngestFolder, IngestVoc, IngestYolo
 from ray_wsss.commands.report import WriteReport
 from ray_wsss.commands.run_all import RunAll
 from ray_wsss.commands.sam_stages import Embed, Label, SegmentEverything
@@ -37,8 +39,18 @@ class Group:
 COMMANDS: dict[str, type | Group] = {
     "ingest": Group(
         "Step 1: read images and their labels into a data set.",
-        {"folder": IngestFolder, "csv": IngestCsv, "coco": IngestCoco, "voc": IngestVoc},
+        {
+            "folder": IngestFolder,
+            "csv": IngestCsv,
+            "coco": IngestCoco,
+            "voc": IngestVoc,
+            "yolo": IngestYolo,
+            "webdataset": IngestWebdataset,
+            "parquet": IngestParquet,
+            "huggingface": IngestHuggingface,
+        },
     ),
+    "split": Split,
     "embed": Embed,
     "segment-everything": SegmentEverything,
     "train-classifier": TrainClassifier,

@@ -1,76 +1,108 @@
-"""Image labels from a CSV table of ``path,label;label`` lines, with or without a header line."""
+"""Image labels from a table of ``path,label;label`` lines, of one-hot columns, or of one path a line."""
 
-import csv
-import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ray_wsss.data.image_files.formats import IMAGE_SUFFIXES
-from ray_wsss.data.schema import SourceRow, check_class_names, locate
+from ray_wsss.data.schema import SourceRow, check_class_names
 from ray_wsss.data.source import Source
+from ray_wsss.data.sources.locations import Locator
+from ray_wsss.data.sources.rows import SourceRows
+from ray_wsss.data.sources.table_lines import NONE, LabelTable
 from ray_wsss.errors import UserError
 
+Labels = frozenset[str]
+_PARTLY_UNKNOWN = "labels counted as unknown, because those of some class are"
 
-def read_csv(table: Path, images: Path, classes: Sequence[str] | None = None) -> Source:
+
+def read_csv(
+    table: Path,
+    images: Path | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    none_label: str | None = None,
+    one_hot: bool = False,
+) -> Source:
     """Read the class names and one row per path from ``table``.
 
-    Class names are ``classes`` in their order, else all labels sorted. Paths are relative to ``images``. A
-    blank label column leaves the labels unknown; lines with the same path add their labels together. The
-    first line is a header if its path has no image extension and no such file exists. The table is UTF-8,
-    with or without a byte order mark.
+    Class names are ``classes`` in their order, else the one-hot columns in theirs, else all labels sorted.
+    A path is relative to ``images`` or, without it, to the folder of the table; or it is a URI (https, s3,
+    gs). A blank label column leaves the labels unknown; lines with the same path add their labels together.
+    An image that has both a class and none of them becomes an error row. The first line is a header if its
+    path has no image extension and no such file exists. The table is UTF-8, with or without a byte order
+    mark.
+
+    Below a header of more than two columns, columns are classes: 1 says that the image has the class, 0 that
+    it hasn't; all 0 is none of the classes. If a cell is blank or -1, the labels of the image are unknown,
+    because a data set can't say that one class is unknown. A file named ``.txt`` has one path in each line,
+    and the labels are unknown.
+
+    Args:
+        none_label: label, or one-hot column, of images that have none of the classes.
+        one_hot: columns are classes, even if the header has only two columns.
 
     Raises:
         UserError: the table is missing or malformed, has no labels, or a label that ``classes`` lacks.
     """
-    if not images.is_dir():
-        raise UserError(f"{images} is not a folder; expected the folder of the paths in {table}")
-    lines = _read_lines(table)
-    if lines and _is_header(lines[0][1][0], images):
-        lines = lines[1:]
-    labels_of: dict[str, set[str]] = {}
-    for number, cells in lines:
-        labels_of.setdefault(posixpath.normpath(cells[0].strip()), set()).update(
-            _labels(cells, f"{table} line {number}", classes)
-        )
+    root = table.parent if images is None else images
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; expected the folder of the paths in {table}")
+    if none_label is not None and none_label in (classes or ()):
+        raise UserError(f"--none-label is '{none_label}', which is also a class; expected another word")
+    lines = LabelTable(table, root, none_label, one_hot)
+    labels_of, unknown_class = _by_path(lines, classes)
     if not labels_of:
         raise UserError(f"{table} lists no image; expected lines of 'path,label;label'")
-    class_names = list(classes) if classes is not None else sorted(set().union(*labels_of.values()))
+    used = set().union(*set(labels_of.values()))
+    class_names = list(classes or lines.classes or sorted(used - {NONE}))
     if not class_names:
-        raise UserError(f"{table} has no label in any line; expected lines of 'path,label;label'")
+        raise UserError(
+            f"{table} has no label in any line; expected lines of 'path,label;label', or a file of "
+            "class names (--classes)"
+        )
     check_class_names(class_names, table)
+    remarks = []
+    if none_label is not None and NONE not in used:
+        remarks.append(f"no line of {table} has the label '{none_label}' (--none-label)")
+    rows = SourceRows.of(_rows(labels_of, unknown_class, class_names, Locator(root)))
+    return Source(kind="csv", class_names=class_names, rows=rows, remarks=remarks)
+
+
+def _by_path(table: LabelTable, classes: Sequence[str] | None) -> tuple[dict[str, Labels], dict[str, str]]:
+    """Labels of each image, and the classes that its line leaves unknown while it tells about others."""
+    labels_of: dict[str, Labels] = {}
+    unknown_class: dict[str, str] = {}
+    # A million images have few different sets of labels, of which each is kept once.
+    sets: dict[Labels, Labels] = {}
+    for line in table.lines():
+        labels = labels_of.get(line.path, frozenset()) | line.labels
+        if labels not in sets:
+            _check_labels(line.labels, classes, f"{table.table} line {line.number}")
+        labels_of[line.path] = sets.setdefault(labels, labels)
+        if line.unknown_class is not None:
+            unknown_class[line.path] = line.unknown_class
+    return labels_of, unknown_class
+
+
+def _check_labels(labels: Labels, classes: Sequence[str] | None, where: str) -> None:
+    strange = sorted(label for label in labels if label != NONE and label not in (classes or labels))
+    if strange:
+        raise UserError(f"{where} has label '{strange[0]}'; expected one of: {', '.join(classes or ())}")
+
+
+def _rows(
+    labels_of: dict[str, Labels], unknown_class: dict[str, str], class_names: Sequence[str], locator: Locator
+) -> Iterator[SourceRow]:
     class_of = {name: index for index, name in enumerate(class_names)}
-    rows = []
     for image_id, labels in labels_of.items():
-        path, error = locate(images, image_id)
-        image_labels = tuple(sorted(class_of[label] for label in labels)) or None
-        rows.append(SourceRow(image_id=image_id, path=path, image_labels=image_labels, error=error))
-    return Source(kind="csv", class_names=class_names, rows=rows)
-
-
-def _read_lines(table: Path) -> list[tuple[int, list[str]]]:
-    """(line number, cells) of each line that isn't blank."""
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True, skipinitialspace=True)
-            return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except OSError as error:
-        raise UserError(f"{table} can't be read ({error.strerror or error}); expected a CSV file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{table} is not UTF-8 text ({error}); save it as UTF-8") from None
-    except csv.Error as error:
-        raise UserError(f"{table} is not valid CSV ({error}); expected lines of 'path,label;label'") from None
-
-
-def _is_header(cell: str, images: Path) -> bool:
-    name = cell.strip()
-    return Path(name).suffix.lower() not in IMAGE_SUFFIXES and not (images / name).is_file()
-
-
-def _labels(cells: list[str], where: str, classes: Sequence[str] | None) -> list[str]:
-    if not cells[0].strip() or len(cells) > 2:
-        raise UserError(f"{where} is '{','.join(cells)}'; expected 'path,label;label', labels joined by ';'")
-    labels = [label.strip() for label in cells[1].split(";") if label.strip()] if len(cells) > 1 else []
-    unknown = [label for label in labels if classes is not None and label not in classes]
-    if unknown:
-        raise UserError(f"{where} has label '{unknown[0]}'; expected one of: {', '.join(classes or ())}")
-    return labels
+        path, error = locator.locate(image_id)
+        named = sorted(label for label in labels if label != NONE)
+        if NONE in labels and named:
+            error = error or f"it has the class '{named[0]}' and also none of the classes"
+        unknown = unknown_class.get(image_id)
+        yield SourceRow(
+            image_id=image_id,
+            path=path,
+            image_labels=tuple(sorted(class_of[name] for name in named)) if labels and not unknown else None,
+            error=error,
+            remarks=((_PARTLY_UNKNOWN, f"class '{unknown}'"),) if unknown else (),
+        )

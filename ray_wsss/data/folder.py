@@ -15,21 +15,28 @@ from ray_wsss.storage import FoundFile, find_files, is_remote, printable, read_h
 _HIDDEN = "hidden"
 
 
-def read_folder(root: Path) -> Source:
+def read_folder(root: Path, none_folder: str | None = None) -> Source:
     """Read the sorted class names and one row per distinct image below ``root``.
 
     Classes are the folders in ``root`` that hold an image at any depth. Identical files (by SHA-256) become
     one row, named after the first path, with the classes of all. The labels of images directly in
     ``root`` are unknown. `find_images` says which files are images.
 
+    Args:
+        none_folder: name of a folder in ``root`` that is no class: its images have none of the classes. An
+            image that is also in a class folder becomes an error row.
+
     Raises:
-        UserError: ``root`` is not a folder, or has no class folder with images.
+        UserError: ``root`` is not a folder, has no class folder with images, or ``none_folder`` has none.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; expected one with a folder of images per class")
     listing = find_images(root, _list_files(root))
     files = listing.images
-    class_names = sorted({_class_name(name) for name in files} - {""})
+    folders = {_class_name(name) for name in files} - {""}
+    if none_folder is not None and none_folder not in folders:
+        raise UserError(f"{root / none_folder} has no images; expected a folder of images (--none-folder)")
+    class_names = sorted(folders - {none_folder})
     if not class_names:
         raise UserError(f"{root} has no class folder; expected folders of images such as {root / 'cat'}")
     check_class_names(class_names, root)
@@ -43,7 +50,7 @@ def read_folder(root: Path) -> Source:
         members.setdefault(keys.get(name, name), []).append(name)
 
     class_of = {name: index for index, name in enumerate(class_names)}
-    rows = [_row(group, *located[group[0]], class_of) for group in members.values()]
+    rows = [_row(group, *located[group[0]], class_of, none_folder) for group in members.values()]
     return Source(kind="folder", class_names=class_names, rows=rows, passed_over=listing.passed_over)
 
 
@@ -100,12 +107,18 @@ def _list_files(root: Path) -> dict[str, FoundFile]:
     return found
 
 
-def _row(group: list[str], path: str, error: str | None, class_of: dict[str, int]) -> SourceRow:
-    labels = {class_of[name] for member in group if (name := _class_name(member))}
+def _row(
+    group: list[str], path: str, error: str | None, class_of: dict[str, int], none_folder: str | None
+) -> SourceRow:
+    names = sorted({_class_name(member) for member in group} - {""})
+    if none_folder in names and len(names) > 1:
+        (of_class, *_) = (name for name in names if name != none_folder)
+        error = error or f"it is in '{of_class}' and, as an equal file, in '{none_folder}' (none)"
+    labels = tuple(class_of[name] for name in names if name != none_folder)
     return SourceRow(
         image_id=group[0],
         path=path,
-        image_labels=tuple(sorted(labels)) or None,
+        image_labels=labels if names else None,
         error=error,
         remarks=tuple(("duplicate of another, merged", member) for member in group[1:]),
     )

@@ -30,7 +30,7 @@ BYTES_PER_GROUP = 15 * 2**20
 MAX_CLASSES = 254
 """Most classes of a data set: labels are uint8, of which 0 is background and 255 is ignore."""
 
-SourceKind = Literal["coco", "voc", "folder", "csv"]
+SourceKind = Literal["coco", "voc", "folder", "csv", "yolo", "webdataset", "parquet", "huggingface"]
 
 IMAGE_SCHEMA = pa.schema(
     [
@@ -56,7 +56,8 @@ class SourceRow:
 
     image_id: str
     path: str
-    """Absolute path or URI of the image; for a row with an error, the path as its source names it."""
+    """Absolute path or URI of the image, or of the file that holds it with others; for a row with an error,
+    the path as its source names it."""
     image_labels: tuple[int, ...] | None = None
     """Sorted class indices from 0; empty if the image has none of the classes, None if nobody knows, unless
     a file at ``mask_path`` tells."""
@@ -67,7 +68,12 @@ class SourceRow:
     annotations: list[dict[str, Any]] | None = None
     """Objects (id, class_index, iscrowd, segmentation, bbox); an absent segmentation or bbox is None. They
     show which way round the image is, and make its mask (`data.coco.rasterise`) unless it has a
-    ``mask_path``. An empty list is all background; None makes no mask."""
+    ``mask_path``. An empty list is all background; None makes no mask. Objects of YOLO have ``fractions``
+    instead of a segmentation (`data.sources.yolo.in_pixels`)."""
+    byte_range: tuple[int, int] | None = None
+    """(offset, size) in bytes of an image inside the file ``path``, such as a tar."""
+    cell: tuple[str, int] | None = None
+    """(column, row from 0) of an image in the table ``path``: a Parquet file or a folder of `datasets`."""
     error: str | None = None
     """Reason why the image can't be used, if one is known already."""
     remarks: tuple[tuple[str, str], ...] = ()

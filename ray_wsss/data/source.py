@@ -18,6 +18,12 @@ class Source:
     """Names of the classes; their order gives the class indices of the rows."""
     rows: Sequence[SourceRow]
     """One row for each image."""
+    clumps: NDArray[np.integer] | None = None
+    """Number of the group of each row, ascending. Rows of a group, such as a row group of Parquet, cost much
+    to read apart. None: each row is read by itself."""
+    mask_values: Mapping[int, int] | None = None
+    """Label (0 background, class c as c + 1, 255 ignore) by value of the ground-truth PNGs; None: they hold
+    labels."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Number of files that aren't images, by suffix in lower case ("" for files without one, and
     "hidden" for all hidden files)."""

@@ -188,7 +188,8 @@ def check_validation(validation: Path | None, dataset: Path) -> None:
         raise UserError(f"--validation {validation} has no ground-truth masks; expected a data set with them")
     if theirs.class_names != ours.class_names:
         raise UserError(
-            f"--validation {validation} has other classes than {dataset}; expected the same in the same order"
+            f"--validation {validation} has other classes than {dataset}, or another order; expected the "
+            f"same in the same order, which 'ray-wsss ingest ... --classes FILE' fixes for both"
         )
 
 
@@ -234,5 +235,5 @@ def check_classes(dataset: Path, model: Path, kind: str) -> None:
     raise UserError(
         f"{dataset} has {len(ours)} classes ({', '.join(ours[:3])}, ...), the {kind} {model} has "
         f"{len(theirs)} ({', '.join(theirs[:3])}, ...), {common or 'none'} in common; "
-        "expected the same in the same order"
+        "expected the same in the same order, which 'ray-wsss ingest ... --classes FILE' fixes"
     )

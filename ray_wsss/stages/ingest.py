@@ -4,7 +4,7 @@ import hashlib
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,10 @@ from ray_wsss.data.schema import (
     write_table_atomically,
 )
 from ray_wsss.data.source import Source, describe_passed_over
+from ray_wsss.data.sources.contents import REQUESTS_PER_HOST, Contents
+from ray_wsss.data.sources.masks import labels_in, to_labels
+from ray_wsss.data.sources.rows import SourceRows
+from ray_wsss.data.sources.yolo import in_pixels
 from ray_wsss.errors import UserError
 from ray_wsss.storage import make_folder, parse_path, printable, remove_tree, why_unreadable
 
@@ -47,16 +51,42 @@ ORDER_SEED = 0
 
 
 def plan_shards(
-    rows: Sequence[SourceRow], rows_per_shard: int = ROWS_PER_SHARD, seed: int = ORDER_SEED
-) -> list[list[SourceRow]]:
+    rows: Sequence[SourceRow],
+    rows_per_shard: int = ROWS_PER_SHARD,
+    seed: int = ORDER_SEED,
+    clumps: NDArray[np.integer] | None = None,
+) -> Iterator[SourceRows]:
     """Shuffle the rows of a source and cut them into shards; equal arguments give equal shards.
 
     Sources are often sorted by class. Training reads neighbouring rows together, so they must be as mixed as
-    the whole data set.
+    the whole data set. Rows of a clump (`Source.clumps`) stay together, up to the size of a shard, and are
+    shuffled within their shard.
     """
-    shuffled = list(rows)
-    random.Random(seed).shuffle(shuffled)
-    return [shuffled[at : at + rows_per_shard] for at in range(0, len(shuffled), rows_per_shard)]
+    source_rows = SourceRows.of(rows)
+    generator = random.Random(seed)
+    order = np.arange(len(source_rows))
+    if clumps is None:
+        shuffled = order.tolist()
+        generator.shuffle(shuffled)
+        order = np.array(shuffled, np.int64)
+    else:
+        pieces = _cut(clumps, rows_per_shard)
+        generator.shuffle(pieces)
+        order = np.concatenate([order[piece] for piece in pieces]) if pieces else order
+    for at in range(0, len(order), rows_per_shard):
+        shard = order[at : at + rows_per_shard].tolist()
+        if clumps is not None:
+            generator.shuffle(shard)
+        yield source_rows.take(np.array(shard))
+
+
+def _cut(clumps: NDArray[np.integer], most: int) -> list[slice]:
+    """Slices of rows of one clump each, of at most ``most`` rows."""
+    starts = np.flatnonzero(np.diff(clumps, prepend=-1)).tolist()
+    ends = [*starts[1:], len(clumps)]
+    return [
+        slice(at, min(at + most, end)) for start, end in zip(starts, ends) for at in range(start, end, most)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +140,8 @@ class IngestShard:
         class_count: number of classes; masks may hold the labels 0 to ``class_count``, and 255.
         decode: how images of more than 8 bits or of many channels become RGB; by default `DecodeConfig`.
         decode_mask: as `data.source.Source` has it.
+        mask_values: label by value of masks; None: they hold labels.
+        requests_per_host: most requests of a shard to one host at a time.
     """
 
     def __init__(
@@ -119,29 +151,34 @@ class IngestShard:
         decode: DecodeConfig | None = None,
         *,
         decode_mask: Callable[[bytes], NDArray[np.uint8]] | None = None,
+        mask_values: Mapping[int, int] | None = None,
+        requests_per_host: int = REQUESTS_PER_HOST,
     ) -> None:
         self.out = out
         self.class_count = class_count
         self.decode = decode or DecodeConfig()
         self.decode_mask = decode_mask
+        self.mask_values = mask_values
+        self.requests_per_host = requests_per_host
 
     def __call__(self, rows: Sequence[SourceRow], shard_index: int) -> ShardSummary:
         """Write ``shards/part-XXXXX.parquet``, or no file if no row is good."""
         good: list[dict[str, Any]] = []
         errors: list[tuple[str, str, str]] = []
         remarks: list[tuple[str, str, str, str]] = []
-        for row in rows:
-            try:
-                image, found = self._read(row)
-                good.append(image)
-                remarks += [(*_name(row), remark, printable(detail)) for remark, detail in found]
-            except OSError as error:
-                errors.append((*_name(row), printable(why_unreadable(error, row.path))))
-            except ValueError as error:
-                errors.append((*_name(row), printable(str(error))))
+        with Contents(rows, self.requests_per_host) as contents:
+            for row in rows:
+                try:
+                    image, found = self._read(row, contents)
+                    good.append(image)
+                    remarks += [(*_name(row), remark, printable(detail)) for remark, detail in found]
+                except OSError as error:
+                    errors.append((*_name(row), printable(why_unreadable(error, row.path))))
+                except ValueError as error:
+                    errors.append((*_name(row), printable(str(error))))
         if good:
             table = pa.Table.from_pylist(good, schema=IMAGE_SCHEMA)
-            write_table_atomically(table, self.out / "shards" / f"part-{shard_index:05d}.parquet")
+            write_table_atomically(table, part_path(self.out, shard_index))
         return ShardSummary(
             images=len(good),
             unlabelled=sum(row["image_labels"] is None for row in good),
@@ -150,10 +187,10 @@ class IngestShard:
             images_with=dict(Counter(label for row in good for label in row["image_labels"] or ())),
             errors=errors,
             remarks=remarks,
-            content_hashes=[_hash_content(row["image"]) for row in good],
+            content_hashes=[hash_content(row["image"]) for row in good],
         )
 
-    def _read(self, row: SourceRow) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    def _read(self, row: SourceRow, contents: Contents) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """Make a row of ``IMAGE_SCHEMA``, and list its remarks: those of the reader, and those found here.
 
         Raises:
@@ -162,7 +199,7 @@ class IngestShard:
         if row.error is not None:
             raise ValueError(row.error)
         remarks = list(row.remarks)
-        converted = convert_image(parse_path(row.path).read_bytes(), self.decode)
+        converted = convert_image(contents.read(row), self.decode)
         data = converted.data
         remarks += converted.remarks
         mask, label_map = self._read_mask(row.mask_path) if row.mask_path is not None else (None, None)
@@ -170,25 +207,27 @@ class IngestShard:
         stated_hw = row.stated_hw or (label_map.shape if label_map is not None else None)
         # A mask shows the orientation by its size, annotations by where they are.
         objects = row.annotations if label_map is None else None
-        orientation = orient(probe_image(data), stated_hw, objects or [], remarks)
+        in_fractions = objects is not None and any("fractions" in each for each in objects)
+        placed = objects if objects and not in_fractions else []
+        orientation = orient(probe_image(data), stated_hw, placed, remarks)
         pixels = decode_image(data, orientation)
         height, width = pixels.shape[:2]
         if label_map is not None and label_map.shape != (height, width):
             shape = f"{label_map.shape[1]}x{label_map.shape[0]}"
             raise ImageError(f"the mask is {shape} pixels, the image {width}x{height}")
         if label_map is None and objects is not None:
-            label_map = rasterise(objects, height, width, remarks)
+            label_map = rasterise(in_pixels(objects, height, width), height, width, remarks)
             mask = encode_mask(label_map) if label_map is not None else None
-        labels = row.image_labels
-        if labels is None and label_map is not None:
-            labels = _labels_in(label_map)
+        image_labels = row.image_labels
+        if image_labels is None and label_map is not None:
+            image_labels = labels_in(label_map)
         image = {
             "image_id": printable(row.image_id),
             "image": data,
             "orientation": orientation,
             "height": height,
             "width": width,
-            "image_labels": sorted(labels) if labels is not None else None,
+            "image_labels": sorted(image_labels) if image_labels is not None else None,
             "mask": mask,
             "perceptual_hash": perceptual_hash(pixels),
         }
@@ -201,10 +240,12 @@ class IngestShard:
             label_map = (self.decode_mask or decode_mask)(png)
         except ImageError as error:
             raise ImageError(f"ground-truth mask: {error}") from error
+        if self.mask_values is not None:
+            label_map = to_labels(label_map, self.mask_values)
         strange = label_map[(label_map > self.class_count) & (label_map != 255)]
         if strange.size:
             raise ImageError(f"the mask holds label {strange[0]}; expected 0 to {self.class_count}, or 255")
-        serves = self.decode_mask is None or _is_label_map(png, label_map)
+        serves = self.decode_mask is self.mask_values is None or _is_label_map(png, label_map)
         return (png if serves else encode_mask(label_map)), label_map
 
 
@@ -215,11 +256,9 @@ def _is_label_map(png: bytes, label_map: NDArray[np.uint8]) -> bool:
         return False
 
 
-def _labels_in(label_map: NDArray[np.uint8]) -> list[int] | None:
-    """Class indices in a label map; None if no pixel of it says anything."""
-    if (label_map == 255).all():
-        return None
-    return [label - 1 for label in np.unique(label_map).tolist() if 0 < label < 255]
+def part_path(out: Path, shard_index: int) -> Path:
+    """Path of a shard of the data set ``out``."""
+    return out / "shards" / f"part-{shard_index:05d}.parquet"
 
 
 def begin_ingest(out: Path) -> None:
@@ -248,7 +287,10 @@ def ingest_here(source: Source, *, out: Path, max_errors: int | None) -> Dataset
         UserError: as `begin_ingest` and `finish_ingest`.
     """
     begin_ingest(out)
-    ingest, shards = IngestShard(out, len(source.class_names)), plan_shards(source.rows)
+    shards = list(plan_shards(source.rows, clumps=source.clumps))
+    ingest = IngestShard(
+        out, len(source.class_names), decode_mask=source.decode_mask, mask_values=source.mask_values
+    )
     summaries: list[ShardSummary] = []
     for index, shard in enumerate(shards):
         summaries.append(ingest(shard, index))
@@ -332,7 +374,7 @@ def summarise(metadata: DatasetMetadata) -> str:
 _OWN_NAMES = frozenset(("shards", "errors.parquet", "remarks.parquet"))
 
 
-def _hash_content(data: bytes) -> int:
+def hash_content(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), signed=True)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from skimage.measure import label as find_components
 from torchvision.datasets import VOCSegmentation
 
 from ray_wsss.data.images import voc_palette
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.sources.yolo import read_yolo
+from ray_wsss.stages.ingest import IngestShard
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # on import, of code that is not ours
@@ -118,6 +122,26 @@ def test_yolo_with_supervision(export, labelled, names_of) -> None:
             masks = _masks(annotations[names[image_id]])
             assert sorted((c, m.tobytes()) for c, m in masks) == components(label_map)
     assert (labels / f"{names['empty.jpg']}.txt").read_text() == ""
+
+
+def test_yolo_ingested_again(export, labelled, names_of, tmp_path: Path) -> None:
+    """Masks and labels come back, except that ignored pixels, which YOLO can't hold, are background."""
+    out = export("yolo", "--split", "val")
+    image_ids = {name: image_id for image_id, name in names_of(out).items()}
+    source = read_yolo(out / "data.yaml", "val")
+    assert source.class_names == ["cat", "traffic light", "Ünïcode: <x> & 'y'"]
+    summary = IngestShard(tmp_path / "again", len(source.class_names))(source.rows, 0)
+    assert (summary.errors, summary.remarks) == ([], [])
+    again = ShardReader(tmp_path / "again")
+    assert len(again) == len(labelled.label_maps)
+    for row in map(again.read, range(len(again))):
+        expected = labelled.label_maps[image_ids[Path(row["image_id"]).stem]]
+        expected = np.where(expected == 255, 0, expected)
+        assert row["image_labels"] == (np.unique(expected[expected > 0]) - 1).tolist()
+        if row["mask"] is not None:
+            np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(row["mask"]))), expected)
+        else:
+            assert not expected.any()
 
 
 def _masks(detections: Any) -> list[tuple[int, NDArray[np.bool_]]]:

@@ -93,7 +93,7 @@ def test_version(capsys):
     [
         (["lable"], "no command 'lable'; did you mean label?"),
         (["ingest", "cocoo"], "no command 'ingest cocoo'; did you mean coco?"),
-        (["zzz"], "expected one of ingest, embed"),
+        (["zzz"], "expected one of ingest, split"),
     ],
 )
 def test_unknown_command(argv, told, capsys):
@@ -133,7 +133,7 @@ def test_completion_knows_commands_and_flags(tmp_path: Path):
             COMPREPLY=(); "$(complete -p ray-wsss | sed 's/.*-F \\([^ ]*\\).*/\\1/')"
             printf '%s\\n' "${{COMPREPLY[@]}}"
         }}
-        complete_words train-c; complete_words label --label.t; complete_words label --label.pro
+        complete_words train-c; complete_words label --label.ta; complete_words label --label.pro
     """
     told = subprocess.run(["bash", "-c", ask], capture_output=True, text=True)
     assert told.stdout.split() == ["train-classifier", "--label.tau", "--label.prompts"], told.stderr

@@ -6,15 +6,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
+from ray.data import TaskPoolStrategy
 
 from ray_wsss.cluster.actors import iterate
+from ray_wsss.cluster.capacity import live_nodes
 from ray_wsss.cluster.connect import ray_session
 from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.resources import Cluster
-from ray_wsss.data.schema import DatasetMetadata, SourceRow
+from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.data.source import Source
+from ray_wsss.data.sources.contents import REQUESTS_PER_HOST
+from ray_wsss.data.sources.rows import SourceRows
 from ray_wsss.stages.ingest import (
     ORDER_SEED,
     ROWS_PER_SHARD,
@@ -33,6 +39,7 @@ def run_ingest(
     max_errors: int | None,
     cluster: Cluster,
     decode: DecodeConfig | None = None,
+    requests_per_host: int = REQUESTS_PER_HOST,
 ) -> DatasetMetadata:
     """Read, verify and write the images of ``source`` as a data set at ``out``, shard by shard.
 
@@ -41,47 +48,62 @@ def run_ingest(
 
     Args:
         decode: how images of more than 8 bits or of many channels become RGB; by default `DecodeConfig`.
+        requests_per_host: most requests to one host, or bucket, at a time, over all tasks.
 
     Raises:
         UserError: as `stages.ingest.begin_ingest` and `finish_ingest`.
     """
     begin_ingest(out)
-    shards = plan_shards(source.rows, ROWS_PER_SHARD, ORDER_SEED)
-    plan = pa.table(
-        {
-            "shard": list(range(len(shards))),
-            "rows": [json.dumps([asdict(r) for r in shard]) for shard in shards],
-        }
-    )
     summaries = []
-    if shards:
-        ingest = IngestShard(out.absolute(), len(source.class_names), decode, decode_mask=source.decode_mask)
+    if source.rows:
+        rows = SourceRows.of(source.rows)
         with ray_session(cluster.address, verbose=cluster.verbose):
-            blocks = ray.data.from_arrow(plan).repartition(len(shards))
+            tasks, requests = _share_requests(requests_per_host) if rows.any_remote else (None, 1)
+            ingest = IngestShard(
+                out.absolute(),
+                len(source.class_names),
+                decode,
+                decode_mask=source.decode_mask,
+                mask_values=source.mask_values,
+                requests_per_host=requests,
+            )
+            shards = plan_shards(rows, ROWS_PER_SHARD, ORDER_SEED, source.clumps)
+            plans: Any = [ray.put(_plan(k, shard)) for k, shard in enumerate(shards)]
+            blocks = ray.data.from_arrow_refs(plans)
+            # Without a batch size, a batch is a block.
             done = blocks.map_batches(
-                partial(ingest_shard, ingest=ingest), batch_size=1, batch_format="pyarrow"
+                partial(ingest_shard, ingest=ingest),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=TaskPoolStrategy(tasks),
             )
             results = sorted(iterate(done), key=lambda row: row["shard"])
-        for row in results:
-            summary = json.loads(row["summary"])
-            for name in ("errors", "remarks"):
-                summary[name] = [tuple(found) for found in summary[name]]
-            # JSON made text of its keys.
-            summary["images_with"] = {int(label): n for label, n in summary["images_with"].items()}
-            summaries.append(ShardSummary(**summary))
+        summaries = [to_summary(row["summary"]) for row in results]
     return finish_ingest(out, source, summaries, max_errors, ORDER_SEED, decode)
 
 
+def _share_requests(per_host: int) -> tuple[int, int]:
+    """Number of tasks at a time, and of requests to a host that each may make at a time."""
+    cpus = int(sum(node.get("CPU", 0) for node in live_nodes()))
+    tasks = max(1, min(per_host, cpus))
+    return tasks, per_host // tasks
+
+
+def to_summary(text: str) -> ShardSummary:
+    """The summary of a shard from its JSON, which made lists of its tuples, and text of a mapping's keys."""
+    content = json.loads(text)
+    lists = {name: [tuple(found) for found in content[name]] for name in ("errors", "remarks")}
+    images_with = {int(label): count for label, count in content["images_with"].items()}
+    return ShardSummary(**content | lists | {"images_with": images_with})
+
+
+def _plan(index: int, rows: SourceRows) -> pa.Table:
+    """The block of a shard: its rows, and the number of the shard in every row."""
+    return rows.table.append_column("shard", pa.array(np.full(len(rows), index)))
+
+
 def ingest_shard(plan: pa.Table, ingest: IngestShard) -> pa.Table:
-    """Write the shard of a plan of one row; returns its number and summary."""
-    (planned,) = plan.to_pylist()
-    rows = [SourceRow(**_tuples(row)) for row in json.loads(planned["rows"])]
-    summary = ingest(rows, planned["shard"])
-    return pa.table({"shard": [planned["shard"]], "summary": [json.dumps(asdict(summary))]})
-
-
-def _tuples(row: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a row as `SourceRow` has them: JSON made lists of its tuples."""
-    lists = {k: row[k] for k in ("image_labels", "stated_hw") if row[k] is not None}
-    remarks = tuple(tuple(remark) for remark in row["remarks"])
-    return {**row, **{k: tuple(v) for k, v in lists.items()}, "remarks": remarks}
+    """Write the shard that a block of `_plan` describes; returns its number and summary."""
+    (shard,) = plan["shard"].unique().to_pylist()
+    summary = ingest(SourceRows(plan.drop_columns("shard")), shard)
+    return pa.table({"shard": [shard], "summary": [json.dumps(asdict(summary))]})

@@ -39,6 +39,22 @@ def test_empty_files_stay_apart(tmp_path):
     assert [row.image_id for row in read_folder(tmp_path).rows] == ["cat/y.jpg", "dog/x.jpg"]
 
 
+def test_images_of_the_none_folder_have_no_class(tmp_path):
+    write(tmp_path, dog__x_jpg="dog", no__y_jpg="yard", no__z_jpg="yard", loose_jpg="?", no__dog_jpg="dog")
+    source = read_folder(tmp_path, "no")
+    assert source.class_names == ["dog"]
+    rows = {row.image_id: row for row in source.rows}
+    assert {name: row.image_labels for name, row in rows.items()} == {
+        "loose.jpg": None,
+        "no/y.jpg": (),
+        "dog/x.jpg": (0,),
+    }
+    assert "in 'dog' and, as an equal file, in 'no' (none)" in (rows["dog/x.jpg"].error or "")
+    assert all(row.error is None for name, row in rows.items() if name != "dog/x.jpg")
+    with pytest.raises(UserError, match=r"absent has no images; .*--none-folder"):
+        read_folder(tmp_path, "absent")
+
+
 def test_links_out_of_the_folder_and_dangling_links(tmp_path):
     root = tmp_path / "root"
     write(tmp_path, secret_jpg="x", root__cat__a_jpg="y")

@@ -148,15 +148,15 @@ def test_good_rows_survive_bad_neighbours_and_odd_names(tmp_path):
 def test_shards_of_a_sorted_source_are_mixed():
     """Folders are read class by class; every shard gets about as many images of each class."""
     rows = [row(Path(f"{k:04d}.jpg"), image_labels=(k // 1000,)) for k in range(2000)]
-    shards = plan_shards(rows, 250)
+    shards = list(plan_shards(rows, 250))
     assert [len(shard) for shard in shards] == [250] * 8
     assert sorted((r for shard in shards for r in shard), key=lambda r: r.image_id) == rows
     for shard in shards:
         assert 80 < sum(r.image_labels == (0,) for r in shard) < 170
-    assert shards == plan_shards(rows, 250)
+    assert shards == list(plan_shards(rows, 250))
     assert [r for shard in plan_shards(rows, 300) for r in shard] == [r for shard in shards for r in shard]
-    assert shards != plan_shards(rows, 250, seed=1)
-    assert plan_shards([], 250) == []
+    assert shards != list(plan_shards(rows, 250, seed=1))
+    assert list(plan_shards([], 250)) == []
 
 
 def test_finish_writes_errors_and_metadata(tmp_path):

@@ -1,0 +1,103 @@
+"""Split on Ray: one task for each chunk that is read, and one for each shard that is written."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from numpy.typing import NDArray
+
+from ray_wsss.cluster.actors import chunk_of, iterate, plan_rows
+from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.stages.ingest import to_summary
+from ray_wsss.config.resources import Cluster
+from ray_wsss.data.schema import DatasetMetadata
+from ray_wsss.data.source import Source
+from ray_wsss.errors import UserError
+from ray_wsss.runs.read_chunks import plan_chunks
+from ray_wsss.stages.ingest import ROWS_PER_SHARD, ShardSummary, begin_ingest, finish_ingest
+from ray_wsss.stages.split import CopyShard, check_fractions, describe_images, divide
+from ray_wsss.storage import parse_path
+
+
+def run_split(
+    *, dataset: Path, outs: Sequence[Path], fractions: Sequence[float], seed: int, cluster: Cluster
+) -> list[DatasetMetadata]:
+    """Divide the images of ``dataset`` among the new data sets ``outs``, see `stages.split.divide`.
+
+    Raises:
+        UserError: ``dataset`` is no data set, a folder of ``outs`` is in use or named twice, or a part would
+            have no image.
+    """
+    metadata = DatasetMetadata.load(dataset)
+    check_fractions(fractions, len(outs))
+    if len({out.absolute() for out in outs}) < len(outs):
+        raise UserError("--out names a folder twice; expected a folder for each part")
+    for out in outs:
+        begin_ingest(out)
+    with ray_session(cluster.address, verbose=cluster.verbose):
+        parts = divide(_describe(dataset), fractions, seed)
+        for out, rows in zip(outs, parts):
+            if not len(rows):
+                raise UserError(
+                    f"{out} would have no image; expected more images in {dataset}, or fewer parts"
+                )
+        summaries = _copy(dataset.absolute(), [out.absolute() for out in outs], parts)
+    source = Source(kind=metadata.source, class_names=metadata.class_names, rows=())
+    done = []
+    for out, found in zip(outs, summaries):
+        part = finish_ingest(out, source, found, order_seed=metadata.order_seed)
+        part = replace(part, decode=metadata.decode)  # how the images were made RGB, long before
+        part.save(out)
+        done.append(part)
+    return done
+
+
+def _describe(dataset: Path) -> pa.Table:
+    """Rows of `describe_images` for the whole data set, in its order."""
+    chunks = plan_chunks(dataset)
+    done = plan_rows(chunks).map_batches(_describe_chunk, batch_size=None, batch_format="pyarrow")
+    tables: Any = done.to_arrow_refs()
+    return pa.concat_tables(ray.get(tables)).sort_by("chunk")
+
+
+def _describe_chunk(plan: pa.Table) -> pa.Table:
+    tables = []
+    for row in range(len(plan)):
+        chunk = chunk_of(plan.slice(row, 1))
+        table = describe_images(chunk)
+        # Sorting may reorder equal keys, so each image has a key of its own.
+        tables.append(table.append_column("chunk", pa.array(chunk.index * 2**20 + np.arange(len(table)))))
+    return pa.concat_tables(tables)
+
+
+def _copy(
+    dataset: Path, outs: Sequence[Path], parts: Sequence[NDArray[np.int64]]
+) -> list[list[ShardSummary]]:
+    """Write all parts; the summaries of the shards of each."""
+    tasks = [
+        {"part": part, "out": str(out), "shard": shard, "rows": rows[first : first + ROWS_PER_SHARD].tolist()}
+        for part, (out, rows) in enumerate(zip(outs, parts))
+        for shard, first in enumerate(range(0, len(rows), ROWS_PER_SHARD))
+    ]
+    blocks = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+    copy = partial(_copy_shards, copy_shard=CopyShard(dataset))
+    done = blocks.map_batches(copy, batch_size=None, batch_format="pyarrow")
+    summaries: list[list[ShardSummary]] = [[] for _ in parts]
+    for row in sorted(iterate(done), key=lambda row: (row["part"], row["shard"])):
+        summaries[row["part"]].append(to_summary(row["summary"]))
+    return summaries
+
+
+def _copy_shards(tasks: pa.Table, copy_shard: CopyShard) -> pa.Table:
+    done = []
+    for task in tasks.to_pylist():
+        summary = copy_shard(task["rows"], parse_path(task["out"]), task["shard"])
+        done.append({"part": task["part"], "shard": task["shard"], "summary": json.dumps(asdict(summary))})
+    return pa.Table.from_pylist(done)

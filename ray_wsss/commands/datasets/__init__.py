@@ -1,0 +1,1 @@
+"""Further commands that make data sets: from containers of images, and from a data set."""

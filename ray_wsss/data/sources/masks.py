@@ -1,0 +1,155 @@
+"""Ground-truth masks from a folder of the user's, for any source."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_wsss.data.images import ImageError
+from ray_wsss.data.schema import SourceRow, locate
+from ray_wsss.data.source import Source
+from ray_wsss.data.sources.locations import name_of
+from ray_wsss.data.sources.rows import SourceRows
+from ray_wsss.errors import UserError, did_you_mean
+from ray_wsss.storage import find_files
+
+IGNORE = 255
+_WORDS = {"background": 0, "ignore": IGNORE}
+
+
+def with_masks(source: Source, folder: Path, mask_values: Mapping[int, int] | None = None) -> Source:
+    """The source with the PNGs below ``folder`` as ground truth, in place of masks of its own.
+
+    The mask of ``cat/tom.jpg`` is ``cat/tom.jpg.png`` or ``cat/tom.png``, else a ``tom.png`` anywhere if it
+    is the only mask and the image the only one of that name. The remarks count images with masks, and masks
+    that belong to no image.
+
+    Args:
+        mask_values: label by value of the masks, see `read_mask_values`; None: the masks hold labels.
+
+    Raises:
+        UserError: ``folder`` is not a folder, or no mask fits an image.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; expected one of masks (--masks)")
+    masks = sorted(name for name in find_files(folder) if name.lower().endswith(".png"))
+    masks = [name for name in masks if not any(part.startswith(".") for part in name.split("/"))]
+    names = _Names(masks, source.rows)
+    used: set[str] = set()
+
+    def rows() -> Iterator[SourceRow]:
+        for row in source.rows:
+            mask = names.of(row)
+            if mask is not None:
+                used.add(mask)
+            yield _with_mask(row, folder, mask)
+
+    found = SourceRows.of(rows())
+    with_mask = sum(row.mask_path is not None for row in found)
+    if not with_mask:
+        first = f"such as {masks[0]}" if masks else "of which there are none"
+        raise UserError(f"no image has a mask in {folder}; expected PNGs named like the images, {first}")
+    remarks = [f"{with_mask} of {len(found)} images have a mask in {folder}"]
+    left = [name for name in masks if name not in used]
+    if left:
+        remarks.append(f"{len(left)} masks in {folder} belong to no image, the first is {left[0]}")
+    return replace(source, rows=found, mask_values=mask_values, remarks=[*source.remarks, *remarks])
+
+
+def read_mask_values(words: Sequence[str], class_names: Sequence[str]) -> dict[int, int]:
+    """Label by value of masks, from words such as ``1=cat`` or from a file of such lines.
+
+    A name is that of a class, "background" or "ignore". Unless they are given, 0 is background and 255 is
+    ignore.
+
+    Args:
+        words: pairs VALUE=NAME, or the path of a text file with a pair per line (``1=cat``, ``1: cat`` or
+            ``1 cat``).
+
+    Raises:
+        UserError: a pair is malformed, its class is unknown, or its value is repeated.
+    """
+    labels: dict[int, int] = {}
+    for word in _pairs(words):
+        match = re.fullmatch(r"\s*(\d{1,5})\s*[=:\s]\s*(.+?)\s*", word)
+        if match is None:
+            raise UserError(f"--mask-values has '{word}'; expected VALUE=CLASS, such as 1=cat")
+        value, name = int(match[1]), match[2]
+        if name not in _WORDS and name not in class_names:
+            known = [*class_names, *_WORDS]
+            hint = did_you_mean(name, known, f"expected one of {', '.join(known[:20])}")
+            raise UserError(f"--mask-values has '{word}', of which '{name}' is no class; {hint}")
+        if value in labels:
+            raise UserError(f"--mask-values has the value {value} twice; expected one class for each value")
+        labels[value] = class_names.index(name) + 1 if name in class_names else _WORDS[name]
+    return {0: 0, IGNORE: IGNORE} | labels
+
+
+def _pairs(words: Sequence[str]) -> list[str]:
+    if len(words) != 1 or "=" in words[0]:
+        return list(words)
+    path = Path(words[0])
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--mask-values {path} can't be read ({error}); expected lines of VALUE=CLASS"
+        ) from None
+    return [line for line in lines if line.strip()]
+
+
+def to_labels(values: NDArray[np.uint8], labels: Mapping[int, int]) -> NDArray[np.uint8]:
+    """Replace the values of a mask (H, W) by their labels. Raises ImageError for a value without a label."""
+    found = np.unique(values)
+    strange = [value for value in found.tolist() if value not in labels]
+    if strange:
+        known = ", ".join(map(str, sorted(labels)))
+        raise ImageError(f"the mask holds the value {strange[0]}, which is no class; expected one of {known}")
+    table = np.array([labels[value] for value in found.tolist()], np.uint8)
+    return table[np.searchsorted(found, values)]
+
+
+def labels_in(label_map: NDArray[np.uint8]) -> tuple[int, ...] | None:
+    """Class indices in a label map (H, W), from 0 and sorted; None if it is 255 (ignore) everywhere."""
+    found = np.unique(label_map).tolist()
+    return None if found == [IGNORE] else tuple(label - 1 for label in found if label not in (0, IGNORE))
+
+
+class _Names:
+    """Finds the masks of images by name."""
+
+    def __init__(self, masks: Sequence[str], rows: Sequence[SourceRow]) -> None:
+        self.by_name = {name[: -len(".png")]: name for name in masks}
+        masks_of = Counter(name_of(name) for name in self.by_name)
+        images_of = Counter(stem for row in rows if (stem := _stem(name_of(_path_of(row)))) in masks_of)
+        self.by_stem = {
+            stem: mask
+            for name, mask in self.by_name.items()
+            if masks_of[stem := name_of(name)] == 1 and images_of[stem] == 1
+        }
+
+    def of(self, row: SourceRow) -> str | None:
+        """Name of a row's mask; None if it has none."""
+        exact = self.by_name.get(row.image_id) or self.by_name.get(_stem(row.image_id))
+        return exact or self.by_stem.get(_stem(name_of(_path_of(row))))
+
+
+def _path_of(row: SourceRow) -> str:
+    """What the image is named after: its file, or its id where the file holds many images."""
+    return row.path if row.byte_range is None and row.cell is None else row.image_id
+
+
+def _with_mask(row: SourceRow, folder: Path, mask: str | None) -> SourceRow:
+    if mask is None:
+        return replace(row, mask_path=None, annotations=None)
+    path, error = locate(folder, mask)
+    return replace(row, mask_path=path, annotations=None, error=row.error or error)
+
+
+def _stem(name: str) -> str:
+    """A name without its suffix."""
+    return str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).suffix else name

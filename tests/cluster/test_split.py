@@ -1,0 +1,46 @@
+"""Split on Ray: every image goes to exactly one part, as it was."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from ray_wsss.cli import main
+from ray_wsss.cluster.stages import split
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.schema import REMARK_SCHEMA, DatasetMetadata, write_table_atomically
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def test_parts_hold_all_images_as_they_were(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(split, "ROWS_PER_SHARD", 8)
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "shards").symlink_to(dataset / "shards")
+    metadata = json.loads((dataset / "metadata.json").read_text())
+    (given / "metadata.json").write_text(json.dumps(metadata))
+    whole = ShardReader(given)
+    remark = {name: [whole.image_ids[5] if name == "image_id" else name] for name in REMARK_SCHEMA.names}
+    write_table_atomically(pa.table(remark, schema=REMARK_SCHEMA), given / "remarks.parquet")
+
+    outs = [tmp_path / "train", tmp_path / "val"]
+    words = ["split", "--dataset", given, "--out", *outs, "--fractions", "0.75", "0.25"]
+    assert main([str(word) for word in words]) == 0
+    readers = [ShardReader(out) for out in outs]
+    assert f"val: {len(readers[1])} images" in capsys.readouterr().out
+    assert 4 <= len(readers[1]) <= 8
+    assert sorted(name for reader in readers for name in reader.image_ids) == sorted(whole.image_ids)
+    for out, reader in zip(outs, readers):
+        found = DatasetMetadata.load(out)
+        assert found.class_names == DatasetMetadata.load(given).class_names
+        assert (found.images, found.has_masks) == (len(reader), True)
+        assert dict(found.remarks) == ({"remark": 1} if whole.image_ids[5] in reader.image_ids else {})
+        for row in range(len(reader)):
+            expected = whole.read(whole.index_of(reader.image_ids[row]))
+            assert reader.read(row) == expected
+    assert main([str(word) for word in words]) == 1
+    assert "is already a data set" in capsys.readouterr().err
