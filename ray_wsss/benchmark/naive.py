@@ -16,7 +16,6 @@ from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.images import decode_image, encode_mask
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.store import load_classifier
-from ray_wsss.ops.losses import IGNORE_LABEL
 from ray_wsss.runs.classifier_side import with_classifier_side
 from ray_wsss.runs.read_chunks import IMAGE_COLUMNS, Chunk, read_chunk
 from ray_wsss.runs.tally import Tally
@@ -47,7 +46,7 @@ class NaiveLabeller:
         classes = row["image_labels"]
         if not classes:
             tally.unknown += classes is None
-            label = np.full(image.shape[:2], IGNORE_LABEL if classes is None else 0, np.uint8)
+            label = np.full(image.shape[:2], 255 if classes is None else 0, np.uint8)
             return self._describe(row["image_id"], label, [], [])
         with tally.phase("cam", self.device):
             cams, ranking = self._cams(image, classes)
@@ -73,7 +72,8 @@ class NaiveLabeller:
             size = [max(32, round(side * scale)) for side in hw]
             view = F.interpolate(pixels, size, mode="bilinear", antialias=scale < 1) if scale != 1 else pixels
             for flip in (False, True) if self.config.flip else (False,):
-                maps = self.model(view.flip(-1) if flip else view).class_maps[:, list(classes)]
+                features = self.model(view.flip(-1) if flip else view).features
+                maps = self.model.to_class_maps(features)[:, list(classes)]
                 maps = maps.flip(-1) if flip else maps
                 cam = cam + F.interpolate(maps.relu(), hw, mode="bilinear")[0]
                 raw = raw + F.interpolate(maps, hw, mode="bilinear")[0]

@@ -1,7 +1,7 @@
 """Commands that write labels in other tools' forms, one per form."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -39,6 +39,7 @@ class _Export:
         from ray_wsss.export.run import run_export
 
         source = self._source()
+        self._check_classes([source.class_names[k] for k in self.filters.keep_classes(source.class_names)])
         settings, make = self._settings(), self._format()
         # YOLO knows nothing else, and in a folder of masks only --min-area-px depends on it.
         components: InstancesBy = "components"
@@ -57,6 +58,9 @@ class _Export:
             if report.errors:
                 print(f"{self.out / 'errors.parquet'} lists the images that failed, and why")
             print(f"in {self.out}")
+
+    def _check_classes(self, class_names: Sequence[str]) -> None:
+        """Raise UserError if the format can't hold these classes; called before ``out`` is touched."""
 
     def _settings(self) -> dict[str, Any]:
         """Arguments of the format, beside folder and class names."""
@@ -101,13 +105,19 @@ class _SplitExport(_Export):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportVoc(_SplitExport):
-    """Pascal VOC: JPEGImages, SegmentationClass, SegmentationObject, ImageSets, labelmap.txt."""
+    """Pascal VOC: JPEGImages, SegmentationClass, SegmentationObject, ImageSets, labelmap.txt.
+    VOC has room for 254 classes."""
 
     instances: InstancesBy = "components"
     """Objects: connected components, or all pixels of a class in an image as one."""
     boundary_px: int = 0
     """Width of the band on either side of an outline that becomes 255 (ignore), in pixels, 0 or more."""
     format_name: ClassVar[str] = "voc"
+
+    def _check_classes(self, class_names: Sequence[str]) -> None:
+        from ray_wsss.export.voc import check_voc_classes
+
+        check_voc_classes(class_names)
 
     def _settings(self) -> dict[str, Any]:
         if self.boundary_px < 0:
@@ -177,7 +187,7 @@ class ExportLabelStudio(_Export):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportFolder(_Export):
-    """A plain folder: masks as palette PNGs, overlays to look at, classes.json."""
+    """A plain folder: masks as palette PNGs (16-bit grey above 254 classes), overlays, classes.json."""
 
     format_name: ClassVar[str] = "folder"
 

@@ -27,7 +27,7 @@ class IngestCommand:
     """Folder of ground-truth masks: palette or grey PNGs, named like the images."""
     mask_values: tuple[str, ...] = ()
     """Classes by value in masks, such as 0=background 1=cat 9=ignore, or a file with such a line for each
-    value. Without it, 0 is background, class c is c + 1 and 255 is ignore."""
+    value. Without it, 0 is background, class c is c + 1 and 255 is ignore, or 65535 above 254 classes."""
     requests_per_host: int = 16
     """Most requests to one host, or bucket, at a time, from the whole cluster; for images named by URI."""
     decode: DecodeFlags = field(default_factory=DecodeConfig)

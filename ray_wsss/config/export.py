@@ -13,16 +13,16 @@ InstancesBy = Literal["components", "class"]
 class ExportFilter:
     """Which masks are left out of an export.
 
-    Masks dropped for their score or size become 255 (ignore) in label maps, since they may not be background.
-    Classes that were not chosen become background.
+    Masks dropped for their score or size become ignored pixels in label maps, since they may not be
+    background. Classes that were not chosen become background.
     """
 
     min_score: float | None = None
     """Lowest score of a mask: SAM's predicted IoU times the mean CAM, in [0, 1]. Needs --labels.
-    Masks below it are left out; label maps have 255 (ignore) in their place."""
+    Masks below it are left out; label maps have ignored pixels in their place."""
     min_area_px: int = 1
     """Smallest area of an instance, in pixels, at least 1.
-    Smaller ones are left out; label maps have 255 (ignore) in their place."""
+    Smaller ones are left out; label maps have ignored pixels in their place."""
     classes: tuple[str, ...] = ()
     """Classes to export, renumbered in the order of the data set. Without it all classes."""
 

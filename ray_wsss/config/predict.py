@@ -38,6 +38,13 @@ class PredictConfig:
     def max_batch_pixels(self, num_labels: int) -> float:
         """Pixels of the images of one forward pass, at their own scale.
 
-        Scores take 8 bytes per pixel and label, the largest activations of a backbone 1 KiB per pixel.
+        The largest activations of a backbone take 1 KiB per pixel. The logits of all views take 4 bytes per
+        label and cell, and a cell has 8 x 8 pixels or more.
         """
-        return self.max_pixels_per_pass / (max(1.0, *self.scales) ** 2 + num_labels * 8 / 1024)
+        of_views = sum(scale**2 for scale in self.scales) * (1 + self.flip)
+        return self.max_pixels_per_pass / (max(1.0, *self.scales) ** 2 + num_labels * of_views / 16 / 1024)
+
+    @property
+    def max_scores(self) -> int:
+        """Scores of pixels, one for each label, that are computed at a time, about 12 bytes each."""
+        return 32 * self.max_pixels_per_pass

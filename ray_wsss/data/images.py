@@ -22,8 +22,11 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from ray_wsss.data.image_files.opening import DECODER_ERRORS, ImageError, load_image, open_image, quiet
+from ray_wsss.label_format import MAX_BYTE_CLASSES, LabelMap, label_format
 
 T = TypeVar("T", bound=np.generic)
+_DEPTH_AT = 24
+"""Position of the byte of every PNG that is its bit depth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,21 +125,42 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def decode_mask(png: bytes) -> NDArray[np.uint8]:
-    """Decode a palette or grey PNG to its (H, W) uint8 label map: palette indices or grey values.
+def decode_mask(png: bytes, num_classes: int = MAX_BYTE_CLASSES) -> LabelMap:
+    """Decode a palette or grey PNG to its label map (H, W): palette indices or grey values.
+
+    Args:
+        num_classes: number of classes, which decides the type of the result (`label_format`). A PNG of up to
+            8 bits also serves for more than 254 classes, as long as it doesn't hold 255, which could mean
+            either a class or ignore.
 
     Raises:
-        ImageError: the PNG is incomplete, in colour, or has labels above 255.
+        ImageError: the PNG is incomplete, in colour, or has labels that don't fit.
+    """
+    form, labels = label_format(num_classes), decode_mask_values(png)
+    if labels.max() > form.ignore:
+        raise ImageError(f"the mask holds label {labels.max()}; expected labels from 0 to {form.ignore}")
+    labels = labels.astype(form.dtype)
+    if png[_DEPTH_AT] <= 8 and form.dtype != np.uint8 and (labels == 255).any():
+        raise ImageError(
+            f"the mask holds 255 in 8 bits, which may mean ignored pixels or the 255th of {num_classes} "
+            "classes; expected a PNG of 16-bit grey"
+        )
+    return labels
+
+
+def decode_mask_values(png: bytes) -> NDArray[np.uint16]:
+    """Decode a palette or grey PNG to its values (H, W): palette indices or grey values, whatever they mean.
+
+    Raises:
+        ImageError: the PNG is incomplete, or in colour.
     """
     image = load_image(png, ("PNG",))
     if image.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
         raise ImageError(f"the mask's pixels are {image.mode}; expected a palette or grey PNG")
     labels = np.array(image)
-    if labels.max() > 255:
-        raise ImageError(f"the mask holds label {labels.max()}; expected labels from 0 to 255")
-    # Pillow stretches 2- and 4-bit grey (not palettes) to 0..255. Byte 24 of every PNG is its bit depth.
-    stretch = {2: 85, 4: 17}.get(png[24], 1) if image.mode == "L" else 1
-    return (labels // stretch).astype(np.uint8)
+    # Pillow stretches 2- and 4-bit grey (not palettes) to 0..255.
+    stretch = {2: 85, 4: 17}.get(png[_DEPTH_AT], 1) if image.mode == "L" else 1
+    return (labels // stretch).astype(np.uint16)
 
 
 def decode_mask_colours(png: bytes) -> tuple[NDArray[np.uint8], bool] | None:
@@ -160,15 +184,21 @@ def decode_mask_colours(png: bytes) -> tuple[NDArray[np.uint8], bool] | None:
 
 def describe_labels(class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Labels in masks of `encode_mask`: index, name, colour as [red, green, blue]; background is first."""
-    colours = voc_palette().tolist()
+    colours = voc_palette(1 + len(class_names)).tolist()
     names = ("background", *class_names)
     return [{"index": k, "name": name, "colour": colours[k]} for k, name in enumerate(names)]
 
 
-def encode_mask(mask: NDArray[np.uint8]) -> bytes:
-    """Encode an (H, W) uint8 label map as a PNG with VOC's palette, so that viewers show it in colour."""
-    if mask.ndim != 2 or mask.dtype != np.uint8:
-        raise ValueError(f"the mask is {mask.dtype} of shape {mask.shape}; expected uint8 (H, W)")
+def encode_mask(mask: LabelMap) -> bytes:
+    """Encode a label map (H, W) as a PNG.
+
+    uint8 gets VOC's palette, so that viewers show it in colour. uint16 becomes 16-bit grey: a PNG's palette
+    has 256 entries at most.
+    """
+    if mask.ndim != 2 or mask.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"the mask is {mask.dtype} of shape {mask.shape}; expected uint8 or uint16 (H, W)")
+    if mask.dtype == np.uint16:
+        return encode_segments(mask)
     image = Image.fromarray(mask)
     image.putpalette(voc_palette().tobytes())
     buffer = BytesIO()
@@ -200,10 +230,13 @@ def encode_segments(segments: NDArray[np.integer]) -> bytes:
     return buffer.getvalue()
 
 
-def voc_palette() -> NDArray[np.uint8]:
-    """VOC's colour map, (256, 3) uint8 RGB: a label's bits go in turn to red, green and blue."""
-    labels = np.arange(256)
-    palette = np.zeros((256, 3), np.uint8)
+def voc_palette(count: int = 256) -> NDArray[np.uint8]:
+    """VOC's colour map, (count, 3) uint8 RGB: a label's bits go in turn to red, green and blue.
+
+    VOC's own has 256 colours. The rule gives each of 2**24 labels a colour of its own.
+    """
+    labels = np.arange(count)
+    palette = np.zeros((count, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
             palette[:, channel] |= (((labels >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)

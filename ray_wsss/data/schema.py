@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_wsss.errors import UserError
+from ray_wsss.label_format import MAX_CLASSES
 from ray_wsss.storage import is_remote, replace_atomically, write_json
 
 FORMAT_VERSION = 2
@@ -27,8 +28,6 @@ classes, stays readable (`unknown_as_null`)."""
 ROWS_PER_GROUP = 64
 BYTES_PER_GROUP = 15 * 2**20
 """Most bytes of images, masks and the like in a row group of several rows."""
-MAX_CLASSES = 254
-"""Most classes of a data set: labels are uint8, of which 0 is background and 255 is ignore."""
 
 SourceKind = Literal["coco", "voc", "folder", "csv", "yolo", "webdataset", "parquet", "huggingface"]
 
@@ -41,7 +40,7 @@ IMAGE_SCHEMA = pa.schema(
         pa.field("width", pa.int32(), nullable=False),
         # Sorted class indices from 0; empty: none of the classes is in the image; null: nobody knows.
         pa.field("image_labels", pa.list_(pa.int32())),
-        pa.field("mask", pa.binary()),  # PNG label map: 0 background, class c as c + 1, 255 ignore
+        pa.field("mask", pa.binary()),  # PNG label map, see `label_format`
         # See `near_duplicates`; null: an image without contrast. Earlier versions wrote no such column.
         pa.field("perceptual_hash", pa.int64()),
     ]
@@ -178,7 +177,7 @@ def unknown_as_null(table: pa.Table) -> pa.Table:
 def check_class_names(class_names: Sequence[str], origin: Path) -> None:
     """Raise UserError unless there are 1 to ``MAX_CLASSES`` names, none of them empty or repeated."""
     if not 1 <= len(class_names) <= MAX_CLASSES:
-        raise UserError(f"{origin} has {len(class_names)} classes; expected 1 to {MAX_CLASSES}")
+        raise UserError(f"{origin} has {len(class_names)} classes; expected 1 to {MAX_CLASSES:,}")
     seen: set[str] = set()
     for name in class_names:
         if not name.strip() or name in seen:

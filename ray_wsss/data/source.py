@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_wsss.data.schema import SourceKind, SourceRow
+from ray_wsss.label_format import LabelMap
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,12 +23,11 @@ class Source:
     """Number of the group of each row, ascending. Rows of a group, such as a row group of Parquet, cost much
     to read apart. None: each row is read by itself."""
     mask_values: Mapping[int, int] | None = None
-    """Label (0 background, class c as c + 1, 255 ignore) by value of the ground-truth PNGs; None: they hold
-    labels."""
+    """Label (`label_format`) by value of the ground-truth PNGs; None: they hold labels."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Number of files that aren't images, by suffix in lower case ("" for files without one, and
     "hidden" for all hidden files)."""
-    decode_mask: Callable[[bytes], NDArray[np.uint8]] | None = None
+    decode_mask: Callable[[bytes], LabelMap] | None = None
     """Decodes a file at a row's ``mask_path`` to its (H, W) label map, raising ImageError. None: the files
     are PNGs as `data.images.encode_mask` writes them."""
     remarks: Sequence[str] = ()

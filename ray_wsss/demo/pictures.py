@@ -10,6 +10,7 @@ from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.demo.settings import DemoSettings
 from ray_wsss.figures.overview import OverviewRow, save_overview
+from ray_wsss.label_format import LabelMap
 
 _ROWS = 6
 """Scenes in a picture."""
@@ -77,5 +78,5 @@ def _pixels(record: dict[str, Any]) -> NDArray[np.uint8]:
     return decode_image(record["image"], record["orientation"])
 
 
-def _truth(record: dict[str, Any]) -> dict[str, NDArray[np.uint8]]:
+def _truth(record: dict[str, Any]) -> dict[str, LabelMap]:
     return {"ground truth": decode_mask(record["mask"])}

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ray_wsss.data.images import ImageError, decode_image, encode_mask, probe_image
 from ray_wsss.export.record import ExportedImage
+from ray_wsss.label_format import LabelMap
 from ray_wsss.storage import copy_file, is_remote, make_folder, replace_atomically
 
 _MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"BM": ".bmp"}
@@ -79,8 +80,8 @@ def write_picture(folder: Path, image: ExportedImage, *, jpeg_only: bool = False
     return f"{image.name}{suffix}"
 
 
-def write_mask(path: Path, label_map: NDArray[np.uint8]) -> None:
-    """Write an (H, W) uint8 label map as a PNG with VOC's palette."""
+def write_mask(path: Path, label_map: LabelMap) -> None:
+    """Write a label map (H, W) as a PNG (`data.images.encode_mask`)."""
     write_once(path, encode_mask(label_map))
 
 

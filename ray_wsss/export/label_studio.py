@@ -58,7 +58,7 @@ class LabelStudioFormat:
         view = ET.Element("View")
         ET.SubElement(view, "Image", name="image", value="$image", zoom="true")
         labels = ET.SubElement(view, "BrushLabels", name="mask", toName="image")
-        for name, colour in zip(self.class_names, voc_palette()[1:]):
+        for name, colour in zip(self.class_names, voc_palette(1 + len(self.class_names))[1:], strict=True):
             ET.SubElement(labels, "Label", value=name, background="#" + bytes(colour).hex())
         ET.indent(view)
         write_text(self.out / "config.xml", [ET.tostring(view, encoding="unicode")])

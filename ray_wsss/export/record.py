@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from skimage.measure import label as find_components
 from skimage.measure import regionprops
 
-from ray_wsss.ops.losses import IGNORE_LABEL
+from ray_wsss.label_format import LabelMap, ignore_label
 
 InstancesBy = Literal["components", "class"]
 
@@ -75,8 +75,8 @@ class ExportedImage:
     """Content of the image file."""
     orientation: int
     """EXIF orientation, 1..8, that ``data`` was decoded with for labelling."""
-    label_map: NDArray[np.uint8]
-    """(H, W): 0 background, exported class k as k + 1, 255 ignore."""
+    label_map: LabelMap
+    """(H, W): 0 background, exported class k as k + 1, ignored pixels as `label_format` says."""
     instances: Sequence[Instance] = field(default_factory=tuple)
 
     @property
@@ -97,18 +97,16 @@ class ExportFormat(Protocol):
         ...
 
 
-def find_instances(
-    label_map: NDArray[np.uint8], scores: Mapping[int, MaskScores], by: InstancesBy
-) -> list[Instance]:
+def find_instances(label_map: LabelMap, scores: Mapping[int, MaskScores], by: InstancesBy) -> list[Instance]:
     """Find the instances of a label map, ordered by class and then from top to bottom.
 
     Args:
-        label_map: (H, W), 0 background, class k as k + 1, 255 ignore.
+        label_map: (H, W), 0 background, class k as k + 1, ignored pixels as `label_format` says.
         scores: scores by class index; classes may be missing.
         by: "components" makes an instance of each connected component (touching corners connect), "class" of
             all pixels of a class.
     """
-    inside = np.where(label_map == IGNORE_LABEL, 0, label_map)
+    inside = np.where(label_map == ignore_label(label_map), 0, label_map)
     regions = find_components(inside, background=0, connectivity=2) if by == "components" else inside
     found = []
     for region in regionprops(regions):

@@ -23,7 +23,7 @@ from ray_wsss.export.files import StreamedFile
 from ray_wsss.export.names import FileNames
 from ray_wsss.export.record import ExportedImage, ExportFormat, Instance, find_instances
 from ray_wsss.export.source import ExportSource, LabelledImage
-from ray_wsss.ops.losses import IGNORE_LABEL
+from ray_wsss.label_format import ignore_label, label_format
 from ray_wsss.runs.manifest import Output
 from ray_wsss.storage import drop_leftovers
 
@@ -116,10 +116,11 @@ class _Export:
         self.source, self.kept, self.filters = source, kept, filters
         self.by: InstancesBy = by
         self.report = ExportReport()
+        before, self.format = label_format(len(source.class_names)), label_format(len(kept))
         # New label by old label. Dropped classes become background.
-        self.new_label = np.zeros(256, np.uint8)
+        self.new_label = np.zeros(before.ignore + 1, self.format.dtype)
         self.new_label[[k + 1 for k in kept]] = np.arange(1, len(kept) + 1)
-        self.new_label[IGNORE_LABEL] = IGNORE_LABEL
+        self.new_label[before.ignore] = self.format.ignore
 
     def run(self, target: ExportFormat, out: Path) -> ExportReport:
         names = FileNames(self.source.image_ids())
@@ -147,11 +148,10 @@ class _Export:
     def _filtered(self, labelled: LabelledImage, name: str, number: int) -> ExportedImage:
         labels = np.unique(labelled.label_map)
         class_count = len(self.source.class_names)
-        strange = labels[(labels > class_count) & (labels != IGNORE_LABEL)]
+        ignore = ignore_label(labelled.label_map)
+        strange = labels[(labels > class_count) & (labels != ignore)]
         if strange.size:
-            raise ValueError(
-                f"its label map holds {strange[0]}; expected 0 to {class_count}, or {IGNORE_LABEL}"
-            )
+            raise ValueError(f"its label map holds {strange[0]}; expected 0 to {class_count}, or {ignore}")
         self.report.of_other_classes += int(((labels > 0) & (self.new_label[labels] == 0)).sum())
         label_map = self.new_label[labelled.label_map]
         scores = {new: labelled.scores[old] for new, old in enumerate(self.kept) if old in labelled.scores}
@@ -160,7 +160,7 @@ class _Export:
             if self._passes(instance):
                 instances.append(instance)
             else:
-                label_map[instance.box][instance.crop] = IGNORE_LABEL
+                label_map[instance.box][instance.crop] = self.format.ignore
         return ExportedImage(
             image_id=labelled.image_id,
             name=name,

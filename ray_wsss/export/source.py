@@ -1,6 +1,6 @@
 """Sources of an export: images and their labels, read one at a time.
 
-Labels come from `label`, with scores, for a data set; or from `predict`, as palette PNGs, for a folder of
+Labels come from `label`, with scores, for a data set; or from `predict`, as PNGs, for a folder of
 images or for a data set of the same images.
 """
 
@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.data.image_files.convert import convert_image
@@ -21,6 +20,7 @@ from ray_wsss.data.reader import ShardReader, open_shard
 from ray_wsss.data.schema import DatasetMetadata, locate
 from ray_wsss.errors import UserError
 from ray_wsss.export.record import MaskScores
+from ray_wsss.label_format import LabelMap
 from ray_wsss.runs.manifest import dataset_hash, file_hash, require_finished
 from ray_wsss.runs.read_chunks import plan_chunks, read_chunk
 from ray_wsss.stages.label import score_of
@@ -38,8 +38,8 @@ class LabelledImage:
     """Content of the image file."""
     orientation: int = 1
     """EXIF orientation, 1..8, to decode ``data`` with."""
-    label_map: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
-    """(H, W): 0 background, class c as c + 1, 255 ignore."""
+    label_map: LabelMap = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+    """(H, W): 0 background, class c as c + 1, ignored pixels as `label_format` says."""
     scores: Mapping[int, MaskScores] = field(default_factory=dict)
     """Scores by class index; empty if unknown."""
     error: str | None = None
@@ -85,7 +85,8 @@ class LabelSource:
     def __iter__(self) -> Iterator[LabelledImage]:
         for position, row in enumerate(_dataset_rows(self.dataset)):
             label = self._label_of(row["image_id"], position)
-            yield _join(row, label["pseudo_label"], label["error"], _scores_of(label["segments"] or []))
+            scores = _scores_of(label["segments"] or [])
+            yield _join(row, label["pseudo_label"], len(self.class_names), label["error"], scores)
 
     def _label_of(self, image_id: str, position: int) -> dict[str, Any]:
         """Label row of an image. `label` keeps the data set's order, so an index of ids is rarely needed."""
@@ -147,7 +148,7 @@ class PredictionSource:
         for row in rows:
             name = self._by_id.get(row["image_id"]) if self.is_dataset else self.masks[row["name"]]
             png, why = self._read_mask(name) if "error" not in row else (None, row["error"])
-            yield _join(row, png, self.failed.get(row["image_id"], why), {})
+            yield _join(row, png, len(self.class_names), self.failed.get(row["image_id"], why), {})
 
     def _read_file(self, name: str) -> dict[str, Any]:
         row: dict[str, Any] = {"image_id": printable(name), "name": name}
@@ -173,14 +174,18 @@ class PredictionSource:
 
 
 def _join(
-    row: Mapping[str, Any], png: bytes | None, error: str | None, scores: Mapping[int, MaskScores]
+    row: Mapping[str, Any],
+    png: bytes | None,
+    num_classes: int,
+    error: str | None,
+    scores: Mapping[int, MaskScores],
 ) -> LabelledImage:
     """Join the row of an image with its label map, or with the reason why it has no labels."""
     image_id = str(row["image_id"])
     try:
         if error is not None or png is None:
             raise ValueError(error or "there is no label map for it")
-        label_map, orientation = decode_mask(png), row["orientation"]
+        label_map, orientation = decode_mask(png, num_classes), row["orientation"]
         info = probe_image(row["image"])
         image_hw = (info.width, info.height) if orientation >= 5 else (info.height, info.width)
         if label_map.shape != image_hw:

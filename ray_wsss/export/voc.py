@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
 from ray_wsss.data.images import voc_palette
+from ray_wsss.errors import UserError
 from ray_wsss.export.files import StreamedFile, write_mask, write_picture, write_text
 from ray_wsss.export.record import ExportedImage, Instance
-from ray_wsss.ops.losses import IGNORE_LABEL
+from ray_wsss.label_format import MAX_BYTE_CLASSES, label_format
 
 _MOST_OBJECTS = 254
+_IGNORE = label_format(MAX_BYTE_CLASSES).ignore
 
 
 class VocFormat:
@@ -29,6 +31,9 @@ class VocFormat:
     Args:
         boundary_px: width of the band on either side of every instance's outline that becomes 255 (ignore),
             in pixels; 0 for none. VOC's own masks have about two pixels.
+
+    Raises:
+        UserError: there are more classes than VOC's masks can hold.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class VocFormat:
         boundary_px: int = 0,
         skip_images: bool = False,
     ) -> None:
+        check_voc_classes(class_names)
         self.out, self.class_names = out, class_names
         self.boundary_px, self.skip_images = boundary_px, skip_images
         self.listed = StreamedFile(out / "ImageSets" / "Segmentation" / f"{split}.txt")
@@ -47,15 +53,15 @@ class VocFormat:
     def add(self, image: ExportedImage) -> None:
         write_picture(self.out / "JPEGImages", image, jpeg_only=True, skip=self.skip_images)
         objects = number_objects(image.instances, image.image_hw)
-        ignored = (image.label_map == IGNORE_LABEL) | self._near_boundaries(image)
+        ignored = (image.label_map == _IGNORE) | self._near_boundaries(image)
         for folder, label_map in (("SegmentationClass", image.label_map), ("SegmentationObject", objects)):
-            labels = np.where(ignored, np.uint8(IGNORE_LABEL), label_map)
+            labels = np.where(ignored, np.uint8(_IGNORE), label_map)
             write_mask(self.out / folder / f"{image.name}.png", labels)
         self.listed.write(f"{image.name}\n")
 
     def finish(self) -> None:
         colours = voc_palette().tolist()
-        labels = {0: "background", IGNORE_LABEL: "ignored"}
+        labels = {0: "background", _IGNORE: "ignored"}
         for k, class_name in enumerate(self.class_names, 1):
             labels[k] = _as_label(class_name, labels.values())
         lines = [f"{labels[k]}:{','.join(map(str, colours[k]))}::" for k in sorted(labels)]
@@ -71,6 +77,15 @@ class VocFormat:
         return near
 
 
+def check_voc_classes(class_names: Sequence[str]) -> None:
+    """Raise UserError if there are more classes than VOC's masks can hold."""
+    if len(class_names) > MAX_BYTE_CLASSES:
+        raise UserError(
+            f"there are {len(class_names):,} classes, and VOC's masks have room for {MAX_BYTE_CLASSES}; "
+            "expected export coco, folder, yolo or label-studio, or fewer classes by --classes"
+        )
+
+
 def number_objects(instances: Sequence[Instance], image_hw: tuple[int, int]) -> NDArray[np.uint8]:
     """Map (H, W) with instance n as n, from 1.
 
@@ -81,7 +96,7 @@ def number_objects(instances: Sequence[Instance], image_hw: tuple[int, int]) -> 
     number = {k: n for n, k in enumerate(kept, 1)}
     objects = np.zeros(image_hw, np.uint8)
     for k, instance in enumerate(instances):
-        objects[instance.box][instance.crop] = number.get(k, IGNORE_LABEL)
+        objects[instance.box][instance.crop] = number.get(k, _IGNORE)
     return objects
 
 

@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from ray_wsss.figures.save import save_figure
+from ray_wsss.label_format import LabelMap, ignore_label
 
 COLOURS = np.array(
     [
@@ -36,8 +37,8 @@ class OverviewRow:
     """Highest CAM over the classes, in [0, 1], by column title."""
     points: list[tuple[int, float, float]]
     """(class index, x, y) in pixels."""
-    label_maps: dict[str, NDArray[np.uint8]]
-    """Label map by column title: 0 background, class c as c + 1, 255 ignore."""
+    label_maps: dict[str, LabelMap]
+    """Label map by column title: 0 background, class c as c + 1, ignored pixels as `label_format` says."""
 
 
 def save_overview(
@@ -65,9 +66,7 @@ def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str], cell_inches: 
     cams = list(dict.fromkeys(title for row in rows for title in row.cams))
     maps = list(dict.fromkeys(title for row in rows for title in row.label_maps))
     titles = ["image", *cams, *(["point prompts"] if cams else []), *maps]
-    present = sorted(
-        {int(v) - 1 for row in rows for m in row.label_maps.values() for v in np.unique(m) if 0 < v < 255}
-    )[:12]
+    present = sorted({c for row in rows for m in row.label_maps.values() for c in classes_in(m)})[:12]
     width = cell_inches * len(titles)
     per_line = max(1, min(6, len(present), int(width / _LEGEND_INCHES)))
     legend = _LINE_INCHES * max(1, math.ceil(len(present) / per_line))
@@ -108,24 +107,31 @@ def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str], cell_inches: 
     return figure
 
 
+def classes_in(label_map: LabelMap) -> set[int]:
+    """Indices of the classes in a label map (H, W)."""
+    return {int(v) - 1 for v in np.unique(label_map) if v not in (0, ignore_label(label_map))}
+
+
 def class_colour(class_index: int) -> NDArray[np.uint8]:
     """RGB colour (3,) of a class."""
     return COLOURS[1 + class_index % (len(COLOURS) - 1)]
 
 
 def paint_labels(
-    image: NDArray[np.uint8], label_map: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None
+    image: NDArray[np.uint8], label_map: LabelMap, palette: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
     """Paint a label map (H, W) over the faded image (H, W, 3): classes in colour, ignored pixels in white.
 
     Args:
-        palette: (256, 3) RGB colour of each label. None: `class_colour`.
+        palette: RGB colours (K, 3) of the labels, background included. None: `class_colour`.
     """
     painted = _fade(image)
     for label in np.unique(label_map):
         if label:
-            of_class = palette[label] if palette is not None else class_colour(int(label) - 1)
-            colour = np.array([255, 255, 255]) if label == 255 else of_class
+            if label == ignore_label(label_map):
+                colour = np.array([255, 255, 255])
+            else:
+                colour = palette[label] if palette is not None else class_colour(int(label) - 1)
             painted[label_map == label] = 0.35 * painted[label_map == label] + 0.65 * colour
     return painted
 

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,10 +19,10 @@ class ClassifierOutput:
 
     logits: Float[Tensor, "B C"]
     """Image-level logits."""
-    class_maps: Float[Tensor, "B C h w"]
-    """Class maps before ReLU and normalisation."""
+    class_maps: Float[Tensor, "B M h w"] | None
+    """Class maps of the classes asked for, before ReLU and normalisation; None if none were."""
     features: Float[Tensor, "B D h w"]
-    """Non-negative features, from which the class maps are computed."""
+    """Non-negative features, from which logits and class maps are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +71,30 @@ class Classifier(nn.Module):
         """Device of the weights."""
         return self.to_class_maps.weight.device
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> ClassifierOutput:
-        """Classify RGB images in [0, 1]. The outputs are float32, also under autocast."""
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], classes: Int[Tensor, "B M"] | None = None
+    ) -> ClassifierOutput:
+        """Classify RGB images in [0, 1]. The outputs are float32, also under autocast.
+
+        The class maps of all classes never exist: with 1,000 classes they would be far larger than the
+        features. The logits are the same from pooled features, since mean and 1x1 convolution commute.
+
+        Args:
+            classes: the classes of each image to make class maps of.
+        """
         features = F.relu(self.to_features(self.backbone(images)))
-        class_maps = self.to_class_maps(features)
-        return ClassifierOutput(class_maps.mean(dim=(2, 3)), class_maps, features)
+        logits = self.to_class_maps(features.mean(dim=(2, 3), keepdim=True)).flatten(1)
+        class_maps = self._class_maps(features, classes) if classes is not None else None
+        return ClassifierOutput(logits, class_maps, features)
+
+    def _class_maps(
+        self, features: Float[Tensor, "B D h w"], classes: Int[Tensor, "B M"]
+    ) -> Float[Tensor, "B M h w"]:
+        """``to_class_maps`` for some classes of each image, in the type of the weights."""
+        weight = self.to_class_maps.weight[classes][..., 0, 0]
+        with torch.autocast(features.device.type, enabled=False):
+            maps = torch.bmm(weight, features.to(weight.dtype).flatten(2))
+        return maps.unflatten(2, features.shape[2:])
 
 
 def build_classifier(

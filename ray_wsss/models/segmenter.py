@@ -9,7 +9,6 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from ray_wsss.config import SegmenterConfig
@@ -63,17 +62,13 @@ class Segmenter(nn.Module):
             FullPrecisionConv2d(aspp_dim, num_labels, 1),
         )
 
-    def forward(
-        self, images: Float[Tensor, "B 3 H W"], size_hw: tuple[int, int] | None = None
-    ) -> Float[Tensor, "B K _h _w"]:
-        """Per-pixel logits, float32, of RGB images in [0, 1]; channel 0 is background, c + 1 is class c.
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K _h _w"]:
+        """Logits of the head's cells, float32, of RGB images in [0, 1]: background, then the classes.
 
-        Args:
-            size_hw: height and width of the logits, in pixels; by default those of the images.
+        A cell is as wide as the output stride, in pixels. The logits of pixels are those of the cells resized
+        (`ops.resize.resize_maps`). With many classes they are large, so callers make a part at a time.
         """
-        logits = self.head(self.backbone(images))
-        size_hw = size_hw or (images.shape[-2], images.shape[-1])
-        return F.interpolate(logits, size_hw, mode="bilinear", align_corners=False)
+        return self.head(self.backbone(images))
 
 
 def build_segmenter(

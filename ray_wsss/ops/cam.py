@@ -6,13 +6,32 @@ functions need neither gradients nor weights.
 
 from collections.abc import Sequence
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ray_wsss.ops.resize import resize_maps
 
 EPSILON = 1e-5
 """Added to a map's maximum before dividing: a class without activation gives 0, not NaN (released code)."""
+
+
+def list_classes(
+    image_labels: Float[Tensor, "B C"],
+) -> tuple[Int[Tensor, "B M"], Bool[Tensor, "B M"]]:
+    """List the classes of each image, so that maps are made of these alone.
+
+    Args:
+        image_labels: 1 for a class that is present, else 0. On a GPU, the host waits for it.
+
+    Returns:
+        classes: the M lowest class indices of each image, its own before others; M is the largest number of
+            classes that an image has, at least 1.
+        present: which of them are the image's own.
+    """
+    has = image_labels > 0
+    most = max([1, *has.sum(1).tolist()])
+    classes = has.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return classes, has.gather(1, classes)
 
 
 def normalise_cam(

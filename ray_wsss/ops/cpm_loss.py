@@ -1,15 +1,20 @@
 """Loss of CPM (CAM-based Prompting Module): the CAM against the pseudo label that SAM's masks make."""
 
+import math
+
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
-from ray_wsss.ops.losses import IGNORE_LABEL
-
 
 def cpm_loss(
-    cam: Float[Tensor, "B C H W"], pseudo_label: Integer[Tensor, "B H W"], temperature: float = 1.0
+    cam: Float[Tensor, "B C H W"],
+    pseudo_label: Integer[Tensor, "B H W"],
+    temperature: float = 1.0,
+    *,
+    other_classes: int = 0,
+    ignore: int = 255,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the CAM against the pseudo label (S2C).
 
@@ -23,16 +28,23 @@ def cpm_loss(
 
     Args:
         cam: CAM in [0, 1], zero for absent classes.
-        pseudo_label: 0 = background, class c as c + 1, 255 = ignore.
+        pseudo_label: 0 = background, class c as c + 1, or ``ignore``.
         temperature: divides the logits; more than 0 (released code: 1).
+        other_classes: number of classes that no image has. The loss counts them as CAMs of zero, without
+            making these.
+        ignore: label of pixels that are left out.
 
     Returns:
         Mean over the pixels that are not ignored; if all are ignored, a 0 that still has a graph. On a CPU,
-        torch raises IndexError for a label above C that is not 255.
+        torch raises IndexError for a label above C that is not ``ignore``.
     """
     # amax shares the gradient between equal classes, so the loss does not depend on the order of classes.
     background = 1 - cam.amax(dim=1, keepdim=True)
     logits = torch.cat([background, cam], dim=1) / temperature
-    total = F.cross_entropy(logits, pseudo_label.long(), ignore_index=IGNORE_LABEL, reduction="sum")
+    if other_classes:
+        # To the softmax, n logits of 0 are one of log n.
+        others = torch.full_like(logits[:, :1], math.log(other_classes))
+        logits = torch.cat([logits, others], dim=1)
+    total = F.cross_entropy(logits, pseudo_label.long(), ignore_index=ignore, reduction="sum")
     # reduction="mean" would be 0 / 0 if every pixel is ignored.
-    return total / (pseudo_label != IGNORE_LABEL).sum().clamp(min=1)
+    return total / (pseudo_label != ignore).sum().clamp(min=1)

@@ -8,9 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORE_LABEL = 255
-"""Label of pixels that losses leave out: no truth, or padding."""
-
 
 def classification_loss(
     logits: Float[Tensor, "B C"], image_labels: Float[Tensor, "B C"]

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-MAX_CLASSES = 254
-"""Most classes of a pseudo label: class c is stored as c + 1 in a byte; 0 is background, 255 is ignore."""
+from ray_wsss.label_format import MAX_BYTE_CLASSES, label_format
 
 Confidence = Literal["logit", "stability", "iou"]
 
@@ -69,7 +68,8 @@ def assign_labels(
     image_index: Int[Tensor, " N"],
     class_index: Int[Tensor, " N"],
     num_images: int,
-) -> UInt8[Tensor, "B H W"]:
+    num_classes: int = MAX_BYTE_CLASSES,
+) -> Integer[Tensor, "B H W"]:
     """Give each pixel the class of the highest score in its image (`LabelContest`, all masks at once).
 
     Args:
@@ -77,14 +77,15 @@ def assign_labels(
         image_index: image of each mask, in 0 .. num_images - 1.
         class_index: class of each mask, from 0.
         num_images: B; an image without masks becomes background.
+        num_classes: number of classes, which decides the type of the labels (`label_format`).
 
     Returns:
         0 = background (no mask covers the pixel), class c as c + 1. Of equal scores, the lower class wins.
 
     Raises:
-        ValueError: a class does not fit into a byte, or an index is out of range.
+        ValueError: an index is out of range.
     """
-    contest = LabelContest(num_images, (scores.shape[1], scores.shape[2]), scores)
+    contest = LabelContest(num_images, (scores.shape[1], scores.shape[2]), scores, num_classes)
     contest.add(scores, image_index, class_index)
     return contest.labels
 
@@ -98,11 +99,20 @@ class LabelContest:
         num_images: B; an image without masks becomes background.
         size_hw: height and width of the images, in pixels.
         like: any tensor of the scores' dtype and device.
+        num_classes: number of classes, which decides the type of ``labels`` (`label_format`).
     """
 
-    def __init__(self, num_images: int, size_hw: tuple[int, int], like: Tensor) -> None:
+    def __init__(
+        self,
+        num_images: int,
+        size_hw: tuple[int, int],
+        like: Tensor,
+        num_classes: int = MAX_BYTE_CLASSES,
+    ) -> None:
         self._best = like.new_full((num_images, *size_hw), -torch.inf)
-        self.labels: UInt8[Tensor, "B H W"] = torch.zeros_like(self._best, dtype=torch.uint8)
+        self._num_classes = num_classes
+        dtype = label_format(num_classes).tensor_dtype()
+        self.labels: Integer[Tensor, "B H W"] = torch.zeros_like(self._best, dtype=dtype)
 
     def add(
         self,
@@ -122,10 +132,10 @@ class LabelContest:
             at: rows and columns of the images that the scores cover; without it, all.
 
         Raises:
-            ValueError: a class does not fit into a byte, or an index is out of range.
+            ValueError: an index is out of range.
         """
         images, classes = image_index.tolist(), class_index.tolist()
-        _check_indices(images, classes, len(self._best))
+        _check_indices(images, classes, len(self._best), self._num_classes)
         # Ascending classes and a strict comparison: a tie stays with the lower class.
         for n in sorted(range(len(classes)), key=classes.__getitem__):
             best = self._best[images[n]][at]
@@ -134,11 +144,8 @@ class LabelContest:
             self.labels[images[n]][at].masked_fill_(better, classes[n] + 1)
 
 
-def _check_indices(images: Sequence[int], classes: Sequence[int], num_images: int) -> None:
-    if any(c < 0 or c >= MAX_CLASSES for c in classes):
-        raise ValueError(
-            f"class_index spans {min(classes)}..{max(classes)}; expected 0..{MAX_CLASSES - 1}, "
-            f"since pseudo labels are bytes (0 = background, 255 = ignore)"
-        )
+def _check_indices(images: Sequence[int], classes: Sequence[int], num_images: int, num_classes: int) -> None:
+    if any(c < 0 or c >= num_classes for c in classes):
+        raise ValueError(f"class_index spans {min(classes)}..{max(classes)}; expected 0..{num_classes - 1}")
     if any(b < 0 or b >= num_images for b in images):
         raise ValueError(f"image_index spans {min(images)}..{max(images)}; expected 0..{num_images - 1}")

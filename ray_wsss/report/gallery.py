@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_wsss.figures.overview import classes_in
+from ray_wsss.label_format import LabelMap
 from ray_wsss.report.pictures import encode_heat, encode_labels, encode_outlines, encode_photo
 
 
@@ -49,9 +51,9 @@ class GalleryImage:
     cam: NDArray[np.float32] | None = None
     """(h, w) highest CAM over the image's classes, in [0, 1]."""
     masks: list[MaskOfClass] = field(default_factory=list)
-    pseudo_label: NDArray[np.uint8] | None = None
-    prediction: NDArray[np.uint8] | None = None
-    truth: NDArray[np.uint8] | None = None
+    pseudo_label: LabelMap | None = None
+    prediction: LabelMap | None = None
+    truth: LabelMap | None = None
 
     def facts(self) -> dict[str, Any]:
         """Values that the page sorts by, filters by and shows, ready for JSON."""
@@ -86,7 +88,7 @@ class GalleryImage:
     def _classes(self) -> set[int]:
         """Indices of the classes in the image labels, the masks or any label map."""
         maps = [m for m in (self.pseudo_label, self.prediction, self.truth) if m is not None]
-        shown = {int(label) - 1 for m in maps for label in np.unique(m) if 0 < label < 255}
+        shown = {c for m in maps for c in classes_in(m)}
         return shown | set(self.image_labels) | {mask.class_index for mask in self.masks}
 
 

@@ -9,19 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ray_wsss.config import LabelConfig, PredictConfig
 from ray_wsss.data.coco import decode_rle
 from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.export.source import PredictionSource
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.resize import group_by_size, shrink
 from ray_wsss.ops.tiles import needs_tiles
 from ray_wsss.report.gallery import GalleryImage, MaskOfClass
-from ray_wsss.report.survey import SurveyedImage, confusion_of, mean_iou
+from ray_wsss.report.survey import SurveyedImage, mean_iou
 from ray_wsss.runs.classifier_side import with_classifier_side
 from ray_wsss.stages.cams import cams_of
 from ray_wsss.stages.label import score_of
@@ -91,6 +89,7 @@ class GallerySource:
         failed: list[tuple[str, str]],
     ) -> None:
         self.dataset, self.failed = ShardReader(dataset), failed
+        self.num_classes = len(DatasetMetadata.load(dataset).class_names)
         self.config = with_classifier_side(config, classifier) if classifier is not None else config
         self.labels = ShardReader(labels) if labels is not None else None
         self.classifier = load_classifier(classifier)[0] if classifier is not None else None
@@ -121,11 +120,11 @@ class GallerySource:
                 image_labels=row["image_labels"] or (),
                 score=surveyed.score,
                 iou=surveyed.iou,
-                truth=decode_mask(row["mask"]) if row["mask"] is not None else None,
+                truth=decode_mask(row["mask"], self.num_classes) if row["mask"] is not None else None,
             )
             if self.labels is not None:
                 label = self.labels.read(self.labels.index_of(surveyed.image_id))
-                image.pseudo_label = decode_mask(label["pseudo_label"])
+                image.pseudo_label = decode_mask(label["pseudo_label"], self.num_classes)
                 hw = (image.pixels.shape[0], image.pixels.shape[1])
                 image.masks = [_mask_of(segment, hw) for segment in label["segments"]]
             return image
@@ -161,7 +160,7 @@ class GallerySource:
         if self.predictions is not None:
             for image in images:
                 png = self.predictions.mask_of(image.image_id)
-                image.prediction = decode_mask(png) if png is not None else None
+                image.prediction = decode_mask(png, self.num_classes) if png is not None else None
         if self.predictor is not None:
             config = self.predictor.config
             seen = [shrink(image.pixels, config.max_side_px) for image in images]
@@ -173,14 +172,9 @@ class GallerySource:
                     images[at].prediction = label_map
         for image in images:
             if image.prediction is not None and image.truth is not None:
-                image.prediction_iou = _iou(image.prediction, image.truth)
-
-
-def _iou(prediction: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float | None:
-    if prediction.shape != truth.shape:  # the prediction of another image with the same name
-        return None
-    highest = [int(labels[labels < 255].max(initial=0)) for labels in (prediction, truth)]
-    return mean_iou(confusion_of(prediction, truth, max(highest) + 1))
+                # The prediction may be of another image with the same name.
+                same = image.prediction.shape == image.truth.shape
+                image.prediction_iou = mean_iou(image.prediction, image.truth) if same else None
 
 
 def _mask_of(segment: dict[str, Any], image_hw: tuple[int, int]) -> MaskOfClass:

@@ -20,6 +20,9 @@ from ray_wsss.report.pictures import report_palette
 
 PICTURES_PER_BLOCK = 12
 """Images whose pictures the page's script parses together; they fill about one screen."""
+LONG_TABLE = 100
+"""Rows above which a table by class scrolls, worst class first, and has no bars: of 1,000 classes these would
+take a megabyte."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +218,7 @@ def render_report(report: Report, images: Iterator[GalleryImage], side_px: int) 
         script=script,
         hashes={"style": _csp_hash(style), "script": _csp_hash(script)},
         chart={"width": WIDTH, "height": HEIGHT},
+        long_table=LONG_TABLE,
     )
 
 

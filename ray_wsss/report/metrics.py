@@ -1,11 +1,12 @@
 """IoU tables and confused classes of a report, from the metrics of evaluate and the survey of labels."""
 
 from collections.abc import Iterator, Mapping
+from statistics import mean
 from typing import Any
 
 from ray_wsss.figures.metrics_table import TITLES
 from ray_wsss.report.find_run import Metrics
-from ray_wsss.report.html import Column, ConfusedPair, Confusion, MetricsTable
+from ray_wsss.report.html import LONG_TABLE, Column, ConfusedPair, Confusion, MetricsTable
 from ray_wsss.report.survey import Survey
 from ray_wsss.stages.evaluate import describe_measure
 
@@ -31,12 +32,15 @@ def measured(metrics: list[Metrics], survey: Survey | None, survey_name: str) ->
 
 
 def make_table(title: str, note: str, figures: Mapping[str, Any]) -> MetricsTable:
-    """Table of IoU by class, with a column for each measure of one evaluation."""
+    """Table of IoU by class, with a column for each measure of one evaluation; of many, the worst first."""
     names = [name for name in TITLES if name in figures]
     columns = [_column(name, figures[name]) for name in names]
     classes = dict.fromkeys(c for name in names for c in figures[name]["iou"])
     rows = [(c, [figures[name]["iou"].get(c) for name in names]) for c in classes]
     occurring = [(c, values) for c, values in rows if any(value is not None for value in values)]
+    if len(occurring) > LONG_TABLE:
+        note = ", ".join(part for part in (note, "worst class first") if part)
+        occurring.sort(key=lambda row: mean(value for value in row[1] if value is not None))
     return MetricsTable(title=title, note=note, columns=columns, rows=occurring)
 
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ray_wsss.figures.overview import COLOURS
+from ray_wsss.label_format import LabelMap, ignore_label, label_format
 
 _HEAT_LEVELS = 32
 _HEAT_SIDE_PX = 96
 """Long side of a CAM's picture. CAMs are smooth, so browsers can scale them up without visible loss."""
 _WEBP_QUALITY = 78
-_IGNORE = 255
 _GOLDEN = 0.6180339887
 """Step between hues: multiples of the golden ratio, modulo 1, stay far apart for long."""
 
@@ -61,25 +61,32 @@ def encode_heat(cam: NDArray[np.float32]) -> str:
     return _palette_png(levels, colours, (np.minimum(1, share * 1.6) * 255).astype(np.uint8))
 
 
-def encode_labels(label_map: NDArray[np.uint8], palette: NDArray[np.uint8], side_px: int) -> str:
-    """A label map (H, W) as PNG in the classes' colours: background is transparent, ignore (255) white."""
-    small = _nearest(label_map, side_px)
-    labels = np.where(small == _IGNORE, len(palette), np.minimum(small, len(palette) - 1)).astype(np.uint8)
+def encode_labels(label_map: LabelMap, palette: NDArray[np.uint8], side_px: int) -> str:
+    """A label map (H, W) as PNG in the classes' colours: background is transparent, ignored pixels white.
+
+    A PNG's palette has room for 256 of the labels in the map; of more, the highest share a colour.
+    """
+    small, ignore = _nearest(label_map, side_px), ignore_label(label_map)
     colours = np.concatenate([palette, [[255, 255, 255]]]).astype(np.uint8)
+    labels = np.where(small == ignore, len(palette), np.minimum(small, len(palette) - 1))
+    if len(colours) > 256:
+        present = np.union1d([0], labels)
+        labels, colours = np.searchsorted(present, labels).clip(max=255), colours[present[:256]]
     alpha = np.full(len(colours), 255, np.uint8)
     alpha[0] = 0
     used = int(labels.max(initial=0)) + 1
-    return _palette_png(labels, colours[:used], alpha[:used])
+    return _palette_png(labels.astype(np.uint8), colours[:used], alpha[:used])
 
 
 def encode_outlines(
     masks: Sequence[tuple[int, NDArray[np.bool_]]], palette: NDArray[np.uint8], side_px: int
 ) -> str:
     """Outlines of one or more (class index, mask (H, W)) as PNG; where they overlap, the last is on top."""
-    drawn: NDArray[np.uint8] | None = None
+    drawn: LabelMap | None = None
+    form = label_format(len(palette) - 1)
     for class_index, mask in masks:
         small = _nearest(mask.astype(np.uint8), side_px).astype(bool)
-        drawn = np.zeros(small.shape, np.uint8) if drawn is None else drawn
+        drawn = np.zeros(small.shape, form.dtype) if drawn is None else drawn
         drawn[_outline(small, max(1, max(small.shape) // 128))] = class_index + 1
     assert drawn is not None
     return encode_labels(drawn, palette, side_px)
@@ -95,7 +102,7 @@ def _outline(mask: NDArray[np.bool_], width_px: int) -> NDArray[np.bool_]:
     return mask & ~inside
 
 
-def _nearest(labels: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
+def _nearest(labels: LabelMap, side_px: int) -> LabelMap:
     height, width = thumbnail_hw((labels.shape[0], labels.shape[1]), side_px)
     if (height, width) == labels.shape:
         return labels

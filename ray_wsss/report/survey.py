@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ray_wsss.data.images import decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
+from ray_wsss.label_format import LabelMap, ignore_label
 from ray_wsss.ops.metrics import ConfusionMatrix
 from ray_wsss.stages.label import score_of
 
@@ -115,31 +117,51 @@ def _count_segment(result: Survey, segment: dict[str, Any]) -> float:
 def _compare(result: Survey, pseudo_label: bytes | None, truth: bytes) -> float | None:
     """Add the pixels of one image to the confusion counts; returns its mean IoU.
 
-    An image without a label counts as background everywhere, as in evaluate; so do pixels labelled 255.
+    An image without a label counts as background everywhere, as in evaluate; so do ignored pixels.
 
     Raises:
         ValueError: label and ground truth don't fit together.
     """
-    expected = decode_mask(truth)
-    found = decode_mask(pseudo_label) if pseudo_label is not None else np.zeros_like(expected)
-    matrix = confusion_of(found, expected, 1 + len(result.class_names))
-    result.confusion = matrix if result.confusion is None else result.confusion + matrix
+    num_classes = len(result.class_names)
+    expected = decode_mask(truth, num_classes)
+    found = decode_mask(pseudo_label, num_classes) if pseudo_label is not None else np.zeros_like(expected)
+    labels, matrix = confusion_of(found, expected)
+    if labels[-1] > num_classes:
+        raise ValueError(f"it has label {labels[-1]}; expected 0 to {num_classes}")
+    if result.confusion is None:
+        result.confusion = ConfusionMatrix.zeros(1 + num_classes)
+    result.confusion.counts[labels[:, None], labels] += matrix.counts
     result.compared += 1
-    return mean_iou(matrix)
+    return _mean_iou(matrix)
 
 
-def confusion_of(label_map: NDArray[np.uint8], truth: NDArray[np.uint8], num_classes: int) -> ConfusionMatrix:
-    """Confusion counts of one image. Raises ValueError if the maps' sizes differ or a label is too large."""
+def confusion_of(label_map: LabelMap, truth: LabelMap) -> tuple[Tensor, ConfusionMatrix]:
+    """The labels in either map of an image, ascending, background first, and the counts of these labels.
+
+    With 1,000 classes, a matrix of all would have a million cells for every image.
+
+    Raises:
+        ValueError: the maps' sizes differ.
+    """
     if label_map.shape != truth.shape:
         sizes = [f"{shape[1]}x{shape[0]}" for shape in (label_map.shape, truth.shape)]
         raise ValueError(f"its label map is {sizes[0]} pixels, its ground truth {sizes[1]}")
-    return ConfusionMatrix.from_labels(torch.from_numpy(label_map), torch.from_numpy(truth), num_classes)
+    labels = np.union1d([0], np.union1d(label_map, truth))
+    labels = labels[labels != ignore_label(truth)]
+    # Ignored pixels have the highest label, so that they are placed behind all others.
+    predicted, true = (torch.from_numpy(np.searchsorted(labels, m)) for m in (label_map, truth))
+    matrix = ConfusionMatrix.from_labels(predicted, true, len(labels), ignore=len(labels))
+    return torch.from_numpy(labels.astype(np.int64)), matrix
 
 
-def mean_iou(matrix: ConfusionMatrix) -> float | None:
+def mean_iou(label_map: LabelMap, truth: LabelMap) -> float | None:
     """Mean IoU over the classes of an image, in [0, 1]; None if neither label map has a class.
 
-    Background is left out, since it is nearly always right.
+    Background is left out, since it is nearly always right. Raises ValueError if the maps' sizes differ.
     """
+    return _mean_iou(confusion_of(label_map, truth)[1])
+
+
+def _mean_iou(matrix: ConfusionMatrix) -> float | None:
     iou = matrix.iou()[1:]
     return None if iou.isnan().all() else float(iou.nanmean())

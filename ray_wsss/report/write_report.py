@@ -16,7 +16,7 @@ from ray_wsss.report.find_run import FoundRun, StageFolder
 from ray_wsss.report.gallery import GalleryImage
 from ray_wsss.report.gallery_source import GallerySource, choose_images
 from ray_wsss.report.history import describe_stage, describe_training, describe_work
-from ray_wsss.report.html import ClassRow, FailedImage, Report, Tile, render_report
+from ray_wsss.report.html import LONG_TABLE, ClassRow, FailedImage, Report, Tile, render_report
 from ray_wsss.report.metrics import make_confusions, make_table, measured
 from ray_wsss.report.survey import Survey, survey
 from ray_wsss.runs.dependencies import check_classes
@@ -94,6 +94,8 @@ def _add_labels(report: Report, surveyed: Survey, labels: StageFolder | None) ->
         ClassRow(name=surveyed.class_names[c], masks=count, score=surveyed.score_sums[c] / count)
         for c, count in sorted(surveyed.masks.items())
     ]
+    if len(report.classes) > LONG_TABLE:
+        report.classes.sort(key=lambda row: row.score)
 
 
 def _gallery(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_wsss.config import LabelConfig
+from ray_wsss.label_format import MAX_BYTE_CLASSES
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.modes import eval_mode
-from ray_wsss.ops.cam import merge_scales
+from ray_wsss.ops.cam import list_classes, merge_scales
 from ray_wsss.ops.device import upload
 from ray_wsss.ops.resize import scale_images, slices_of, to_tensor
 
@@ -30,11 +31,18 @@ class PairCams:
     """(N,) index of each pair's class, from 0; on the CPU too."""
     class_maps: Sequence[Float[Tensor, "N 1 _h _w"]]
     """The class maps before ReLU that the CAM sums up: one per scale, and one per mirrored scale."""
+    num_classes: int = MAX_BYTE_CLASSES
+    """Number of the classifier's classes, which decides the form of labels (`label_format`)."""
 
     def part(self, pairs: slice) -> "PairCams":
         """Some of the pairs, as views; ``image_index`` still counts over the whole batch."""
-        maps = [of_scale[pairs] for of_scale in self.class_maps]
-        return PairCams(self.cam[pairs], self.image_index[pairs], self.class_index[pairs], maps)
+        return replace(
+            self,
+            cam=self.cam[pairs],
+            image_index=self.image_index[pairs],
+            class_index=self.class_index[pairs],
+            class_maps=[of_scale[pairs] for of_scale in self.class_maps],
+        )
 
 
 @torch.no_grad()
@@ -58,8 +66,8 @@ def find_cams(
         max_pixels: most pixels of CAMs that are resized and summed at a time; None: all at once.
     """
     pairs, maps = class_maps_of(model, images, image_labels, scales=scales, flip=flip)
-    size_hw = (images.shape[-2], images.shape[-1])
-    return PairCams(_merge(maps, size_hw, max_pixels), pairs[:, 0], pairs[:, 1], maps)
+    cam = _merge(maps, (images.shape[-2], images.shape[-1]), max_pixels)
+    return PairCams(cam, pairs[:, 0], pairs[:, 1], maps, model.num_classes)
 
 
 @torch.no_grad()
@@ -75,16 +83,18 @@ def class_maps_of(
 
     The arguments are those of `find_cams`. Maps of mirrored views are mirrored back.
     """
-    pairs = image_labels.cpu().nonzero()
-    at = upload(pairs, images.device).unbind(1)
+    classes, present = list_classes(image_labels.cpu())
+    places = present.nonzero()
+    at = upload(places, images.device).unbind(1)
+    seen = upload(classes, images.device)
     maps = []
     with eval_mode(model):
         for scale in scales:
             scaled = scale_images(images, scale)
-            maps.append(model(scaled).class_maps[*at, None])
+            maps.append(model(scaled, seen).class_maps[*at, None])
             if flip:
-                maps.append(model(scaled.flip(-1)).class_maps[*at, None].flip(-1))
-    return pairs, maps
+                maps.append(model(scaled.flip(-1), seen).class_maps[*at, None].flip(-1))
+    return torch.stack([places[:, 0], classes[present]], dim=1), maps
 
 
 def _merge(maps: Sequence[Tensor], size_hw: tuple[int, int], max_pixels: int | None) -> Tensor:

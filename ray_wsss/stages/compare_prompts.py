@@ -15,6 +15,7 @@ from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.figures.prompt_figure import PromptExample
+from ray_wsss.label_format import LabelMap, ignore_label
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.regions import peak_regions
 from ray_wsss.ops.resize import resize_maps, shrink
@@ -48,12 +49,13 @@ class Pair:
         return CASES[1]
 
 
-def measure_pairs(dataset: Path, labels: Mapping[str, Path]) -> Iterator[Pair]:
+def measure_pairs(dataset: Path, labels: Mapping[str, Path], num_labels: int) -> Iterator[Pair]:
     """Measure each class of each image that is in the ground truth and in the labels of all kinds.
 
     Args:
         dataset: data set with ground truth.
         labels: outputs of ``label`` for ``dataset``, by kind of prompt; peaks are the points of ``points``.
+        num_labels: number of labels, background included.
     """
     truths = ShardReader(dataset)
     readers = {kind: ShardReader(folder) for kind, folder in labels.items()}
@@ -61,7 +63,7 @@ def measure_pairs(dataset: Path, labels: Mapping[str, Path]) -> Iterator[Pair]:
         found = truths.read(row, ["image_id", "mask"])
         if found["mask"] is None:
             continue
-        truth = decode_mask(found["mask"])
+        truth = decode_mask(found["mask"], num_labels - 1)
         segments = {kind: _segments(reader, found["image_id"]) for kind, reader in readers.items()}
         for class_index, segment in segments["points"].items():
             inside = truth == class_index + 1
@@ -116,9 +118,9 @@ def _count_inside(points_xy: Sequence[Sequence[float]], inside: NDArray[np.bool_
     return sum(bool(inside[int(y), int(x)]) for x, y in points_xy)
 
 
-def _iou(segment: Mapping[str, Any], truth: NDArray[np.uint8], inside: NDArray[np.bool_]) -> float:
-    """IoU of a segment with the ground truth; ignored pixels (255) don't count."""
-    mask = decode_rle(segment["rle"], (truth.shape[0], truth.shape[1])) & (truth != 255)
+def _iou(segment: Mapping[str, Any], truth: LabelMap, inside: NDArray[np.bool_]) -> float:
+    """IoU of a segment with the ground truth; ignored pixels don't count."""
+    mask = decode_rle(segment["rle"], (truth.shape[0], truth.shape[1])) & (truth != ignore_label(truth))
     return float((mask & inside).sum() / (mask | inside).sum())
 
 
@@ -155,7 +157,7 @@ class ExampleMaker:
             cam=cam,
             points_xy=points_xy,
             regions=peak_regions(cam, points_xy[:, ::-1].astype(int), self.config.tau),
-            truth=decode_mask(row["mask"]) == pair.class_index + 1,
+            truth=decode_mask(row["mask"], len(self.class_names)) == pair.class_index + 1,
             masks={kind: decode_rle(segment["rle"], image_hw) for kind, segment in segments.items()},
             iou=pair.iou,
         )

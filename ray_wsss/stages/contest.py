@@ -19,7 +19,7 @@ class Contest:
     """Results of a group of B images of one size, with N (image, class) pairs, on the device."""
 
     labels: Tensor
-    """(B, h, w) uint8, pseudo labels: 0 background, class c as c + 1."""
+    """(B, h, w) pseudo labels, uint8 or int32 by `label_format`: 0 background, class c as c + 1."""
     masks: Tensor
     """(N, h, w) bool, SAM's mask of each pair, before classes compete."""
     scores: Tensor
@@ -42,7 +42,7 @@ def hold_contest(
     image_hw = (cams.cam.shape[-2], cams.cam.shape[-1])
     frame_hw = sam_input_hw(sam, image_hw)
     of_pair = max(image_hw[0] * image_hw[1], frame_hw[0] * frame_hw[1])
-    contest = LabelContest(num_images, image_hw, cams.cam)
+    contest = LabelContest(num_images, image_hw, cams.cam, cams.num_classes)
     covered = torch.zeros_like(cams.cam, dtype=torch.bool)
     scores = cams.cam.new_zeros(len(covered), 3)
     for part in slices_of(len(covered), of_pair, max_pixels):

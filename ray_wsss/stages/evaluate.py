@@ -14,10 +14,11 @@ from torch import Tensor
 from ray_wsss.config import LabelConfig, PredictConfig
 from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
+from ray_wsss.label_format import LabelMap, ignore_label, labels_to_tensor
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.device import upload
-from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts
+from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts, threshold_ious
 from ray_wsss.ops.resize import resize_maps, shrink
 from ray_wsss.runs.classifier_side import with_classifier_side
 from ray_wsss.runs.read_chunks import plan_chunks, read_chunk
@@ -27,13 +28,15 @@ from ray_wsss.stages.predict import Predictor
 THRESHOLDS = tuple(k / 100 for k in range(1, 100))
 """Background thresholds, 0.01 to 0.99, that the best CAM mIoU is chosen from."""
 
+_CELLS = 2**20
+"""Cells, of 16 bytes, that may be kept before repeated ones are merged."""
+
 COUNTS_SCHEMA = pa.schema(
     [
         pa.field("name", pa.string()),  # "cam", "segmenter" or "pseudo_label"
         pa.field("labels", pa.int32()),  # number of labels, background included
         pa.field("thresholds", pa.list_(pa.float64())),  # of CAMs, else none
-        # Pixels of `ops.metrics.ThresholdCounts`, without zeros: flat index, and number. Of a million cells
-        # that COCO's 80 classes have, an image fills a few hundred.
+        # Pixels of `ops.metrics.ThresholdCounts`, without zeros: flat index, and number.
         pa.field("cells", pa.list_(pa.int64())),
         pa.field("counts", pa.list_(pa.int64())),
         pa.field("images", pa.int64()),
@@ -81,26 +84,32 @@ class CamEvaluator:
 
     def count(self, table: pa.Table) -> tuple[ThresholdCounts, int]:
         """Counts of the rows with ground truth, on the evaluator's device, and the number of these rows."""
-        total = ThresholdCounts.zeros(1 + self.num_classes, self.thresholds, self.device)
-        images = 0
-        for row, pixels, truth in _with_truth(table):
+        parts: list[ThresholdCounts] = []
+        for row, pixels, truth in _with_truth(table, self.num_classes):
             cams = cams_of(
                 self.model,
                 [shrink(pixels, self.config.max_side_px)],
                 [row["image_labels"]],
                 self.config,
             )
-            total = total + count_cams(cams, truth, 1 + self.num_classes, self.thresholds)
-            images += 1
-        return total, images
+            parts.append(count_cams(cams, truth, 1 + self.num_classes, self.thresholds))
+        return ThresholdCounts.total(parts, 1 + self.num_classes, self.thresholds), len(parts)
 
 
 def count_cams(
-    cams: PairCams, truth: NDArray[np.uint8], num_labels: int, thresholds: Sequence[float]
+    cams: PairCams, truth: LabelMap, num_labels: int, thresholds: Sequence[float]
 ) -> ThresholdCounts:
     """Counts of the CAMs of one image, at the size (H, W) of its ground truth; the host waits for no GPU."""
     best, label = _best_class(cams.cam, cams.class_index, truth.shape)
-    return ThresholdCounts.from_scores(best, label, torch.from_numpy(truth), num_labels, thresholds)
+    return ThresholdCounts.from_scores(
+        best,
+        label,
+        labels_to_tensor(truth),
+        num_labels,
+        thresholds,
+        ignore_label(truth),
+        labels=[c + 1 for c in cams.class_index.tolist()] or [0],
+    )
 
 
 class SegmenterEvaluator:
@@ -120,11 +129,10 @@ class SegmenterEvaluator:
 
     def count(self, table: pa.Table) -> tuple[ConfusionMatrix, int]:
         """Counts of the rows with ground truth, and the number of these rows."""
-        num_labels = 1 + len(self.predictor.spec.class_names)
-        total, images = ConfusionMatrix.zeros(num_labels), 0
-        for _, pixels, truth in _with_truth(table):
-            prediction = torch.from_numpy(self.predictor(pixels))
-            total = total + ConfusionMatrix.from_labels(prediction, torch.from_numpy(truth), num_labels)
+        num_classes = len(self.predictor.spec.class_names)
+        total, images = ConfusionMatrix.zeros(1 + num_classes), 0
+        for _, pixels, truth in _with_truth(table, num_classes):
+            total = total + compare_labels(self.predictor(pixels), truth, 1 + num_classes)
             images += 1
         return total, images
 
@@ -138,26 +146,30 @@ class LabelEvaluator:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Count the rows of a data set that have ground truth: one row of `COUNTS_SCHEMA`.
 
-        An image without a pseudo label counts as all background, and so do pixels whose pseudo label is 255
-        (ignore), as in an image whose labels are unknown.
+        An image without a pseudo label counts as all background, and so do ignored pixels of a pseudo label,
+        as in an image whose labels are unknown.
         """
         total, images = ConfusionMatrix.zeros(self.num_labels), 0
         for row in table.select(["image_id", "mask"]).to_pylist():
             if row["mask"] is None:
                 continue
-            truth = torch.from_numpy(decode_mask(row["mask"]))
-            total = total + ConfusionMatrix.from_labels(
-                self._label(row["image_id"], truth), truth, self.num_labels
-            )
+            truth = decode_mask(row["mask"], self.num_labels - 1)
+            total = total + compare_labels(self._label(row["image_id"], truth), truth, self.num_labels)
             images += 1
         return _counts_table("pseudo_label", total, images)
 
-    def _label(self, image_id: str, truth: Tensor) -> Tensor:
+    def _label(self, image_id: str, truth: LabelMap) -> LabelMap:
         try:
             png = self.labels.read(self.labels.index_of(image_id), ["pseudo_label"])["pseudo_label"]
         except KeyError:
             png = None
-        return torch.zeros_like(truth) if png is None else torch.from_numpy(decode_mask(png))
+        return np.zeros_like(truth) if png is None else decode_mask(png, self.num_labels - 1)
+
+
+def compare_labels(prediction: LabelMap, truth: LabelMap, num_labels: int) -> ConfusionMatrix:
+    """Confusion counts of a label map (H, W); ignored pixels of `truth` are not counted."""
+    maps = labels_to_tensor(prediction), labels_to_tensor(truth)
+    return ConfusionMatrix.from_labels(*maps, num_labels, ignore_label(truth))
 
 
 def measure_labels(dataset: Path, labels: Path, num_labels: int) -> ConfusionMatrix:
@@ -165,7 +177,7 @@ def measure_labels(dataset: Path, labels: Path, num_labels: int) -> ConfusionMat
     evaluator = LabelEvaluator(labels, num_labels)
     tables = (read_chunk(chunk, ["image_id", "mask"]) for chunk in plan_chunks(dataset))
     counted = add_up(row for table in tables for row in evaluator(table).to_pylist())
-    return counted["pseudo_label"][0]
+    return counted["pseudo_label"][0].matrix()
 
 
 class Evaluator:
@@ -183,31 +195,41 @@ class Evaluator:
         return pa.concat_tables([measure(table) for measure in self.measures])
 
 
-def add_up(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[ConfusionMatrix, int]]:
-    """Add up rows of `COUNTS_SCHEMA` by name: name -> (confusion matrix, number of images).
+def add_up(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[ThresholdCounts, int]]:
+    """Add up rows of `COUNTS_SCHEMA` by name: name -> (counts, number of images).
 
-    CAMs have a matrix for each of their thresholds, with a name as from `name_of_threshold`.
+    Label maps have counts without thresholds: their confusion matrix is ``counts.matrix()``.
     """
-    totals: dict[str, tuple[ThresholdCounts, int]] = {}
+    totals: dict[str, _Sum] = {}
     for row in rows:
-        total, images = totals.get(row["name"], (None, 0))
-        if total is None:
-            total = ThresholdCounts.zeros(row["labels"], row["thresholds"])
-        cells = torch.tensor(np.asarray(row["cells"], np.int64))
-        total.counts.view(-1)[cells] += torch.tensor(np.asarray(row["counts"], np.int64))
-        totals[row["name"]] = (total, images + row["images"])
-    found: dict[str, tuple[ConfusionMatrix, int]] = {}
-    for name, (total, images) in totals.items():
-        if total.thresholds:
-            found |= {name_of_threshold(t): (matrix, images) for t, matrix in total.matrices().items()}
-        else:
-            found[name] = (ConfusionMatrix(total.counts[..., 0]), images)
-    return found
+        if row["name"] not in totals:
+            totals[row["name"]] = _Sum(row["labels"], tuple(row["thresholds"]))
+        totals[row["name"]].add(row)
+    return {name: (total.counts(), total.images) for name, total in totals.items()}
 
 
-def name_of_threshold(threshold: float) -> str:
-    """Name of the counts of CAMs at a background threshold, such as "cam@0.3"."""
-    return f"cam@{float(threshold)}"
+class _Sum:
+    """Adds up counts; repeated cells are merged now and then, so that memory stays flat."""
+
+    def __init__(self, num_labels: int, thresholds: tuple[float, ...]) -> None:
+        self.num_labels, self.thresholds, self.images = num_labels, thresholds, 0
+        self._parts: list[ThresholdCounts] = []
+        self._cells, self._most = 0, _CELLS
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a row of `COUNTS_SCHEMA`."""
+        cells, pixels = (torch.tensor(np.asarray(row[name], np.int64)) for name in ("cells", "counts"))
+        self._parts.append(ThresholdCounts(cells, pixels, row["labels"], tuple(row["thresholds"])))
+        self.images += row["images"]
+        self._cells += len(cells)
+        if self._cells > self._most:
+            self._parts = [self.counts()]
+            self._cells = len(self._parts[0].cells)
+            self._most = 2 * self._cells + _CELLS
+
+    def counts(self) -> ThresholdCounts:
+        """The sum so far, each cell once."""
+        return ThresholdCounts.total(self._parts, self.num_labels, self.thresholds).merged()
 
 
 def describe_counts(
@@ -218,15 +240,16 @@ def describe_counts(
     CAMs have two results: ``cam_fixed`` at ``threshold``, and ``cam_best`` at the threshold with the highest
     mIoU, which takes ground truth to find.
     """
-    totals = add_up(rows)
-    cams = [key for key in totals if key.startswith("cam@")]
     found: dict[str, Measure] = {}
-    if cams:
-        best = max(cams, key=lambda key: totals[key][0].miou())
-        for name, key in (("cam_fixed", name_of_threshold(threshold)), ("cam_best", best)):
-            figures = describe_measure(*totals[key], class_names)
-            found[name] = {"threshold": float(key.removeprefix("cam@")), **figures}
-    return found | {key: describe_measure(*totals[key], class_names) for key in totals if key not in cams}
+    totals = add_up(rows)
+    if "cam" in totals:
+        counts, images = totals.pop("cam")
+        mious = dict(zip(counts.thresholds, threshold_ious(counts.by_class()).nanmean(1).tolist()))
+        for name, t in (("cam_fixed", float(threshold)), ("cam_best", max(mious, key=lambda t: mious[t]))):
+            found[name] = {"threshold": t, **describe_measure(counts.matrix(t), images, class_names)}
+    for name, (counts, images) in totals.items():
+        found[name] = describe_measure(counts.matrix(), images, class_names)
+    return found
 
 
 def describe_measure(matrix: ConfusionMatrix, images: int, class_names: Sequence[str]) -> Measure:
@@ -247,32 +270,41 @@ def describe_confusion(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[st
     Args:
         names: names of all classes, background first.
     """
-    rows = {truth: dict(zip(names, counts)) for truth, counts in zip(names, matrix.to_list())}
-    found = {truth: {name: n for name, n in row.items() if n} for truth, row in rows.items()}
-    return {truth: row for truth, row in found.items() if row}
+    found: dict[str, dict[str, int]] = {}
+    rows, columns = matrix.counts.nonzero().T
+    pixels = matrix.counts[rows, columns]
+    for truth, prediction, count in zip(rows.tolist(), columns.tolist(), pixels.tolist()):
+        found.setdefault(names[int(truth)], {})[names[int(prediction)]] = int(count)
+    return found
 
 
-def _with_truth(table: pa.Table) -> Iterable[tuple[dict[str, Any], NDArray[np.uint8], NDArray[np.uint8]]]:
+def _with_truth(
+    table: pa.Table, num_classes: int
+) -> Iterable[tuple[dict[str, Any], NDArray[np.uint8], LabelMap]]:
     """Row, pixels and ground truth of each image that has ground truth."""
     for row in table.select(["image_id", "image", "orientation", "image_labels", "mask"]).to_pylist():
         if row["mask"] is not None:
-            yield row, decode_image(row["image"], row["orientation"]), decode_mask(row["mask"])
+            yield row, decode_image(row["image"], row["orientation"]), decode_mask(row["mask"], num_classes)
 
 
 def _best_class(cam: Tensor, class_index: Tensor, image_hw: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Highest CAM value (H, W) of one image's classes, and its label (class c as c + 1); zeros if no CAM."""
     if not len(cam):
         zeros = torch.zeros(image_hw, device=cam.device)
-        return zeros, zeros.to(torch.uint8)
+        return zeros, zeros.int()
     best, which = resize_maps(cam[None], (image_hw[0], image_hw[1]))[0].max(0)
-    return best, (upload(class_index, cam.device)[which] + 1).to(torch.uint8)
+    return best, (upload(class_index, cam.device)[which] + 1).int()
 
 
 def _counts_table(name: str, total: ConfusionMatrix | ThresholdCounts, images: int) -> pa.Table:
     """One row of `COUNTS_SCHEMA`."""
-    counts = total.counts.flatten().cpu().numpy()
-    (cells,) = counts.nonzero()
-    thresholds = total.thresholds if isinstance(total, ThresholdCounts) else ()
-    row = {"name": name, "labels": len(total.counts), "thresholds": thresholds, "images": images}
-    row |= {"cells": cells, "counts": counts[cells]}
+    if isinstance(total, ConfusionMatrix):
+        counts = total.counts.flatten().cpu()
+        cells, thresholds, labels = counts.nonzero()[:, 0], (), len(total.counts)
+        pixels = counts[cells]
+    else:
+        total = total.merged()
+        cells, pixels, thresholds, labels = total.cells, total.pixels, total.thresholds, total.num_classes
+    row = {"name": name, "labels": labels, "thresholds": thresholds, "images": images}
+    row |= {"cells": cells.numpy(), "counts": pixels.numpy()}
     return pa.Table.from_pylist([row], schema=COUNTS_SCHEMA)

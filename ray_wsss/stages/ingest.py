@@ -22,6 +22,7 @@ from ray_wsss.data.images import (
     ImageError,
     decode_image,
     decode_mask,
+    decode_mask_values,
     encode_mask,
     probe_image,
 )
@@ -40,6 +41,7 @@ from ray_wsss.data.sources.masks import labels_in, to_labels
 from ray_wsss.data.sources.rows import SourceRows
 from ray_wsss.data.sources.yolo import in_pixels
 from ray_wsss.errors import UserError
+from ray_wsss.label_format import MAX_BYTE_CLASSES, LabelMap, ignore_label
 from ray_wsss.storage import make_folder, parse_path, printable, remove_tree, why_unreadable
 
 log = logging.getLogger(__name__)
@@ -137,7 +139,8 @@ class IngestShard:
 
     Args:
         out: folder of the data set.
-        class_count: number of classes; masks may hold the labels 0 to ``class_count``, and 255.
+        class_count: number of classes; masks may hold the labels 0 to ``class_count``, and that of ignored
+            pixels (`label_format`).
         decode: how images of more than 8 bits or of many channels become RGB; by default `DecodeConfig`.
         decode_mask: as `data.source.Source` has it.
         mask_values: label by value of masks; None: they hold labels.
@@ -147,10 +150,10 @@ class IngestShard:
     def __init__(
         self,
         out: Path,
-        class_count: int = 254,
+        class_count: int = MAX_BYTE_CLASSES,
         decode: DecodeConfig | None = None,
         *,
-        decode_mask: Callable[[bytes], NDArray[np.uint8]] | None = None,
+        decode_mask: Callable[[bytes], LabelMap] | None = None,
         mask_values: Mapping[int, int] | None = None,
         requests_per_host: int = REQUESTS_PER_HOST,
     ) -> None:
@@ -216,7 +219,8 @@ class IngestShard:
             shape = f"{label_map.shape[1]}x{label_map.shape[0]}"
             raise ImageError(f"the mask is {shape} pixels, the image {width}x{height}")
         if label_map is None and objects is not None:
-            label_map = rasterise(in_pixels(objects, height, width), height, width, remarks)
+            objects = in_pixels(objects, height, width)
+            label_map = rasterise(objects, height, width, remarks, self.class_count)
             mask = encode_mask(label_map) if label_map is not None else None
         image_labels = row.image_labels
         if image_labels is None and label_map is not None:
@@ -233,25 +237,34 @@ class IngestShard:
         }
         return image, remarks
 
-    def _read_mask(self, path: str) -> tuple[bytes, NDArray[np.uint8]]:
+    def _read_mask(self, path: str) -> tuple[bytes, LabelMap]:
         """The PNG to store for a ground-truth mask, the file itself if it serves, and its label map."""
         png = parse_path(path).read_bytes()
         try:
-            label_map = (self.decode_mask or decode_mask)(png)
+            if self.decode_mask is not None:
+                label_map = self.decode_mask(png)
+            elif self.mask_values is not None:
+                label_map = decode_mask_values(png)
+            else:
+                label_map = decode_mask(png, self.class_count)
         except ImageError as error:
             raise ImageError(f"ground-truth mask: {error}") from error
         if self.mask_values is not None:
-            label_map = to_labels(label_map, self.mask_values)
-        strange = label_map[(label_map > self.class_count) & (label_map != 255)]
+            label_map = to_labels(label_map, self.mask_values, self.class_count)
+        ignore = ignore_label(label_map)
+        strange = label_map[(label_map > self.class_count) & (label_map != ignore)]
         if strange.size:
-            raise ImageError(f"the mask holds label {strange[0]}; expected 0 to {self.class_count}, or 255")
-        serves = self.decode_mask is self.mask_values is None or _is_label_map(png, label_map)
+            expected = f"0 to {self.class_count}, or {ignore}"
+            raise ImageError(f"the mask holds label {strange[0]}; expected {expected}")
+        serves = self.decode_mask is self.mask_values is None or _is_label_map(
+            png, label_map, self.class_count
+        )
         return (png if serves else encode_mask(label_map)), label_map
 
 
-def _is_label_map(png: bytes, label_map: NDArray[np.uint8]) -> bool:
+def _is_label_map(png: bytes, label_map: LabelMap, class_count: int) -> bool:
     try:
-        return np.array_equal(decode_mask(png), label_map)
+        return np.array_equal(decode_mask(png, class_count), label_map)
     except ImageError:
         return False
 

@@ -22,10 +22,10 @@ from ray_wsss.config import LabelConfig, SamConfig
 from ray_wsss.data.images import encode_mask
 from ray_wsss.data.rle import encode_rles, rle_areas
 from ray_wsss.data.schema import ROWS_PER_GROUP
+from ray_wsss.label_format import LabelFormat, LabelMap, label_format, labels_to_array
 from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.device import upload
-from ray_wsss.ops.losses import IGNORE_LABEL
 from ray_wsss.ops.resize import group_by_size, resize_label_maps, slices_of
 from ray_wsss.ops.tiles import needs_tiles
 from ray_wsss.runs.classifier_side import with_classifier_side
@@ -54,7 +54,7 @@ LABEL_SCHEMA = pa.schema(
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
-        pa.field("pseudo_label", pa.binary()),  # PNG: 0 background, class c as c + 1, 255 unknown
+        pa.field("pseudo_label", pa.binary()),  # PNG label map, see `label_format`
         pa.field("segments", pa.list_(SEGMENT)),
         pa.field("error", pa.string()),  # reason for a missing label, else null
     ]
@@ -71,7 +71,7 @@ they take 5 bytes per pixel, against up to 1 KiB for the activations of a backbo
 class _Labelled:
     """Results of one image."""
 
-    label: NDArray[np.uint8]
+    label: LabelMap
     """(H, W) pseudo label, at the image's size."""
     segments: list[dict[str, Any]]
     """One entry with the fields of `SEGMENT` for each class of the image."""
@@ -86,7 +86,7 @@ class SamLabeller:
     """Labels the images of a chunk with a classifier and SAM on one device.
 
     An image that fails gets a row with the reason in ``error``; the other images are still labelled. An image
-    whose labels are unknown gets a label map of 255 (ignore), and an image that has none of the classes one
+    whose labels are unknown gets a label map of ignored pixels, and an image that has none of the classes one
     of 0 (background).
 
     Args:
@@ -108,6 +108,7 @@ class SamLabeller:
         self.device = torch.device(device)
         model, self.spec = load_classifier(classifier)
         self.model = model.to(self.device)
+        self.format = label_format(len(self.spec.class_names))
         self.encoder = load_encoder(sam, self.device, images)
         self.sam = self.encoder.sam
         self.label_in_tiles = TileLabeller(self.model, self.encoder, self.config, sam)
@@ -137,7 +138,7 @@ class SamLabeller:
             for at, columns in zip(good, described):
                 rows[at] |= columns()
             for at in unknown:
-                rows[at] |= _describe_unknown(images[at].image_hw)
+                rows[at] |= _describe_unknown(images[at].image_hw, self.format)
             return pa.Table.from_pylist(rows, schema=LABEL_SCHEMA), tally
 
     def _label_large(self, image: PreparedImage, tally: Tally) -> dict[str, Any]:
@@ -252,8 +253,8 @@ def _read_back(
             where = {"points_xy": ((points_xy[n] + 0.5) * scale).tolist(), "area": area, "rle": rle}
             segments[image_of[n]].append({"class_index": class_of[n]} | entry | where)
         for part in slices_of(len(members), math.prod(image_hw), max_pixels):
-            labels = resize_label_maps(_pick(contest.labels, members[part]), image_hw).cpu().numpy()
-            for k, label in zip(members[part], labels):
+            labels = resize_label_maps(_pick(contest.labels, members[part]), image_hw)
+            for k, label in zip(members[part], labels_to_array(labels)):
                 yield k, _Labelled(label, segments[k])
 
 
@@ -290,12 +291,12 @@ def _pixels(image: PreparedImage) -> NDArray[np.uint8]:
     return image.pixels
 
 
-def _describe_unknown(image_hw: tuple[int, int]) -> dict[str, Any]:
-    """Columns of `LABEL_SCHEMA` of an image whose labels are unknown: 255 (ignore) everywhere."""
+def _describe_unknown(image_hw: tuple[int, int], form: LabelFormat) -> dict[str, Any]:
+    """Columns of `LABEL_SCHEMA` of an image whose labels are unknown: ignore everywhere."""
     return {
         "height": image_hw[0],
         "width": image_hw[1],
-        "pseudo_label": encode_mask(np.full(image_hw, IGNORE_LABEL, np.uint8)),
+        "pseudo_label": encode_mask(np.full(image_hw, form.ignore, form.dtype)),
         "segments": [],
     }
 

@@ -21,6 +21,7 @@ from ray_wsss.data.coco import decode_rle
 from ray_wsss.data.image_files.convert import decode_upright
 from ray_wsss.data.images import decode_mask
 from ray_wsss.errors import UserError, did_you_mean
+from ray_wsss.label_format import LabelMap
 from ray_wsss.models.sam.build import sam_side_px
 from ray_wsss.ops.resize import resize_maps, scale_images, shrink, to_tensor
 from ray_wsss.ops.tiles import needs_tiles
@@ -62,7 +63,7 @@ class LabelledPicture:
     """Path or URI of the image, or the name of an array, such as "array 0"."""
     image: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 3), np.uint8))
     """(H, W, 3) RGB, upright."""
-    label_map: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+    label_map: LabelMap = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
     """(H, W), pseudo label: 0 background, class c as c + 1."""
     cam: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """(H, W), highest CAM over the labelled classes, in [0, 1]."""
@@ -202,7 +203,7 @@ class ImageLabeller:
         return LabelledPicture(
             source=prepared.image_id,
             image=pixels,
-            label_map=decode_mask(row["pseudo_label"]),
+            label_map=decode_mask(row["pseudo_label"], len(self.class_names)),
             cam=self._cam(prepared),
             found=tuple(found),
             probabilities=named,

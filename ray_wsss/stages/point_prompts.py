@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Integer
 from segment_anything.modeling import Sam
 from torch import Tensor
 
@@ -183,7 +183,7 @@ def _buckets(counts: Sequence[int], batch_size: int) -> Iterator[list[int]]:
 
 def aggregate(
     sam: Sam, cams: PairCams, masks: PairMasks, num_images: int, config: PromptingConfig
-) -> tuple[UInt8[Tensor, "B H W"], Tensor]:
+) -> tuple[Integer[Tensor, "B H W"], Tensor]:
     """Pseudo labels of a group of images of one size, and masks (N, H, W) bool of its pairs.
 
     ``cams.image_index`` must count within the group.
@@ -203,10 +203,11 @@ def compete(
     cams: PairCams,
     num_images: int,
     config: PromptingConfig,
-) -> tuple[UInt8[Tensor, "B H W"], Tensor]:
+) -> tuple[Integer[Tensor, "B H W"], Tensor]:
     """Pseudo labels and masks like `aggregate`, from logits that already have the size of the CAMs."""
     scores, binary = score_pairs(logits, predicted_iou, cams, config)
-    return assign_labels(scores, cams.image_index, cams.class_index, num_images), binary
+    labels = assign_labels(scores, cams.image_index, cams.class_index, num_images, cams.num_classes)
+    return labels, binary
 
 
 def score_pairs(

@@ -1,6 +1,9 @@
 """Predict label maps with the trained segmenter, from one view of an image or the average of several."""
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_wsss.config import PredictConfig
+from ray_wsss.label_format import LabelMap, label_format, labels_to_array
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
 from ray_wsss.models.store import load_segmenter
-from ray_wsss.ops.resize import resize_maps, scale_images, shrink, to_tensor
+from ray_wsss.ops.resize import resize_maps, scale_images, shrink, slices_of, to_tensor
 
 
 class Predictor:
@@ -31,34 +35,50 @@ class Predictor:
         model, spec = load_segmenter(segmenter)
         return cls(model.to(device), spec, config, device)
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Label map (H, W) uint8 of an image (H, W, 3) RGB: 0 background, class c as c + 1."""
+    def __call__(self, pixels: NDArray[np.uint8]) -> LabelMap:
+        """Label map (H, W) of an image (H, W, 3) RGB: 0 background, class c as c + 1."""
         image_hw = (pixels.shape[0], pixels.shape[1])
         return self.predict([shrink(pixels, self.config.max_side_px)], [image_hw])[0]
 
     @torch.no_grad()
     def predict(
         self, images: Sequence[NDArray[np.uint8]], image_hws: Sequence[tuple[int, int]]
-    ) -> list[NDArray[np.uint8]]:
+    ) -> list[LabelMap]:
         """Label maps of a batch.
 
         Args:
             images: (h, w, 3) RGB, all of one size, shrunk to at most ``max_side_px``.
             image_hws: size (H, W) of each label map, in pixels.
         """
-        scores = self._scores(to_tensor(images, self.device))
-        return [_best_label(s[None], hw).cpu().numpy() for s, hw in zip(scores, image_hws)]
+        seen = to_tensor(images, self.device)
+        size_hw = (seen.shape[-2], seen.shape[-1])
+        views = [self._logits(seen, *view) for view in self._views()]
+        return [
+            labels_to_array(self._label([view.of_image(k) for view in views], size_hw, image_hw))
+            for k, image_hw in enumerate(image_hws)
+        ]
 
-    def _scores(self, images: Tensor) -> Tensor:
-        """Scores (B, K, h, w) at the images' size: logits of one view, or summed probabilities of several."""
-        size_hw = (images.shape[-2], images.shape[-1])
-        first, *others = self._views()
-        total = self._logits(images, size_hw, *first)
-        if others:
-            _softmax(total)
-        for view in others:
-            total += _softmax(self._logits(images, size_hw, *view))
-        return total
+    def _label(self, views: Sequence["_View"], size_hw: tuple[int, int], image_hw: tuple[int, int]) -> Tensor:
+        """Label (H, W) with the highest score, from an image's views, a few labels at a time.
+
+        Scores are logits of one view, or summed probabilities of several, at the size of the image that the
+        segmenter sees. They are resized to (H, W).
+        """
+        num_labels, pixels = views[0].logits.shape[1], max(math.prod(size_hw), math.prod(image_hw))
+        parts = slices_of(num_labels, pixels, self.config.max_scores)
+        denominators = [view.denominator(size_hw, parts) for view in views] if len(views) > 1 else []
+        best = torch.full(image_hw, -torch.inf, device=self.device)
+        dtype = label_format(num_labels - 1).tensor_dtype()
+        label = torch.zeros(image_hw, dtype=dtype, device=self.device)
+        for part in parts:
+            scores = _sum_up(views, denominators, part, size_hw)
+            scores = (resize_maps(scores, image_hw) if size_hw != image_hw else scores)[0]
+            highest = scores.argmax(0, keepdim=True)
+            score = scores.gather(0, highest)[0]
+            # Of equal scores, the lower label wins.
+            label = torch.where(score > best, (highest[0] + part.start).to(dtype), label)
+            best = torch.maximum(score, best)
+        return label
 
     def _views(self) -> Iterator[tuple[float, bool]]:
         """Scale of each view, and whether it is mirrored."""
@@ -67,29 +87,48 @@ class Predictor:
             if self.config.flip:
                 yield scale, True
 
-    def _logits(self, images: Tensor, size_hw: tuple[int, int], scale: float, mirrored: bool) -> Tensor:
+    def _logits(self, images: Tensor, scale: float, mirrored: bool) -> "_View":
         scaled = scale_images(images, scale)
-        # Resized directly from the head's cells to the images' size: at scale 1.75 and 81 classes, logits at
-        # the view's own size would take a gigabyte.
-        logits = self.model(scaled.flip(-1) if mirrored else scaled, size_hw)
-        return logits.flip(-1) if mirrored else logits
+        return _View(self.model(scaled.flip(-1) if mirrored else scaled), mirrored)
 
 
-def _softmax(logits: Tensor) -> Tensor:
-    """Probabilities over dimension 1, in place: with many classes, a copy of the logits is large."""
-    logits.sub_(logits.amax(1, keepdim=True)).exp_()
-    return logits.div_(logits.sum(1, keepdim=True))
+@dataclass(frozen=True, eq=False)
+class _View:
+    """Logits (B, K, h, w) of the head's cells, for one view of the images."""
+
+    logits: Tensor
+    mirrored: bool
+
+    def of_image(self, index: int) -> "_View":
+        return replace(self, logits=self.logits[index : index + 1])
+
+    def resized(self, labels: slice, size_hw: tuple[int, int]) -> Tensor:
+        """Logits of some labels at the images' size, not mirrored.
+
+        They are resized directly from the head's cells, not first to the view's own size, which may be
+        larger.
+        """
+        maps = resize_maps(self.logits[:, labels], size_hw)
+        return maps.flip(-1) if self.mirrored else maps
+
+    def denominator(self, size_hw: tuple[int, int], parts: Sequence[slice]) -> tuple[Tensor, Tensor]:
+        """Highest logit of each pixel, and the sum of exp(logit - highest) over all labels."""
+        tops = [self.resized(part, size_hw).amax(1, keepdim=True) for part in parts]
+        top = reduce(torch.maximum, tops)
+        sums = [self.resized(part, size_hw).sub_(top).exp_().sum(1, keepdim=True) for part in parts]
+        return top, reduce(torch.add, sums)
 
 
-def _best_label(scores: Tensor, image_hw: tuple[int, int]) -> Tensor:
-    """Label (H, W) uint8 with the highest score, from scores (1, K, h, w) resized to (H, W)."""
-    if tuple(scores.shape[-2:]) == image_hw:
-        return scores[0].argmax(0).to(torch.uint8)
-    # One class at a time: scores of all classes at the size of a large photograph would fill the memory.
-    best = resize_maps(scores[:, :1], image_hw)[0, 0]
-    label = torch.zeros_like(best, dtype=torch.uint8)
-    for k in range(1, scores.shape[1]):
-        score = resize_maps(scores[:, k : k + 1], image_hw)[0, 0]
-        label[score > best] = k
-        best = torch.maximum(best, score)
-    return label
+def _sum_up(
+    views: Sequence[_View],
+    denominators: Sequence[tuple[Tensor, Tensor]],
+    labels: slice,
+    size_hw: tuple[int, int],
+) -> Tensor:
+    """Scores (1, k, h, w) of some labels: logits of the only view, or summed probabilities of several."""
+    total = views[0].resized(labels, size_hw)
+    for k, (view, (top, summed)) in enumerate(zip(views, denominators)):
+        # In place: with many labels, a copy is large.
+        probability = (view.resized(labels, size_hw) if k else total).sub_(top).exp_().div_(summed)
+        total = total.add_(probability) if k else probability
+    return total

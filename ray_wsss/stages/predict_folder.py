@@ -1,4 +1,5 @@
-"""Predict a folder of images: one label map per image, as a palette PNG that viewers show in colour.
+"""Predict a folder of images: one label map per image, as a palette PNG that viewers show in colour, or as
+16-bit grey above 254 classes.
 
 OUT/masks/a/b.png      label map of the image a/b.jpg, at its size
 OUT/overlays/a/b.jpg   on request: the image with its classes painted in the masks' colours
@@ -29,6 +30,7 @@ from ray_wsss.data.images import (
 )
 from ray_wsss.data.schema import write_errors
 from ray_wsss.figures.overview import paint_labels
+from ray_wsss.label_format import LabelMap
 from ray_wsss.ops.resize import group_by_size, resize_map, shrink
 from ray_wsss.runs.failures import fault_of, reason_of
 from ray_wsss.runs.prepared_images import PreparedImage
@@ -100,12 +102,13 @@ class MaskFolder:
 
         return [(image, mask) for image, mask in masks.items() if not is_done(image, mask)]
 
-    def write(self, name: str, label_map: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
+    def write(self, name: str, label_map: LabelMap, pixels: NDArray[np.uint8]) -> None:
         """Write a mask (H, W), and if wanted its overlay (h, w) on the image ``pixels`` (h, w, 3)."""
         if self.overlays:
+            palette = voc_palette(int(label_map.max()) + 1)
             small = resize_map(label_map, (pixels.shape[0], pixels.shape[1]))
             with replace_atomically(self.overlay(name)) as temporary:
-                painted = Image.fromarray(paint_labels(pixels, small, voc_palette()))
+                painted = Image.fromarray(paint_labels(pixels, small, palette))
                 painted.save(temporary, format="JPEG", quality=90)
         with replace_atomically(self.mask(name)) as temporary:
             temporary.write_bytes(encode_mask(label_map))

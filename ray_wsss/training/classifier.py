@@ -17,7 +17,8 @@ from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
 from ray_wsss.models.sam.build import build_decoder
 from ray_wsss.models.sam.encoder import load_encoder
-from ray_wsss.ops.device import mixed_precision
+from ray_wsss.ops.cam import list_classes
+from ray_wsss.ops.device import mixed_precision, upload
 from ray_wsss.ops.losses import StepLosses, classification_loss
 from ray_wsss.ops.ssc import ssc_loss
 from ray_wsss.training.cpm import Cpm, cpm_pixels, supervise_cam
@@ -53,14 +54,22 @@ class ClassifierStep:
     def __call__(
         self, model: nn.Module, batch: Batch, counts: Counts, iteration: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        classes = self._listed_classes(batch) if self._on(iteration) else None
         with mixed_precision(batch["image"].device, self.bf16):
-            output = model(batch["image"])
+            output = model(batch["image"], classes)
         losses = StepLosses(
             cls=classification_loss(output.logits, batch["image_labels"]),
             ssc=self._ssc_loss(batch, output.features, counts) if "segments" in batch else None,
-            cpm=self._cpm_loss(model, batch, output.class_maps, counts) if self._on(iteration) else None,
+            cpm=self._cpm_loss(model, batch, output.class_maps, classes, counts)
+            if classes is not None
+            else None,
         )
         return losses.total(self.weights), losses.parts()
+
+    def _listed_classes(self, batch: Batch) -> Tensor:
+        """Classes (B, M) of each image, on the device. Without a ``plan``, the host waits for a GPU."""
+        known = batch["plan"].image_labels if "plan" in batch else batch["image_labels"].cpu()
+        return upload(list_classes(known)[0], batch["image"].device)
 
     def _on(self, iteration: int) -> bool:
         return self.cpm is not None and iteration >= self.warmup_iters
@@ -70,10 +79,13 @@ class ClassifierStep:
         loss = ssc_loss(features, segments, self.ssc_temperature, bounds)
         return loss * share_of(segments > 0, counts["segments"])
 
-    def _cpm_loss(self, model: nn.Module, batch: Batch, class_maps: Tensor, counts: Counts) -> Tensor:
+    def _cpm_loss(
+        self, model: nn.Module, batch: Batch, class_maps: Tensor, classes: Tensor, counts: Counts
+    ) -> Tensor:
         assert self.cpm is not None
         bare = cast(Classifier, getattr(model, "module", model))  # without DDP: CPM needs no gradient
-        return supervise_cam(class_maps, self.cpm(bare, batch), batch, counts["inside"], self.temperature)
+        pseudo_label = self.cpm(bare, batch)
+        return supervise_cam(class_maps, classes, pseudo_label, batch, counts["inside"], self.temperature)
 
 
 def train_classifier(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Integer
 from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,7 +22,6 @@ from ray_wsss.ops.cam import make_cam
 from ray_wsss.ops.cpm_loss import cpm_loss
 from ray_wsss.ops.device import mixed_precision, upload
 from ray_wsss.ops.geometry import Geometry
-from ray_wsss.ops.losses import IGNORE_LABEL
 from ray_wsss.ops.prompt_batches import pad_points, points_to_sam_frame
 from ray_wsss.stages.cams import PairCams, find_cams
 from ray_wsss.stages.embed import restore_embedding
@@ -33,6 +32,8 @@ from ray_wsss.training.loop import Batch, share_of
 MAX_PEAKS = 64
 """Most peaks of a CAM that prompt SAM; the highest ones are taken. On a GPU each costs a pass over the CAMs
 and a token in every prompt set, even if the CAM has fewer peaks."""
+_IGNORE = -1
+"""Place of pixels that CPM does not learn from, in the list of an image's classes."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Cpm:
         self.decode_batch_size, self.bf16 = decode_batch_size, bf16
 
     @torch.no_grad()
-    def __call__(self, model: Classifier, batch: dict[str, Any]) -> UInt8[Tensor, "B P P"]:
+    def __call__(self, model: Classifier, batch: dict[str, Any]) -> Integer[Tensor, "B P P"]:
         """Pseudo labels of a batch of `training.crops.TrainingCrops`.
 
         A batch without a ``plan`` (`training.host_plan`) gets one here; for that, the host waits for the GPU.
@@ -131,20 +132,36 @@ class Cpm:
 
 
 def supervise_cam(
-    class_maps: Tensor, pseudo_label: Tensor, batch: Batch, mean_count: Tensor, temperature: float
+    class_maps: Float[Tensor, "B M h w"],
+    classes: Int[Tensor, "B M"],
+    pseudo_label: Tensor,
+    batch: Batch,
+    mean_count: Tensor,
+    temperature: float,
 ) -> Tensor:
     """CPM's loss: cross-entropy of the single-scale CAMs with SAM's pseudo labels of the crops.
 
     Args:
-        class_maps: (B, C, h, w), with gradient.
-        pseudo_label: (B, P, P) uint8, from `Cpm`.
+        class_maps: with gradient, of the classes that `ops.cam.list_classes` lists.
+        classes: that list, on the device.
+        pseudo_label: (B, P, P) uint8 or int32 (`label_format`), from `Cpm`.
         mean_count: pixels that the loss averages over, as a mean over all passes and workers.
         temperature: divisor of the CAM, above 0.
     """
-    counted = cpm_pixels(batch)
-    target = pseudo_label.masked_fill(~counted, IGNORE_LABEL)
-    cam = make_cam(class_maps, batch["image_labels"], (target.shape[-2], target.shape[-1]))
-    return cpm_loss(cam, target, temperature) * share_of(counted, mean_count)
+    counted, image_labels = cpm_pixels(batch), batch["image_labels"]
+    target = _place_in_list(pseudo_label, classes, image_labels.shape[1]).masked_fill(~counted, _IGNORE)
+    present = image_labels.gather(1, classes)
+    cam = make_cam(class_maps, present, (target.shape[-2], target.shape[-1]))
+    others = image_labels.shape[1] - classes.shape[1]
+    loss = cpm_loss(cam, target, temperature, other_classes=others, ignore=_IGNORE)
+    return loss * share_of(counted, mean_count)
+
+
+def _place_in_list(pseudo_label: Tensor, classes: Int[Tensor, "B M"], num_classes: int) -> Tensor:
+    """Pseudo labels (B, P, P) with the k-th listed class of an image as k + 1, int64."""
+    places = torch.arange(1, 1 + classes.shape[1], device=classes.device).expand_as(classes)
+    place_of = classes.new_zeros(len(classes), 1 + num_classes).scatter_(1, classes + 1, places)
+    return place_of.gather(1, pseudo_label.flatten(1).long()).view(pseudo_label.shape)
 
 
 def cpm_pixels(batch: Batch) -> Tensor:

@@ -21,8 +21,8 @@ from ray_wsss.data.embeddings import EmbeddingCache
 from ray_wsss.data.images import decode_image, decode_mask, decode_segments
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.errors import UserError
+from ray_wsss.label_format import ignore_label, labels_to_tensor
 from ray_wsss.ops.geometry import Geometry
-from ray_wsss.ops.losses import IGNORE_LABEL
 from ray_wsss.runs.failures import fault_of, reason_of
 from ray_wsss.training.host_plan import collate, pack_geometry
 from ray_wsss.training.order import WINDOW, IterationBatches, Key
@@ -41,7 +41,7 @@ class TrainingCrops(Dataset):
     Every item has ``image`` (3, P, P) float RGB in [0, 1], ``inside`` (P, P) bool (False: padding),
     ``image_labels`` (C,) float 0/1, and ``image_id``. It also has
 
-    - with ``labels``: ``pseudo_label`` (P, P) uint8 (255: ignored pixels and padding);
+    - with ``labels``: ``pseudo_label`` (P, P), uint8 or int32 by `label_format`; padding is ignored;
     - with ``segments``: ``segments`` (P, P) int32 (0: uncovered pixels and padding);
     - with ``embeddings``: ``embedding`` (D, h, w) of the whole image, as stored; ``embedding_scale`` (D,), if
       one is stored; ``image_hw`` (2,), the size of the image in pixels; the crop's ``geometry``
@@ -172,11 +172,12 @@ class TrainingCrops(Dataset):
         image_hw = (image.shape[1], image.shape[2])
         if self.labels is not None:
             png = _read(self.labels, record["image_id"], "pseudo_label")
-            label = torch.from_numpy(_of_size(decode_mask(png), image_hw, "pseudo label"))[None]
-            largest = int(label[label != IGNORE_LABEL].max()) if (label != IGNORE_LABEL).any() else 0
+            found = _of_size(decode_mask(png, self.num_classes), image_hw, "pseudo label")
+            label, ignore = labels_to_tensor(found)[None], ignore_label(found)
+            largest = int(label.masked_fill(label == ignore, 0).max())
             if largest > self.num_classes:
                 raise ValueError(f"the pseudo label has {largest}; expected at most {self.num_classes}")
-            item["pseudo_label"] = geometry.apply(label, fill=IGNORE_LABEL, nearest=True)[0]
+            item["pseudo_label"] = geometry.apply(label, fill=ignore, nearest=True)[0]
         if self.segments is not None:
             png = _read(self.segments, record["image_id"], "segment_map")
             # An image that SAM failed on has no segments; the other losses still learn from it.

@@ -1,45 +1,78 @@
 """Train the segmenter on pseudo labels."""
 
+import math
 from pathlib import Path
 
 import torch
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ray_wsss.config import Recipe
 from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
+from ray_wsss.label_format import ignore_label
 from ray_wsss.models.segmenter import SegmenterSpec, build_segmenter
 from ray_wsss.ops.device import mixed_precision
-from ray_wsss.ops.losses import IGNORE_LABEL
+from ray_wsss.ops.resize import resize_maps, slices_of
 from ray_wsss.training.crops import TrainingCrops
 from ray_wsss.training.image_labels import known_labels, log_left_out
 from ray_wsss.training.loop import Batch, Counts, Session, TrainingRun, share_of
 from ray_wsss.training.validation import SegmenterValidation
 
+_LOGITS_AT_ONCE = 2**28
+"""Logits of pixels that exist at a time, unless one image has more; with the softmax and the gradient of each
+they take about 4 GiB."""
+
 
 class SegmenterStep:
-    """Loss of one pass: cross-entropy of each pixel against the pseudo label; label 255 is ignored."""
+    """Loss of one pass: cross-entropy of each pixel against the pseudo label; ignored labels are left out."""
 
     def __init__(self, bf16: bool = False) -> None:
         self.bf16 = bf16
 
     def counts(self, batch: Batch) -> Counts:
-        """Number of pixels with a label other than 255."""
-        return {"labelled": (batch["pseudo_label"] != IGNORE_LABEL).sum()}
+        """Number of pixels with a label that is not ignored."""
+        return {"labelled": (batch["pseudo_label"] != ignore_label(batch["pseudo_label"])).sum()}
 
     def __call__(
         self, model: nn.Module, batch: Batch, counts: Counts, iteration: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        target = batch["pseudo_label"].long()
+        target = batch["pseudo_label"]
         with mixed_precision(target.device, self.bf16):
             logits = model(batch["image"])
-        total = F.cross_entropy(logits, target, ignore_index=IGNORE_LABEL, reduction="sum")
-        labelled = target != IGNORE_LABEL
+        total = sum_cross_entropy(logits, target)
+        labelled = target != ignore_label(target)
         loss = total / labelled.sum().clamp(min=1) * share_of(labelled, counts["labelled"])
         return loss, {"seg": loss}
+
+
+def sum_cross_entropy(
+    logits: Float[Tensor, "B K _h _w"],
+    labels: Integer[Tensor, "B P P"],
+    at_once: int = _LOGITS_AT_ONCE,
+) -> Float[Tensor, ""]:
+    """Sum of the cross-entropy of all pixels that are not ignored, from logits of the head's cells.
+
+    A softmax over 1,000 classes needs the logits of all of them at each pixel: 1 GiB for a crop of 512
+    pixels. They are made a few images at a time, and made again for the gradient, if a batch has more logits
+    than ``at_once``.
+    """
+    size_hw = (labels.shape[-2], labels.shape[-1])
+    parts = slices_of(len(logits), logits.shape[1] * math.prod(size_hw), at_once)
+
+    def of_part(cells: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(
+            resize_maps(cells, size_hw), target.long(), ignore_index=ignore_label(target), reduction="sum"
+        )
+
+    if len(parts) == 1:
+        return of_part(logits, labels)
+    sums = [checkpoint(of_part, logits[at], labels[at], use_reentrant=False) for at in parts]
+    return torch.stack(sums).sum()
 
 
 def train_segmenter(

@@ -18,10 +18,11 @@ from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata
 from ray_wsss.figures.overview import OverviewRow, render_overview
+from ray_wsss.label_format import LabelMap, labels_to_array
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
-from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts
+from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts, threshold_ious
 from ray_wsss.ops.resize import resize_map, shrink
 from ray_wsss.runs.cam_threshold import fixed_threshold
 from ray_wsss.runs.read_chunks import IMAGE_COLUMNS
@@ -108,12 +109,15 @@ class CamValidation:
             return {}
         classes = len(self.sample.class_names)
         evaluator = CamEvaluator(model, classes, self.config, self.threshold, self.device)
-        total = _count_over_workers(evaluator, self.sample, session)
+        # Counts stay on the device until the end, so that the host waits for a GPU only once.
+        tables = self.sample.tables(session.rank, session.world_size)
+        own = [evaluator.count(table)[0] for table in tables]
+        counts = ThresholdCounts.total(own, 1 + classes, evaluator.thresholds).by_class()
+        total = _sum_over_workers(counts, session)
         if not total.any():
             return {}
-        matrices = ThresholdCounts(total, tuple(evaluator.thresholds)).matrices()
-        best = max(matrix.miou() for matrix in matrices.values())
-        return {"val_miou": matrices[self.threshold].miou(), "val_miou_best_threshold": best}
+        mious = dict(zip(evaluator.thresholds, threshold_ious(total).nanmean(1).tolist()))
+        return {"val_miou": mious[self.threshold], "val_miou_best_threshold": max(mious.values())}
 
     def picture(self, model: Classifier) -> NDArray[np.uint8] | None:
         """Draw image, CAM, points, pseudo label and ground truth of a few images; None if none has labels."""
@@ -145,7 +149,9 @@ class SegmenterValidation:
         if self.sample is None:
             return {}
         evaluator = SegmenterEvaluator(self._predictor(model))
-        total = _count_over_workers(evaluator, self.sample, session)
+        tables = self.sample.tables(session.rank, session.world_size)
+        own = reduce(torch.add, (evaluator.count(table)[0].counts for table in tables))
+        total = _sum_over_workers(own, session)
         return {"val_miou": ConfusionMatrix(total).miou()} if total.any() else {}
 
     def picture(self, model: Segmenter) -> NDArray[np.uint8] | None:
@@ -153,7 +159,8 @@ class SegmenterValidation:
         predictor, rows = self._predictor(model), []
         for record in self.pictured.first(PICTURES):
             pixels = shrink(decode_image(record["image"], record["orientation"]), self.config.max_side_px)
-            maps = {"segmenter": predictor(pixels)} | _truth(record, pixels)
+            truth = _truth(record, pixels, len(self.pictured.class_names))
+            maps = {"segmenter": predictor(pixels)} | truth
             rows.append(OverviewRow(image=pixels, cams={}, points=[], label_maps=maps))
         return render_overview(rows, self.pictured.class_names) if rows else None
 
@@ -186,33 +193,30 @@ class _Pictured:
     def _row(self, model: Classifier, k: int, record: dict[str, Any]) -> OverviewRow:
         pixels = self._pixels(record)
         cams = cams_of(model, [pixels], [record["image_labels"]], self.config)
-        points, maps = [], {}
+        points: list[tuple[int, float, float]] = []
+        maps: dict[str, LabelMap] = {}
         if self.sam is not None:
             points_yx = find_prompts(cams, self.cpm, guess=False)
             output = self.cpm.mask_output
             (masks,) = decode_pairs(self.sam, self.embeddings[k], [cams], [points_yx], output, len(points_yx))
-            maps["pseudo label"] = aggregate(self.sam, cams, masks, 1, self.cpm)[0][0].cpu().numpy()
+            maps["pseudo label"] = labels_to_array(aggregate(self.sam, cams, masks, 1, self.cpm)[0][0])
             for class_index, found in zip(cams.class_index.tolist(), points_yx):
                 points += [(class_index, x + 0.5, y + 0.5) for y, x in found.tolist()]
-        maps |= _truth(record, pixels)
+        maps |= _truth(record, pixels, len(self.class_names))
         return OverviewRow(
             image=pixels, cams={"CAM": cams.cam.amax(0).cpu().numpy()}, points=points, label_maps=maps
         )
 
 
-def _truth(record: dict[str, Any], pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+def _truth(record: dict[str, Any], pixels: NDArray[np.uint8], num_classes: int) -> dict[str, LabelMap]:
     """Ground truth of an image, at the size of ``pixels``; empty if it has none."""
     if record["mask"] is None:
         return {}
-    return {"ground truth": resize_map(decode_mask(record["mask"]), (pixels.shape[0], pixels.shape[1]))}
+    truth = decode_mask(record["mask"], num_classes)
+    return {"ground truth": resize_map(truth, (pixels.shape[0], pixels.shape[1]))}
 
 
-def _count_over_workers(
-    evaluator: CamEvaluator | SegmenterEvaluator, sample: Sample, session: Session
-) -> Tensor:
-    """The evaluator's counts, int64 on the CPU, summed over the images of all workers."""
-    # Counts stay on the evaluator's device until the end, so that the host waits for a GPU only once.
-    tables = sample.tables(session.rank, session.world_size)
-    own = reduce(torch.add, (evaluator.count(table)[0].counts for table in tables))
+def _sum_over_workers(own: Tensor, session: Session) -> Tensor:
+    """Counts of all workers, int64 on the CPU, from each worker's own."""
     own = own.double().to(session.device)
     return (session.mean_over_workers(own) * session.world_size).round().long().cpu()

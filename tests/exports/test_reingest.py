@@ -4,17 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.images import decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.source import Source
 from ray_wsss.data.voc import read_voc
+from ray_wsss.label_format import LabelMap
 from ray_wsss.stages.ingest import IngestShard
 
 
-def reingested(source: Source, out: Path) -> dict[str, tuple[list[int], NDArray[np.uint8]]]:
+def reingested(source: Source, out: Path) -> dict[str, tuple[list[int], LabelMap]]:
     """Image labels and label map of each image, by the id in the source."""
     summary = IngestShard(out, len(source.class_names), decode_mask=source.decode_mask)(source.rows, 0)
     assert (summary.errors, summary.remarks) == ([], [])
@@ -23,7 +23,7 @@ def reingested(source: Source, out: Path) -> dict[str, tuple[list[int], NDArray[
     return {row["image_id"]: (row["image_labels"], decode_mask(row["mask"])) for row in rows}
 
 
-def classes_in(label_map: NDArray[np.uint8]) -> list[int]:
+def classes_in(label_map: LabelMap) -> list[int]:
     return [label - 1 for label in np.unique(label_map).tolist() if 0 < label < 255]
 
 

@@ -77,7 +77,8 @@ def _label(recipe: Recipe, dataset: Path, classifier: Path, out: Path) -> None:
 def _evaluate(dataset: Path, labels: Path, names: tuple[str, ...], path: Path) -> None:
     (shard,) = (dataset / "shards").glob("*.parquet")
     counted = LabelEvaluator(labels, 1 + len(names))(pq.read_table(shard))
-    ((matrix, images),) = add_up(counted.to_pylist()).values()
+    ((total, images),) = add_up(counted.to_pylist()).values()
+    matrix = total.matrix()
     classes = ("background", *names)
     iou = dict(zip(classes, [None if value != value else value for value in matrix.iou().tolist()]))
     figures = {"miou": matrix.miou(), "images": images, "iou": iou}

@@ -15,6 +15,7 @@ BELOW_CLUSTER = (
     "errors",
     "export",
     "figures",
+    "label_format",
     "memory",
     "models",
     "ops",

@@ -227,13 +227,15 @@ def test_evaluate_counts_ignored_pixels_as_background(rows, tmp_path, classifier
         labels = [{"image_id": row["image_id"], "pseudo_label": png} for row in rows]
         (tmp_path / name).mkdir()
         pq.write_table(pa.Table.from_pylist(labels), tmp_path / name / "part-000000.parquet")
-        counts.append(add_up(LabelEvaluator(tmp_path / name, 7)(table).to_pylist())["pseudo_label"][0].counts)
+        counts.append(
+            add_up(LabelEvaluator(tmp_path / name, 7)(table).to_pylist())["pseudo_label"][0].matrix().counts
+        )
     assert torch.equal(counts[0], counts[1])
     assert counts[0].sum() == ROWS * 64 * 64
 
     empty = pa.Table.from_pylist([r | {"image_labels": r["image_labels"] or []} for r in rows], IMAGE_SCHEMA)
     evaluator = CamEvaluator.load(classifier_dir, LABELS, 0.3)
-    unknown, none = (add_up(evaluator(t).to_pylist())["cam@0.3"][0].counts for t in (table, empty))
+    unknown, none = (add_up(evaluator(t).to_pylist())["cam"][0].matrix(0.3).counts for t in (table, empty))
     assert torch.equal(unknown, none)
 
 

@@ -75,7 +75,7 @@ def _segmenter(backbone: str, stride: int) -> float:
     with torch.device("cuda"):
         model = build_segmenter(spec).eval()
     images = _square(PredictConfig().max_batch_pixels(1 + len(names)))
-    return _peak_gib(model, lambda: model(images, tuple(images.shape[2:])))
+    return _peak_gib(model, lambda: model(images))
 
 
 def _square(pixels: float) -> torch.Tensor:

@@ -77,7 +77,7 @@ def compare_prompts(
             run_label(asked, out=folder, **inputs, **run)
     num_labels = 1 + len(metadata.class_names)
     miou = {kind: measure_labels(dataset, folder, num_labels).miou() for kind, folder in labels.items()}
-    pairs = list(measure_pairs(dataset, labels))
+    pairs = list(measure_pairs(dataset, labels, num_labels))
     metrics = {"miou": miou, "cases": summarise(pairs, list(labels))}
     write_json(metrics, out / METRICS)
     drawn = _named(pairs, images) if images else choose_examples(pairs, examples)

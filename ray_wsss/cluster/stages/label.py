@@ -8,7 +8,9 @@ from typing import Unpack
 from ray_wsss.cluster.run_chunks import RunOptions, run_chunks
 from ray_wsss.cluster.stages.sam import sam_stage, settle_stage
 from ray_wsss.config import Recipe
+from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
+from ray_wsss.label_format import label_format
 from ray_wsss.runs.classifier_side import warn_of_large_views, with_classifier_side
 from ray_wsss.runs.dependencies import (
     cache_settings,
@@ -36,7 +38,7 @@ def run_label(
 ) -> RunReport:
     """Make pseudo labels for every image of ``dataset`` with a trained classifier and SAM.
 
-    Images whose labels are unknown get label maps of 255 (ignore), and a warning tells how many there are.
+    Images whose labels are unknown get label maps of ignored pixels, and a warning tells how many there are.
     Another tells how many images the classifier sees at less than half their size.
 
     Args:
@@ -74,6 +76,7 @@ def run_label(
     )
     report = run_chunks(Output(out, "label", depends_on), stage, dataset=dataset, **run)
     if report.total.unknown:
-        told = "the labels of %s of %s images are unknown: their label maps are 255 (ignore) everywhere"
-        log.warning(told, f"{report.total.unknown:,}", f"{report.total.images:,}")
+        ignore = label_format(len(DatasetMetadata.load(dataset).class_names)).ignore
+        told = "the labels of %s of %s images are unknown: their label maps are %s (ignore) everywhere"
+        log.warning(told, f"{report.total.unknown:,}", f"{report.total.images:,}", ignore)
     return report

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ray_wsss.data.coco.masks import fill_runs, polygon_runs, read_polygons, read_rle
 from ray_wsss.data.coco.values import Box
+from ray_wsss.label_format import MAX_BYTE_CLASSES, LabelMap, label_format
 
 UNUSABLE = "outline left out"
 CLIPPED = "outline clipped at the image's border"
@@ -21,16 +22,20 @@ def rasterise(
     height: int,
     width: int,
     remarks: list[tuple[str, str]] | None = None,
-) -> NDArray[np.uint8] | None:
+    num_classes: int = MAX_BYTE_CLASSES,
+) -> LabelMap | None:
     """Paint annotations (``segmentation``, ``bbox``, ``iscrowd``, ``class_index``) into a label map.
 
-    The map is (H, W) uint8: 0 is background and class c is c + 1. Where instances overlap, the one with fewer
-    pixels is on top (a cup on a table); of equally large ones, the later. Crowd regions are 255 and on top of
-    everything, because their outlines are too coarse to tell what is inside. An object without a usable
-    outline is 255 in its box, below everything, because nobody knows which of these pixels are the object's.
+    In the map (H, W), 0 is background and class c is c + 1. Where instances overlap, the one with fewer
+    pixels is on top (a cup on a table); of equally large ones, the later. Crowd regions are ignored and on
+    top of everything, because their outlines are too coarse to tell what is inside. An object without a
+    usable outline is ignored in its box, below everything, because nobody knows which of these pixels are the
+    object's.
 
     Args:
         remarks: receives (remark, detail) for what can't be painted or lies outside the image.
+        num_classes: number of classes, which decides the type of the map and its label of ignored pixels
+            (`label_format`).
 
     Returns:
         None if no object has a usable outline, or one has neither outline nor box.
@@ -45,14 +50,16 @@ def rasterise(
     outlines = [_outline_runs(annotation, height, width, found) for annotation in annotations]
     if annotations and all(runs is None for runs in outlines):
         return None
-    label_map = np.zeros((height, width), np.uint8)
+    form = label_format(num_classes)
+    label_map = np.zeros((height, width), form.dtype)
     painted = []
     for annotation, runs in zip(annotations, outlines):
         if runs is not None:
-            value = 255 if annotation.get("iscrowd") else annotation["class_index"] + 1
-            painted.append((value == 255, -sum(runs[1::2]), value, runs))
+            crowd = bool(annotation.get("iscrowd"))
+            value = form.ignore if crowd else annotation["class_index"] + 1
+            painted.append((crowd, -sum(runs[1::2]), value, runs))
         elif annotation.get("bbox") is not None:
-            label_map[_box_slices(annotation["bbox"])] = 255
+            label_map[_box_slices(annotation["bbox"])] = form.ignore
     for _, _, value, runs in sorted(painted, key=lambda p: p[:2]):
         label_map[fill_runs(runs, height, width)] = value
     return label_map

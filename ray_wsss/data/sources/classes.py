@@ -8,6 +8,7 @@ from ray_wsss.data.schema import SourceRow, check_class_names
 from ray_wsss.data.source import Source
 from ray_wsss.data.sources.rows import SourceRows
 from ray_wsss.errors import UserError, did_you_mean
+from ray_wsss.label_format import label_format
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -45,7 +46,8 @@ def with_classes(source: Source, class_names: Sequence[str], origin: Path) -> So
                 raise UserError(f"{origin} lacks the class '{name}' of {row.image_id}; {hint}")
             yield _renumbered(row, new_index)
 
-    mask_values = {old + 1: new + 1 for old, new in new_index.items()} | {0: 0, 255: 255}
+    old_ignore, ignore = (label_format(len(names)).ignore for names in (source.class_names, class_names))
+    mask_values = {old + 1: new + 1 for old, new in new_index.items()} | {0: 0, old_ignore: ignore}
     return replace(source, class_names=class_names, rows=SourceRows.of(rows()), mask_values=mask_values)
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ray_wsss.data.images import ImageError
 from ray_wsss.data.schema import SourceRow, locate
@@ -15,10 +14,8 @@ from ray_wsss.data.source import Source
 from ray_wsss.data.sources.locations import name_of
 from ray_wsss.data.sources.rows import SourceRows
 from ray_wsss.errors import UserError, did_you_mean
+from ray_wsss.label_format import LabelMap, ignore_label, label_format
 from ray_wsss.storage import find_files
-
-IGNORE = 255
-_WORDS = {"background": 0, "ignore": IGNORE}
 
 
 def with_masks(source: Source, folder: Path, mask_values: Mapping[int, int] | None = None) -> Source:
@@ -63,8 +60,8 @@ def with_masks(source: Source, folder: Path, mask_values: Mapping[int, int] | No
 def read_mask_values(words: Sequence[str], class_names: Sequence[str]) -> dict[int, int]:
     """Label by value of masks, from words such as ``1=cat`` or from a file of such lines.
 
-    A name is that of a class, "background" or "ignore". Unless they are given, 0 is background and 255 is
-    ignore.
+    A name is that of a class, "background" or "ignore". Unless they are given, 0 is background and 255
+    is ignore, or 65,535 above 254 classes.
 
     Args:
         words: pairs VALUE=NAME, or the path of a text file with a pair per line (``1=cat``, ``1: cat`` or
@@ -73,20 +70,21 @@ def read_mask_values(words: Sequence[str], class_names: Sequence[str]) -> dict[i
     Raises:
         UserError: a pair is malformed, its class is unknown, or its value is repeated.
     """
-    labels: dict[int, int] = {}
+    ignore = label_format(len(class_names)).ignore
+    labels, words_known = dict[int, int](), {"background": 0, "ignore": ignore}
     for word in _pairs(words):
         match = re.fullmatch(r"\s*(\d{1,5})\s*[=:\s]\s*(.+?)\s*", word)
         if match is None:
             raise UserError(f"--mask-values has '{word}'; expected VALUE=CLASS, such as 1=cat")
         value, name = int(match[1]), match[2]
-        if name not in _WORDS and name not in class_names:
-            known = [*class_names, *_WORDS]
+        if name not in words_known and name not in class_names:
+            known = [*class_names, *words_known]
             hint = did_you_mean(name, known, f"expected one of {', '.join(known[:20])}")
             raise UserError(f"--mask-values has '{word}', of which '{name}' is no class; {hint}")
         if value in labels:
             raise UserError(f"--mask-values has the value {value} twice; expected one class for each value")
-        labels[value] = class_names.index(name) + 1 if name in class_names else _WORDS[name]
-    return {0: 0, IGNORE: IGNORE} | labels
+        labels[value] = class_names.index(name) + 1 if name in class_names else words_known[name]
+    return {0: 0, ignore: ignore} | labels
 
 
 def _pairs(words: Sequence[str]) -> list[str]:
@@ -102,21 +100,21 @@ def _pairs(words: Sequence[str]) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def to_labels(values: NDArray[np.uint8], labels: Mapping[int, int]) -> NDArray[np.uint8]:
+def to_labels(values: LabelMap, labels: Mapping[int, int], num_classes: int) -> LabelMap:
     """Replace the values of a mask (H, W) by their labels. Raises ImageError for a value without a label."""
     found = np.unique(values)
     strange = [value for value in found.tolist() if value not in labels]
     if strange:
         known = ", ".join(map(str, sorted(labels)))
         raise ImageError(f"the mask holds the value {strange[0]}, which is no class; expected one of {known}")
-    table = np.array([labels[value] for value in found.tolist()], np.uint8)
+    table = np.array([labels[value] for value in found.tolist()], label_format(num_classes).dtype)
     return table[np.searchsorted(found, values)]
 
 
-def labels_in(label_map: NDArray[np.uint8]) -> tuple[int, ...] | None:
-    """Class indices in a label map (H, W), from 0 and sorted; None if it is 255 (ignore) everywhere."""
-    found = np.unique(label_map).tolist()
-    return None if found == [IGNORE] else tuple(label - 1 for label in found if label not in (0, IGNORE))
+def labels_in(label_map: LabelMap) -> tuple[int, ...] | None:
+    """Class indices in a label map (H, W), from 0 and sorted; None if all of its pixels are ignored."""
+    found, ignore = np.unique(label_map).tolist(), ignore_label(label_map)
+    return None if found == [ignore] else tuple(label - 1 for label in found if label not in (0, ignore))
 
 
 class _Names:

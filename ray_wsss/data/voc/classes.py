@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ray_wsss.data.images import ImageError, decode_mask, decode_mask_colours, voc_palette
 from ray_wsss.data.schema import check_class_names
 from ray_wsss.errors import UserError
+from ray_wsss.label_format import MAX_BYTE_CLASSES, LabelMap
 
 VOC_CLASS_NAMES = (
     "aeroplane",
@@ -34,6 +35,8 @@ VOC_CLASS_NAMES = (
     "tvmonitor",
 )
 _IGNORED = 255
+_NO_CLASSES = {"background": 0, "ignored": _IGNORED, "void": _IGNORED}
+"""Labels of names in a label map that are no classes."""
 Colour = tuple[int, int, int]
 """Red, green, blue."""
 
@@ -54,7 +57,7 @@ class MaskReader:
     origin: str
     """Where the colours are from, for messages."""
 
-    def __call__(self, png: bytes) -> NDArray[np.uint8]:
+    def __call__(self, png: bytes) -> LabelMap:
         """Decode a mask to its (H, W) uint8 label map.
 
         Raises:
@@ -74,7 +77,7 @@ class MaskReader:
         strange = ",".join(map(str, rgb[labels.index(None)]))
         raise ImageError(f"the mask has the colour {strange}; expected {self.origin}")
 
-    def _by_index(self, indices: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _by_index(self, indices: LabelMap) -> LabelMap:
         used = np.unique(indices).tolist()
         strange = next((index for index in used if index not in self.of_index), None)
         if strange is not None:
@@ -104,7 +107,8 @@ def read_label_map(path: Path) -> tuple[list[str], MaskReader]:
     stands for line n, from 0.
 
     Raises:
-        UserError: the file is unreadable or malformed, or repeats a name or a colour.
+        UserError: the file is unreadable or malformed, repeats a name or a colour, or has more classes than
+            labels of a byte have room for.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -115,6 +119,9 @@ def read_label_map(path: Path) -> tuple[list[str], MaskReader]:
     lines = [line.strip() for line in lines]
     entries = [_parse_line(line, path) for line in lines if line and not line.startswith("#")]
     labels = _number([name for name, _ in entries])
+    count = sum(name.lower() not in _NO_CLASSES for name, _ in entries)
+    if count > MAX_BYTE_CLASSES:
+        raise UserError(f"{path} has {count} classes; VOC's masks have room for {MAX_BYTE_CLASSES}")
     class_names = [name for (name, _), label in zip(entries, labels) if 0 < label < _IGNORED]
     check_class_names(class_names, path)
     of_colour: dict[Colour, int] = {}
@@ -132,7 +139,7 @@ def _number(names: Sequence[str]) -> list[int]:
     """Label of each line of a label map."""
     labels, following = [], 1
     for name in names:
-        fixed = {"background": 0, "ignored": _IGNORED, "void": _IGNORED}.get(name.lower())
+        fixed = _NO_CLASSES.get(name.lower())
         labels.append(following if fixed is None else fixed)
         following += fixed is None
     return labels

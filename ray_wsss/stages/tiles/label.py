@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ray_wsss.config import LabelConfig, SamConfig
 from ray_wsss.data.coco import encode_rle
+from ray_wsss.label_format import LabelMap, label_format, labels_to_array
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.ops.pseudo_label import LabelContest, stability_score
@@ -44,19 +45,20 @@ class TileLabeller:
     @torch.no_grad()
     def __call__(
         self, pixels: NDArray[np.uint8], image_labels: Sequence[int], tally: Tally
-    ) -> tuple[NDArray[Any], list[dict[str, Any]]]:
+    ) -> tuple[LabelMap, list[dict[str, Any]]]:
         """Label map (H, W), and the fields of `stages.label.SEGMENT` of each class, of an image (H, W, 3).
 
         The points of a segment are the peaks of its CAM, without those that carry masks on.
         """
         grid = grid_of((pixels.shape[0], pixels.shape[1]), self.config)
         if not image_labels:
-            return np.zeros(grid.image_hw, np.uint8), []
+            return np.zeros(grid.image_hw, label_format(self.model.num_classes).dtype), []
         with tally.phase("cam", self.device):
             cams = tiled_cams(self.model, pixels, image_labels, self.config)
         with tally.phase("prompt", self.device):
             peaks = find_tile_peaks(cams, grid, self.config)
-        masks, contest = TileMasks(grid), LabelContest(1, grid.image_hw, cams.cam)
+        masks = TileMasks(grid)
+        contest = LabelContest(1, grid.image_hw, cams.cam, self.model.num_classes)
         prompts = [TilePrompt(at, n, points - _corner(grid, at)) for at, n, points in peaks]
         for _ in range(1 + _CARRIES):
             new = [
@@ -75,7 +77,7 @@ class TileLabeller:
                 _describe(masks, n, class_index, [points for _, of, points in peaks if of == n])
                 for n, class_index in enumerate(cams.class_index)
             ]
-            return contest.labels[0].cpu().numpy(), segments
+            return labels_to_array(contest.labels[0]), segments
 
     def _batches(self, grid: TileGrid, prompts: Sequence[TilePrompt]) -> Iterator[list[TilePrompt]]:
         """Prompts in tiles of one size, as many as have room for maps and embeddings; one at least."""

@@ -184,7 +184,7 @@ def test_unusable_files_are_user_errors(tmp_path):
         ({"categories": [kite, kite]}, "categories has id 10 twice"),
         ({"categories": [kite, kite | {"id": 11}]}, "repeated class name"),
         ({"categories": []}, "0 classes"),
-        ({"categories": [{"id": i, "name": str(i)} for i in range(255)]}, "255 classes; expected 1 to 254"),
+        ({"categories": [{"id": i, "name": str(i)} for i in range(65_535)]}, "expected 1 to 65,534"),
         ({"images": None}, "'images' is missing or not a list"),
     ]:
         with pytest.raises(UserError, match=message):

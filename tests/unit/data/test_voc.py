@@ -303,3 +303,12 @@ def test_genuine_images(tmp_path):
         assert row["mask"] == path.read_bytes()
     planes = rows["2007_000032"]["image_labels"]
     assert {VOC_CLASS_NAMES[label] for label in planes} == {"aeroplane", "person"}
+
+
+def test_a_label_map_with_more_classes_than_masks_have_room_for(tmp_path):
+    path = tmp_path / "labelmap.txt"
+    path.write_text("background:::\n" + "".join(f"class {k}:::\n" for k in range(254)) + "void:::\n")
+    assert len(read_label_map(path)[0]) == 254
+    path.write_text("background:::\n" + "".join(f"class {k}:::\n" for k in range(255)))
+    with pytest.raises(UserError, match=r"has 255 classes; VOC's masks have room for 254"):
+        read_label_map(path)

@@ -127,6 +127,6 @@ def test_counts(on_both):
     score = torch.rand(3, 40, 40, generator=generator)
     thresholds = np.linspace(0.05, 0.95, 19).tolist()
     here, there = on_both(
-        lambda s, a, b: ThresholdCounts.from_scores(s, a, b, 4, thresholds).counts, score, label, truth
+        lambda s, a: ThresholdCounts.from_scores(s, a, truth, 4, thresholds).by_class(), score, label
     )
     assert torch.equal(here, there)

@@ -18,13 +18,14 @@ IMAGES = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
 def test_the_logits_are_the_means_of_the_class_maps(make_classifier):
     model = make_classifier()
     output = model(IMAGES)
-    assert output.class_maps.shape == (2, 3, 6, 8)
+    assert output.class_maps is None
     assert output.features.shape == (2, 16, 6, 8)
     assert output.features.min() == 0 < output.features.max()
     weight = model.to_class_maps.weight[:, :, 0, 0]
     maps = torch.einsum("cd,bdhw->bchw", weight, output.features)
-    assert_close(output.class_maps, maps)
     assert_close(output.logits, maps.mean(dim=(2, 3)))
+    some = model(IMAGES, torch.tensor([[2, 0], [1, 1]])).class_maps
+    assert_close(some, torch.stack([maps[0, [2, 0]], maps[1, [1, 1]]]))
 
 
 def test_the_head_has_no_biases(make_classifier):
@@ -42,7 +43,7 @@ def assert_unrounded(values: torch.Tensor) -> None:
 def test_the_classifiers_head_is_not_rounded_by_mixed_precision(make_classifier):
     model, images = make_classifier(), IMAGES[:, :, :32, :32]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        output = model(images)
+        output = model(images, torch.arange(3).expand(2, 3))
         backbone = model.backbone(images)
     assert backbone.dtype == torch.bfloat16  # else this would test nothing
     for values in (output.features[output.features > 0], output.class_maps, output.logits):
@@ -60,7 +61,7 @@ def test_the_segmenters_logits_are_not_rounded_by_mixed_precision(segmenter_dir)
     last = model.head[-1]
     last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        logits = model(IMAGES[:, :, :32, :32], (4, 4))  # one cell per pixel
+        logits = model(IMAGES[:, :, :32, :32])
     assert seen[0].dtype == torch.bfloat16
     assert_unrounded(logits)
     weight = last.get_parameter("weight")[:, :, 0, 0]
@@ -93,7 +94,7 @@ def test_classifier_round_trip(make_classifier, classifier_dir):
 def test_segmenter_round_trip(segmenter_dir, tmp_path):
     model, spec = load_segmenter(segmenter_dir)
     logits = model(IMAGES)
-    assert logits.shape == (2, 7, 48, 64)
+    assert logits.shape == (2, 7, 6, 8)
     save_model(model, spec, tmp_path)
     again, same = load_segmenter(tmp_path)
     assert same == spec

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts
+from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts, threshold_ious
 
 NUM_CLASSES = 5
 
@@ -125,12 +125,14 @@ def test_one_count_serves_every_threshold(
     score: torch.Tensor, prediction: torch.Tensor, truth: torch.Tensor
 ) -> None:
     counted = ThresholdCounts.from_scores(score, prediction, truth, NUM_CLASSES, THRESHOLDS)
-    matrices = counted.matrices()
-    assert list(matrices) == THRESHOLDS
-    for t, matrix in matrices.items():
+    ious = threshold_ious(counted.by_class())
+    assert ious.shape == (len(THRESHOLDS), NUM_CLASSES)
+    for t, iou in zip(THRESHOLDS, ious):
+        matrix = counted.matrix(t)
         assert torch.equal(matrix.counts, recount(score, prediction, truth, t)), t
-    assert not torch.equal(matrices[0.3].counts, matrices[0.31].counts)
-    assert torch.equal(matrices[0.3].counts, matrices[0.3 + 1e-9].counts)
+        assert torch.equal(iou.nan_to_num(-1), matrix.iou().nan_to_num(-1)), t
+    assert not torch.equal(counted.matrix(0.3).counts, counted.matrix(0.31).counts)
+    assert torch.equal(counted.matrix(0.3).counts, counted.matrix(0.3 + 1e-9).counts)
 
 
 @pytest.mark.parametrize("k", range(1, 100))
@@ -139,23 +141,29 @@ def test_a_score_on_a_threshold_is_not_above_it(k: int) -> None:
     scores = torch.cat([edge.nextafter(edge - 1), edge, edge.nextafter(edge + 1)])
     ones = torch.ones(3, dtype=torch.uint8)
     thresholds = [n / 100 for n in range(1, 100)]
-    counted = ThresholdCounts.from_scores(scores, ones, ones, 2, thresholds).matrices()
-    assert counted[k / 100].to_list() == [[0, 0], [2, 1]]
+    counted = ThresholdCounts.from_scores(scores, ones, ones, 2, thresholds)
+    assert counted.matrix(k / 100).to_list() == [[0, 0], [2, 1]]
 
 
 def test_threshold_counts_of_parts_add_up(
     score: torch.Tensor, prediction: torch.Tensor, truth: torch.Tensor
 ) -> None:
-    total = ThresholdCounts.zeros(NUM_CLASSES, THRESHOLDS)
-    for part in zip(score, prediction, truth):
-        total = total + ThresholdCounts.from_scores(*part, NUM_CLASSES, THRESHOLDS)
+    parts = [
+        ThresholdCounts.from_scores(*part, NUM_CLASSES, THRESHOLDS) for part in zip(score, prediction, truth)
+    ]
+    total = ThresholdCounts.total(parts, NUM_CLASSES, THRESHOLDS)
     whole = ThresholdCounts.from_scores(score, prediction, truth, NUM_CLASSES, THRESHOLDS)
-    assert torch.equal(total.counts, whole.counts)
-    assert total.counts.sum() == (truth != 255).sum()
-    with pytest.raises(ValueError, match="5 and 5 classes, 104 and 2 thresholds"):
-        _ = whole + ThresholdCounts.zeros(NUM_CLASSES, [0.1, 0.2])
+    assert torch.equal(total.by_class(), torch.stack([part.by_class() for part in parts]).sum(0))
+    assert len(total.merged().cells) < len(total.cells)
+    for counted in (total, total.merged(), whole.merged()):
+        assert torch.equal(counted.by_class(), whole.by_class())
+        assert torch.equal(counted.matrix(0.3).counts, whole.matrix(0.3).counts)
+    assert total.pixels.sum() == (truth != 255).sum()
+    assert not ThresholdCounts.total([], NUM_CLASSES, THRESHOLDS).by_class().any()
+    with pytest.raises(ValueError, match="5 and 5 classes, 2 and 104 thresholds"):
+        ThresholdCounts.total([whole], NUM_CLASSES, [0.1, 0.2])
     with pytest.raises(ValueError, match="expected equal numbers of classes and equal thresholds"):
-        _ = ThresholdCounts.zeros(2, [0.1]) + ThresholdCounts.zeros(2, [0.2])
+        ThresholdCounts.total([whole], 2, THRESHOLDS)
 
 
 def test_without_thresholds_a_label_map_is_counted_as_it_is(
@@ -163,8 +171,8 @@ def test_without_thresholds_a_label_map_is_counted_as_it_is(
 ) -> None:
     counted = ThresholdCounts.from_scores(score, prediction, truth, NUM_CLASSES, [])
     expected = ConfusionMatrix.from_labels(prediction, truth, NUM_CLASSES).counts
-    assert torch.equal(counted.counts[..., 0], expected)
-    assert counted.matrices() == {}
+    assert torch.equal(counted.matrix().counts, expected)
+    assert threshold_ious(counted.by_class()).shape == (0, NUM_CLASSES)
 
 
 def test_labels_with_scores_out_of_range_are_refused() -> None:
@@ -174,4 +182,4 @@ def test_labels_with_scores_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="prediction has label 3"):
         ThresholdCounts.from_scores(score, bad, good, 3, [0.5])
     ignored = ThresholdCounts.from_scores(score, good, torch.tensor([255, 255]), 3, [0.5])
-    assert not ignored.counts.any()
+    assert not ignored.pixels.any()

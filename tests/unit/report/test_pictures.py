@@ -98,3 +98,17 @@ def test_bars_are_as_high_as_their_counts() -> None:
     np.testing.assert_allclose(heights[1] * 2, heights[2], atol=0.2)
     assert "0.50 to 0.75: 6" in [bar.text for bar in chart.bars]
     assert histogram("none", "", [0, 0]).bars[0].height == 0
+
+
+def test_label_maps_of_many_classes() -> None:
+    """A palette PNG of the labels that are there; ignored pixels are white."""
+    palette = report_palette(1000)
+    label_map = np.array([[0, 1, 255, 256], [1000, 65_535, 7, 0]], np.uint16)
+    image = rgba(encode_labels(label_map, palette, 64))
+    for (y, x), label in np.ndenumerate(label_map):
+        colour = (255, 255, 255) if label == 65_535 else tuple(palette[label].tolist())
+        red, green, blue, alpha = image[y, x].tolist()
+        assert alpha == (0 if label == 0 else 255)
+        assert label == 0 or (red, green, blue) == colour
+    crowded = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    assert rgba(encode_labels(crowded, palette, 64)).shape == (20, 20, 4)

@@ -1,5 +1,6 @@
 """What a report is collected from: folders, figures of runs, metrics, images to choose."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from ray_wsss.config import LabelConfig
+from ray_wsss.figures.metrics_table import metrics_table
 from ray_wsss.ops.metrics import ConfusionMatrix
 from ray_wsss.report.find_run import Metrics, StageFolder, find_run
 from ray_wsss.report.gallery_source import choose_images
 from ray_wsss.report.history import describe_stage, describe_training, describe_work
+from ray_wsss.report.html import Report, render_report
 from ray_wsss.report.metrics import make_confusions, make_table, measured
-from ray_wsss.report.survey import Survey, SurveyedImage, confusion_of, mean_iou
+from ray_wsss.report.survey import Survey, SurveyedImage, mean_iou
 from ray_wsss.report.write_report import _label_config
 from ray_wsss.runs.manifest import NewerFormatError
 from ray_wsss.stages.evaluate import describe_confusion
@@ -213,7 +217,36 @@ def test_choice_of_images(key: str) -> None:
 def test_mean_iou_of_an_image_leaves_the_background_out() -> None:
     truth = np.array([[0, 1, 1, 255], [2, 2, 0, 0]], np.uint8)
     label = np.array([[0, 1, 0, 3], [2, 2, 0, 0]], np.uint8)
-    assert mean_iou(confusion_of(label, truth, 4)) == (1 / 2 + 1) / 2
-    assert mean_iou(confusion_of(np.zeros_like(truth), np.zeros_like(truth), 4)) is None
+    assert mean_iou(label, truth) == (1 / 2 + 1) / 2
+    assert mean_iou(np.zeros_like(truth), np.zeros_like(truth)) is None
     with pytest.raises(ValueError, match="its label map is 4x2 pixels, its ground truth 2x4"):
-        confusion_of(label, truth.T.copy(), 4)
+        mean_iou(label, truth.T.copy())
+
+
+def test_long_tables_scroll_and_begin_with_the_worst_class() -> None:
+    iou = {f"class {k}": (k * 37 % 1000) / 1000 for k in range(1000)}
+    figures: dict[str, Any] = {"pseudo_label": {"miou": 0.5, "images": 3, "iou": iou}}
+    table = make_table("t", "", figures)
+    assert [name for name, _ in table.rows] == sorted(iou, key=lambda name: iou[name])
+    assert table.note == "worst class first"
+    report = Report(title="t", source="", made="", tables=[table])
+    page = "".join(render_report(report, iter(()), 64))
+    assert 'class="scroll long"' in page
+    assert all(f">{name}<" in page for name in iou)
+    assert len(page) < 200_000
+    figures["pseudo_label"]["iou"] = dict(list(iou.items())[:9])
+    few = make_table("t", "", figures)
+    assert few.note == ""
+    assert [name for name, _ in few.rows] == list(iou)[:9]
+    assert "scroll long" not in "".join(render_report(replace(report, tables=[few]), iter(()), 64))
+
+
+def test_the_terminal_lists_the_worst_and_the_best_of_many_classes() -> None:
+    iou = {f"class {k}": k / 1000 for k in range(999, -1, -1)}
+    console = Console(width=80, file=io.StringIO())
+    console.print(metrics_table({"segmenter": {"miou": 0.5, "images": 3, "iou": iou}}))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    listed = [line.split()[2] for line in lines if " class " in line and "%" not in line]
+    assert [n for n in listed if n.isdigit()] == [str(k) for k in (*range(15), *range(985, 1000))]
+    assert any(" 970 others " in line for line in lines)

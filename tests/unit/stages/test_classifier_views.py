@@ -88,9 +88,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Size]:
     sizes: list[Size] = []
     forward = Classifier.forward
 
-    def record(self: Classifier, images: torch.Tensor) -> Any:
+    def record(self: Classifier, images: torch.Tensor, *classes: torch.Tensor) -> Any:
         sizes.append((images.shape[-2], images.shape[-1]))
-        return forward(self, images)
+        return forward(self, images, *classes)
 
     monkeypatch.setattr(Classifier, "forward", record)
     return sizes
@@ -117,7 +117,7 @@ def evaluate(dataset: Path, classifier: Path, config: LabelConfig, tmp: Path) ->
     record = ShardReader(dataset).read(0)
     table = pa.Table.from_pylist([record], schema=IMAGE_SCHEMA)
     counts, images = CamEvaluator.load(classifier, config, 0.3).count(table)
-    assert (counts.counts.sum(), images) == (IMAGE_HW[0] * IMAGE_HW[1], 1)
+    assert (counts.pixels.sum(), images) == (IMAGE_HW[0] * IMAGE_HW[1], 1)
     return IMAGE_HW
 
 
@@ -211,7 +211,8 @@ def test_cams_of_a_smaller_view_against_plain_loops(dataset: Path, classifier_di
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     total = torch.zeros(2, *IMAGE_HW)
     for hw in AT_TRAINED:
-        maps = model(F.interpolate(image, hw, mode="bilinear", antialias=True)).class_maps[:, [0, 2]]
+        features = model(F.interpolate(image, hw, mode="bilinear", antialias=True)).features
+        maps = model.to_class_maps(features)[:, [0, 2]]
         total += F.interpolate(maps.relu(), IMAGE_HW, mode="bilinear")[0]
     torch.testing.assert_close(cams.cam, total / (total.amax((1, 2), keepdim=True) + 1e-5))
     plain = cams_of(model, [pixels], [[0, 2]], CONFIG)

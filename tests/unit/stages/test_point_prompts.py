@@ -52,7 +52,7 @@ def slow_cam(
         size = (round(HW[0] * scale), round(HW[1] * scale))
         view = F.interpolate(pixels, size, mode="bilinear", antialias=scale < 1)
         for mirrored in (False, True) if flip else (False,):
-            class_map = model(view.flip(-1) if mirrored else view).class_maps[
+            class_map = model.to_class_maps(model(view.flip(-1) if mirrored else view).features)[
                 :, class_index : class_index + 1
             ]
             full = F.interpolate(class_map if raw else class_map.relu(), HW, mode="bilinear")[0, 0]
@@ -226,7 +226,7 @@ def test_class_that_activates_nowhere_is_prompted_at_its_best_guess(make_classif
     batch, labels = to_tensor(images[:1], torch.device("cpu")), torch.tensor([[1.0, 0.0, 0.0]])
     cams = find_cams(model, batch, labels, scales=(1.0,), flip=False)
     assert cams.cam.max() == 0
-    class_map = F.interpolate(model(batch).class_maps[:, :1], HW, mode="bilinear")[0, 0]
+    class_map = F.interpolate(model.to_class_maps(model(batch).features)[:, :1], HW, mode="bilinear")[0, 0]
     (points_yx,) = find_prompts(cams, CONFIG, guess=True)
     assert points_yx.tolist() == [list(np.unravel_index(class_map.numpy().argmax(), HW))]
     assert points_yx.tolist() != [[0, 0]]

@@ -61,7 +61,8 @@ def test_one_view_is_the_plain_argmax(segmenter_dir, name):
     predictor = Predictor.load(segmenter_dir, PRESETS[name].predict)
     assert predictor.spec == spec
     for pixels in SCENES:
-        logits = model(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
+        cells = model(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
+        logits = F.interpolate(cells, pixels.shape[:2], mode="bilinear")
         np.testing.assert_array_equal(predictor(pixels), logits[0].argmax(0).numpy())
 
 
@@ -83,10 +84,15 @@ def test_a_batch_is_as_one_by_one(segmenter_dir):
         assert (label_map != alone).mean() < 1e-3
 
 
-def test_large_images_are_scaled_a_class_at_a_time(monkeypatch):
-    scores = torch.randn(1, 9, 6, 5, generator=torch.Generator().manual_seed(0))
-    scores[:, 4] = scores[:, 3]  # a tie goes to the lower label
-    expected = F.interpolate(scores, (23, 31), mode="bilinear")[0].argmax(0)
+@pytest.mark.parametrize("scales", [(1.0,), (1.0, 0.5)])
+def test_a_few_labels_at_a_time_give_the_same(segmenter_dir, monkeypatch, scales):
+    whole = Predictor.load(segmenter_dir, PredictConfig(scales=scales))
+    # Of 56 x 72 pixels, the scores of one label at a time; at twice the size too.
+    little = Predictor.load(
+        segmenter_dir, PredictConfig(scales=scales, max_pixels_per_pass=2 * 56 * 72 // 32)
+    )
+    sizes = [(56, 72), (30, 40), (112, 144)]
+    expected = whole.predict(SCENES, sizes)
     seen = []
     resize = predict.resize_maps
 
@@ -95,5 +101,20 @@ def test_large_images_are_scaled_a_class_at_a_time(monkeypatch):
         return resize(maps, size_hw)
 
     monkeypatch.setattr(predict, "resize_maps", count)
-    assert torch.equal(predict._best_label(scores, (23, 31)).long(), expected)
-    assert seen == [1] * 9
+    found = little.predict(SCENES, sizes)
+    assert set(seen) == {1, 2}
+    for label_map, same in zip(found, expected):
+        assert len(np.unique(same)) > 1
+        np.testing.assert_array_equal(label_map, same)
+
+
+@torch.no_grad()
+def test_a_tie_goes_to_the_lower_label(segmenter_dir):
+    for config in (PredictConfig(), PredictConfig(max_pixels_per_pass=1)):
+        predictor = Predictor.load(segmenter_dir, config)
+        last = predictor.model.head[-1]
+        for name in ("weight", "bias"):
+            last.get_parameter(name)[4] = last.get_parameter(name)[3]
+        last.get_parameter("bias")[3:5] += 1e3
+        labels = np.unique(predictor.predict(SCENES, [(56, 72)] * 3))
+        assert labels.tolist() == [3]

@@ -58,7 +58,7 @@ def test_pairs_and_cases(dataset: Path, tmp_path: Path) -> None:
         tmp_path / "points", [segment(0, both, [[2.5, 2.5]]), segment(1, reaching_out, peaks)]
     )
     box = write_labels(tmp_path / "box", [segment(0, one, []), segment(1, square(1, 15, 6), [])])
-    pairs = list(measure_pairs(dataset, {"points": points, "box": box}))
+    pairs = list(measure_pairs(dataset, {"points": points, "box": box}, 4))
     assert [(p.image_id, p.class_index, p.objects, p.peaks) for p in pairs] == [
         ("a", 0, 2, 1),
         ("a", 1, 1, 2),

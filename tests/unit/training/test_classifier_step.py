@@ -68,7 +68,7 @@ def test_the_parts_and_their_sum(recipe, model, batch, tiny_sam):
 
     output, labels = model(batch["image"]), batch["image_labels"]
     assert_close(parts["cls"], F.binary_cross_entropy(output.logits.sigmoid(), labels))
-    activation = output.class_maps.relu()
+    activation = model.to_class_maps(output.features).relu()
     cam = activation / (activation.amax((2, 3), keepdim=True) + 1e-5) * labels[:, :, None, None]
     cam = F.interpolate(cam, (64, 64), mode="bilinear")
     logits = torch.cat([1 - cam.amax(1, keepdim=True), cam], 1) / recipe.cpm.temperature

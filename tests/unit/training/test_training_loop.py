@@ -314,8 +314,9 @@ def test_validation_agrees_with_evaluate(scene_dataset, tmp_path, iterations, th
     config = replace(RECIPE.label, scales=(1.0,), flip=False)
     table = pa.concat_tables(pq.read_table(path) for path in shard_paths(scene_dataset))
     totals = add_up(CamEvaluator.load(checkpoint, config, threshold)(table).to_pylist())
-    mious = {name: matrix.miou() for name, (matrix, _) in totals.items()}
-    assert session.metrics[-1]["val_miou"] == pytest.approx(mious[f"cam@{threshold}"])
+    counts, _ = totals["cam"]
+    mious = {t: counts.matrix(t).miou() for t in counts.thresholds}
+    assert session.metrics[-1]["val_miou"] == pytest.approx(mious[threshold])
     assert session.metrics[-1]["val_miou_best_threshold"] == pytest.approx(max(mious.values()))
 
 

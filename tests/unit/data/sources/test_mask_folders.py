@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ray_wsss.data.images import decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import SourceRow
 from ray_wsss.data.source import Source
@@ -113,3 +114,19 @@ def test_masks_are_stored_as_labels_and_tell_unknown_labels(tmp_path, mode):
         [row], 0
     )
     assert "holds the value 7, which is no class" in summary.errors[0][2]
+
+
+def test_values_of_many_classes(tmp_path):
+    """Values of 8 bits are mapped, 255 too; the stored mask has 16."""
+    names = [f"class {k}" for k in range(300)]
+    values = read_mask_values(["7=class 299", "255=ignore"], names)
+    assert values == {0: 0, 7: 300, 255: 65_535, 65_535: 65_535}
+    ingest, png = IngestShard(tmp_path, 300, mask_values=values), tmp_path / "mask.png"
+    Image.fromarray(np.array([[0, 7, 255]], np.uint8)).save(png)
+    stored, label_map = ingest._read_mask(str(png))
+    assert label_map.tolist() == [[0, 300, 65_535]]
+    assert decode_mask(stored, 300).tolist() == label_map.tolist()
+    # Values of 16 bits may stand for few classes.
+    few = IngestShard(tmp_path, 2, mask_values=read_mask_values(["1000=b"], ["a", "b"]))
+    Image.fromarray(np.array([[0, 1000, 255]], np.uint16)).save(png)
+    assert few._read_mask(str(png))[1].tolist() == [[0, 2, 255]]
