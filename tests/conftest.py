@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,6 +32,13 @@ from ray_wsss.storage import filesystem_of, parse_path
 
 if TYPE_CHECKING:
     from ray_wsss.models.segmenter import SegmenterSpec
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several test processes share the cores; torch's threads, which wait for one another, would waste them.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # They don't share what they compile, lest one reads what another is writing.
+    own = Path(tempfile.gettempdir()) / f"ray_wsss_inductor_{os.environ['PYTEST_XDIST_WORKER']}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(own))
 
 FIRST_SEED = 10_900_000
 """Scenes that neither the demo nor the tiny SAM's training draws."""

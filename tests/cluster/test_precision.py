@@ -83,7 +83,7 @@ def test_what_was_chosen_or_does_not_matter_asks_nobody(gpus, tmp_path):
 def test_training_in_this_process_asks_its_own_gpu(monkeypatch, tmp_path):
     local = {"processes": Workers(workers=0, gpus_per_worker=1), "cluster": Cluster()}
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match="torch finds none in this process"):
+    with pytest.raises(UserError, match="this process is to use a GPU, but torch finds none"):
         settle_precision(AUTO, tmp_path, "train-classifier", **local)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: T4)

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from ray_wsss.cli import main
 from ray_wsss.cluster.stages import split
 from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import REMARK_SCHEMA, DatasetMetadata, write_table_atomically
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -44,3 +46,19 @@ def test_parts_hold_all_images_as_they_were(
             assert reader.read(row) == expected
     assert main([str(word) for word in words]) == 1
     assert "is already a data set" in capsys.readouterr().err
+
+
+def test_images_that_look_alike_on_both_sides_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = Image.fromarray(make_scene(5).image)
+    for k in range(4):
+        folder = tmp_path / "photos" / "cat"
+        folder.mkdir(parents=True, exist_ok=True)
+        scene.save(folder / f"{k}.jpg", quality=80 + k)  # other bytes, the same picture
+    whole, parts = tmp_path / "whole", [tmp_path / "train", tmp_path / "val"]
+    assert main(["ingest", "folder", "--root", str(tmp_path / "photos"), "--out", str(whole)]) == 0
+    words = ["split", "--dataset", whole, "--out", *parts, "--fractions", "0.5", "0.5"]
+    assert main([str(word) for word in words]) == 0
+    told = capsys.readouterr().out
+    assert f"2 images of {parts[1]} look like images of {parts[0]}, which is trained on" in told

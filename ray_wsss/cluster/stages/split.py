@@ -20,6 +20,7 @@ from ray_wsss.config.resources import Cluster
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.data.source import Source
 from ray_wsss.errors import UserError
+from ray_wsss.runs.dependencies import warn_of_near_duplicates
 from ray_wsss.runs.read_chunks import plan_chunks
 from ray_wsss.stages.ingest import ROWS_PER_SHARD, ShardSummary, begin_ingest, finish_ingest
 from ray_wsss.stages.split import CopyShard, check_fractions, describe_images, divide
@@ -30,6 +31,8 @@ def run_split(
     *, dataset: Path, outs: Sequence[Path], fractions: Sequence[float], seed: int, cluster: Cluster
 ) -> list[DatasetMetadata]:
     """Divide the images of ``dataset`` among the new data sets ``outs``, see `stages.split.divide`.
+
+    Warns if images of a part look like images of the first part, which is most likely trained on.
 
     Raises:
         UserError: ``dataset`` is no data set, a folder of ``outs`` is in use or named twice, or a part would
@@ -56,6 +59,8 @@ def run_split(
         part = replace(part, decode=metadata.decode)  # how the images were made RGB, long before
         part.save(out)
         done.append(part)
+    for out in outs[1:]:
+        warn_of_near_duplicates(out, outs[0])
     return done
 
 

@@ -65,6 +65,7 @@ def test_compiled_and_in_less_precision(job, tmp_path, capsys, skip_if_emulated)
     options = ["--images", "4", "--batch-size", "2", "--repeats", "1", "--no-ray", "--precision", "bf16"]
     assert job.main(["sam", *options, "--work", str(tmp_path)]) == 0
     figures = json.loads(capsys.readouterr().out)
+    assert set(figures["not_measured"]) == {"ray"}, figures["not_measured"]
     ways = ["stock", "stock_batched", "fp32", "eager", "compiled", "from_host"]
     assert [step["way"] for step in figures["steps"]] == ways
     rates = figures["images_per_s"]
