@@ -22,7 +22,7 @@ Next, your own images, in a folder for each class (photos/cat/*.jpg, photos/dog/
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Run the whole pipeline on generated scenes, offline: two to four minutes on two CPU cores."""
+    """Run the whole pipeline on generated scenes, offline: about four minutes on two CPU cores."""
 
     out: Path = Path("demo")
     """Folder for everything the demo makes; overview.png shows the results, first_look.png early ones."""

@@ -23,12 +23,13 @@ def metrics_of(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def demo_table(metrics: Mapping[str, Any]) -> Table:
     """The mIoUs of `demo.run.run_demo` as a table."""
+    fixed = " and ".join(f"{found['cam_fixed']['threshold']:g}" for found in metrics["details"].values())
     table = Table(title="mIoU in % on held-out scenes")
     for column in ("", "without CPM", "with CPM"):
         table.add_column(column, justify="left" if not column else "right")
     for title, plain, cpm in (
         ("CAM, best threshold", "cam_plain_miou", "cam_cpm_miou"),
-        ("CAM, fixed threshold", "cam_plain_fixed_threshold_miou", "cam_cpm_fixed_threshold_miou"),
+        (f"CAM, fixed threshold ({fixed})", "cam_plain_fixed_threshold_miou", "cam_cpm_fixed_threshold_miou"),
         ("pseudo labels", "pseudo_label_plain_miou", "pseudo_label_miou"),
         ("segmenter", None, "segmenter_miou"),
     ):
