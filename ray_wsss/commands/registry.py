@@ -11,6 +11,7 @@ import tyro
 from ray_wsss.commands.apply import Evaluate, Predict
 from ray_wsss.commands.compare_prompts import ComparePrompts
 from ray_wsss.commands.datasets.containers import IngestHuggingface, IngestParquet, IngestWebdataset
+from ray_wsss.commands.datasets.label_studio import IngestLabelStudio
 from ray_wsss.commands.datasets.split import Split
 from ray_wsss.commands.demo import Demo
 from ray_wsss.commands.export import ExportCoco, ExportFolder, ExportLabelStudio, ExportVoc, ExportYolo
@@ -45,6 +46,7 @@ COMMANDS: dict[str, type | Group] = {
             "coco": IngestCoco,
             "voc": IngestVoc,
             "yolo": IngestYolo,
+            "label-studio": IngestLabelStudio,
             "webdataset": IngestWebdataset,
             "parquet": IngestParquet,
             "huggingface": IngestHuggingface,

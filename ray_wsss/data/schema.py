@@ -29,7 +29,9 @@ ROWS_PER_GROUP = 64
 BYTES_PER_GROUP = 15 * 2**20
 """Most bytes of images, masks and the like in a row group of several rows."""
 
-SourceKind = Literal["coco", "voc", "folder", "csv", "yolo", "webdataset", "parquet", "huggingface"]
+SourceKind = Literal[
+    "coco", "voc", "folder", "csv", "yolo", "label-studio", "webdataset", "parquet", "huggingface"
+]
 
 IMAGE_SCHEMA = pa.schema(
     [
@@ -68,7 +70,8 @@ class SourceRow:
     """Objects (id, class_index, iscrowd, segmentation, bbox); an absent segmentation or bbox is None. They
     show which way round the image is, and make its mask (`data.coco.rasterise`) unless it has a
     ``mask_path``. An empty list is all background; None makes no mask. Objects of YOLO have ``fractions``
-    instead of a segmentation (`data.sources.yolo.in_pixels`)."""
+    instead of a segmentation (`data.sources.yolo.in_pixels`), those of Label Studio a ``brush``
+    (`data.label_studio.decode_brushes`)."""
     byte_range: tuple[int, int] | None = None
     """(offset, size) in bytes of an image inside the file ``path``, such as a tar."""
     cell: tuple[str, int] | None = None

@@ -11,16 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ray_wsss.data.images import voc_palette
+from ray_wsss.data.label_studio import encode_brush
 from ray_wsss.export.files import JsonList, StreamedFile, write_picture, write_text
 from ray_wsss.export.record import ExportedImage, Instance
-
-_RUN_BITS = (3, 4, 8, 16)
-"""The four widths of run lengths in a brush region, in bits, ascending."""
-_CHANNELS = 4
 
 
 class LabelStudioFormat:
@@ -80,27 +74,3 @@ class LabelStudioFormat:
             },
         }
         return result | ({"score": instance.scores.score} if instance.scores.score is not None else {})
-
-
-def encode_brush(mask: NDArray[np.bool_]) -> bytes:
-    """Encode a mask (H, W) for a brush region of Label Studio: thi.ng's rle-pack of an RGBA image.
-
-    All four channels are 255 inside the mask and 0 outside. The bit stream holds the number of bytes of the
-    image (32 bits), the width of a value less one (5 bits), and four widths of run lengths less one (4 bits
-    each). Each run follows as a 1 (1 bit), the index of its width (2 bits), its length less one (in that
-    width) and its value (8 bits).
-    """
-    flat = mask.ravel()
-    starts = np.flatnonzero(np.diff(flat, prepend=~flat[:1]))
-    lengths = np.diff(starts, append=len(flat)) * _CHANNELS
-    bits = [f"{len(flat) * _CHANNELS:032b}{8 - 1:05b}", *[f"{width - 1:04b}" for width in _RUN_BITS]]
-    longest = 1 << _RUN_BITS[-1]
-    for start, length in zip(starts.tolist(), lengths.tolist()):
-        value = "11111111" if flat[start] else "00000000"
-        for done in range(0, length, longest):
-            count = min(longest, length - done) - 1
-            which = next(k for k, width in enumerate(_RUN_BITS) if count < 1 << width)
-            bits.append(f"1{which:02b}{count:0{_RUN_BITS[which]}b}{value}")
-    packed = "".join(bits)
-    size = -(-len(packed) // 8)
-    return int(packed.ljust(8 * size, "0"), 2).to_bytes(size, "big")

@@ -26,6 +26,7 @@ from ray_wsss.data.images import (
     encode_mask,
     probe_image,
 )
+from ray_wsss.data.label_studio import decode_brushes
 from ray_wsss.data.learnable import unlearnable
 from ray_wsss.data.schema import (
     ERROR_SCHEMA,
@@ -220,6 +221,7 @@ class IngestShard:
             raise ImageError(f"the mask is {shape} pixels, the image {width}x{height}")
         if label_map is None and objects is not None:
             objects = in_pixels(objects, height, width)
+            objects = decode_brushes(objects, height, width, remarks)
             label_map = rasterise(objects, height, width, remarks, self.class_count)
             mask = encode_mask(label_map) if label_map is not None else None
         image_labels = row.image_labels

@@ -1,1 +1,1 @@
-"""Further commands that make data sets: from containers of images, and from a data set."""
+"""Further commands that make data sets: from containers of images, other tools, and a data set."""

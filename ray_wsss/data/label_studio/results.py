@@ -1,0 +1,169 @@
+"""Results of an annotation of Label Studio: classes of the image, and objects with outlines or boxes."""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ray_wsss.data.coco.rasterise import UNUSABLE
+from ray_wsss.data.coco.values import as_id, as_whole
+from ray_wsss.data.label_studio.brush import brush_text
+from ray_wsss.storage import printable
+
+LEFT_OUT = "result left out"
+SEVERAL = "object of several classes ignored in the mask"
+_REGIONS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels", "labels")
+"""Types of results that give an object its classes, in a field of the same name."""
+_SHAPES = ("brush", "polygon", "rectangle", "ellipse")
+"""Types of results that repeat the outline of a region whose classes are in a result of the same id."""
+_FARTHEST_PERCENT = 1e6
+_CORNERS_OF_ELLIPSE = 128
+
+
+@dataclass(slots=True)
+class Results:
+    """What the results of an annotation say of an image."""
+
+    classes: set[str] = field(default_factory=set)
+    objects: list[dict[str, Any]] = field(default_factory=list)
+    """As `data.schema.SourceRow` has them, but with ``class_name`` in place of ``class_index``."""
+    remarks: list[tuple[str, str]] = field(default_factory=list)
+    sizes_hw: set[tuple[int, int]] = field(default_factory=set)
+    """Sizes (height, width) in pixels that the results state for the image."""
+    known: bool = True
+    """Whether the classes are known; False if there are results, but none that tells a class."""
+
+
+def read_results(results: Sequence[Any], controls: Collection[str] = ()) -> Results:
+    """Read the results of an annotation or a prediction.
+
+    A class of ``choices`` of which there is no object becomes an object that is nowhere, if there are others:
+    the mask must not say that it isn't in the image. A result that can't be read costs itself alone.
+
+    Args:
+        controls: names of the controls of the labelling interface that are read; empty: all.
+    """
+    found = Results()
+    chosen: set[str] = set()
+    read = [r for r in results if not controls or (isinstance(r, dict) and r.get("from_name") in controls)]
+    regions = {as_id(r.get("id")) for r in read if isinstance(r, dict) and r.get("type") in _REGIONS} - {None}
+    for index, result in enumerate(read):
+        name = f"[{index}]"
+        try:
+            if not isinstance(result, dict):
+                raise ValueError(f"is {result!r:.40}; expected an object")
+            name = as_id(result.get("id")) or name
+            kind, of_region = result.get("type"), name in regions
+            if kind in _REGIONS:
+                _add_object(name, _names(result), result, found)
+            elif kind == "choices" and not of_region:
+                chosen.update(_names(result))
+            elif not (kind in _SHAPES and of_region):
+                raise ValueError(f"is of type {kind!r:.40}{' of a region' if of_region else ''}")
+        except ValueError as error:
+            found.remarks.append((LEFT_OUT, f"result {name} {error}"))
+    if found.objects:
+        found.objects += [_object(f"'{n}' of choices", n) for n in sorted(chosen - found.classes)]
+    found.classes |= chosen
+    found.known = bool(found.classes) or not read
+    return found
+
+
+def _names(result: dict[str, Any]) -> list[str]:
+    """Names of the classes of a result. Raises ValueError with the end of a sentence on what is wrong."""
+    kind, value = result["type"], result.get("value")
+    names = value.get(kind) if isinstance(value, dict) else None
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n.strip() for n in names):
+        raise ValueError(f"has the {kind} {names!r:.40}; expected a list of names")
+    return [printable(name) for name in names]
+
+
+def _add_object(name: str, classes: Sequence[str], result: dict[str, Any], found: Results) -> None:
+    found.classes.update(classes)
+    size_hw = _size_hw(result)
+    if size_hw is not None:
+        found.sizes_hw.add(size_hw)
+    several = len(set(classes)) > 1
+    if several:
+        found.remarks.append((SEVERAL, f"annotation {name}: {', '.join(classes)}"))
+    try:
+        place = _place(result, size_hw)
+    except ValueError as error:
+        found.remarks.append((UNUSABLE, f"annotation {name}: {error}"))
+        place = {}
+    # Nobody knows which of the pixels are of which class, so that they are ignored, as those of a crowd.
+    found.objects.append(_object(name, classes[0]) | place | {"iscrowd": several})
+
+
+def _object(name: str, class_name: str) -> dict[str, Any]:
+    """An object of which nobody knows where it is."""
+    return {"id": name, "class_name": class_name, "iscrowd": False, "segmentation": None, "bbox": None}
+
+
+def _size_hw(result: dict[str, Any]) -> tuple[int, int] | None:
+    height, width = as_whole(result.get("original_height")), as_whole(result.get("original_width"))
+    return (height, width) if height is not None and width is not None and min(height, width) > 0 else None
+
+
+def _place(result: dict[str, Any], size_hw: tuple[int, int] | None) -> dict[str, Any]:
+    """Outline or box of a region, as annotations have it. Raises ValueError with what can't be used."""
+    value = result["value"]
+    if result.get("image_rotation") not in (None, 0):
+        raise ValueError(f"drawn on an image turned by {result['image_rotation']!r:.40} degrees")
+    if "rle" in value:
+        if value.get("format", "rle") != "rle" or not isinstance(value["rle"], list):
+            raise ValueError(f"a brush region of format {value.get('format')!r:.40}; expected 'rle'")
+        return {"brush": brush_text(value["rle"])}
+    if size_hw is None:
+        raise ValueError("no 'original_width' and 'original_height' in pixels, which percentages need")
+    scale_xy = np.array(size_hw[::-1]) / 100
+    if "points" in value:
+        return {"segmentation": [_polygon(value["points"], scale_xy)]}
+    if "radiusX" in value:
+        return {"segmentation": [_ellipse(value, scale_xy)]}
+    return {"bbox": _box(value, scale_xy)}
+
+
+def _polygon(points: Any, scale_xy: np.ndarray) -> list[float]:
+    if not isinstance(points, list) or len(points) < 3:
+        raise ValueError(f"a polygon with the points {points!r:.40}; expected three or more")
+    if not all(isinstance(point, list) and len(point) == 2 for point in points):
+        raise ValueError("a polygon with a point that is no pair of x and y")
+    return (np.array([[_percent(x), _percent(y)] for x, y in points]) * scale_xy).ravel().tolist()
+
+
+def _ellipse(value: dict[str, Any], scale_xy: np.ndarray) -> list[float]:
+    centre_xy = _pair(value, "x", "y") * scale_xy
+    radii_xy = _pair(value, "radiusX", "radiusY") * scale_xy
+    angles = np.linspace(0, 2 * math.pi, _CORNERS_OF_ELLIPSE, endpoint=False)
+    corners_xy = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii_xy
+    return np.round(corners_xy @ _turn(value) + centre_xy, 2).ravel().tolist()
+
+
+def _box(value: dict[str, Any], scale_xy: np.ndarray) -> tuple[float, ...]:
+    """Left, top, width and height in pixels of the upright box round a rectangle turned about its corner."""
+    corner_xy, sides_xy = _pair(value, "x", "y") * scale_xy, _pair(value, "width", "height") * scale_xy
+    if sides_xy.min() <= 0:
+        raise ValueError("a rectangle without an area")
+    corners_xy = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * sides_xy @ _turn(value) + corner_xy
+    low_xy, high_xy = corners_xy.min(axis=0), corners_xy.max(axis=0)
+    return (*low_xy.tolist(), *(high_xy - low_xy).tolist())
+
+
+def _turn(value: dict[str, Any]) -> np.ndarray:
+    """Matrix that turns rows of x, y clockwise, as seen with y downwards, by ``rotation`` in degrees."""
+    angle = math.radians(_percent(value.get("rotation") or 0))
+    return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+
+
+def _pair(value: dict[str, Any], *names: str) -> np.ndarray:
+    return np.array([_percent(value.get(name)) for name in names])
+
+
+def _percent(number: Any) -> float:
+    usable = isinstance(number, int | float) and not isinstance(number, bool)
+    if not usable or not abs(number) <= _FARTHEST_PERCENT:
+        raise ValueError(f"{number!r:.40} in place of a number in percent")
+    return float(number)
