@@ -9,6 +9,8 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
+from ray_wsss.data.label_studio import decode_brush
+
 
 def _import(name: str):
     with warnings.catch_warnings():
@@ -69,6 +71,17 @@ def test_label_studio_with_its_converter(export, labelled) -> None:
         np.testing.assert_array_equal(seen, np.where(expected == 255, 0, expected))
         name = unquote(task["data"]["image"]).removeprefix("/data/local-files/?d=")
         assert (out / name).is_file()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("values", [[0, 255], [0, 1, 128, 255]], ids=["mask", "colours"])
+def test_brush_regions_of_label_studio(values: list[int]) -> None:
+    brush = _import("label_studio_sdk.converter.brush")
+    rgba = np.random.default_rng(0).choice(np.array(values, np.uint8), (17, 23, 4))
+    rgba[3:9] = 255
+    packed = brush.encode_rle(rgba.ravel())
+    np.testing.assert_array_equal(brush.decode_rle(packed).reshape(rgba.shape), rgba)
+    np.testing.assert_array_equal(decode_brush(bytes(packed), 17, 23), rgba[..., 3] > 0)
 
 
 @pytest.mark.filterwarnings("ignore")

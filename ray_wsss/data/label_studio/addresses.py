@@ -14,7 +14,8 @@ from ray_wsss.data.sources.locations import URI_SCHEMES, Locator, name_of
 from ray_wsss.errors import UserError
 from ray_wsss.storage import find_files
 
-_LOCAL_FILES = "/data/local-files/?d="
+_SERVED = re.compile(r"/(?:data/local-files|storage-data/uploaded)/?\?(?:.*&)?(?:d|filepath)=([^&]*)")
+"""Address of a file that Label Studio serves, with its path."""
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")
 """Name of a file as Label Studio's upload makes it."""
 
@@ -99,10 +100,11 @@ class ImageFinder:
 
 def _paths(address: str) -> Iterator[str]:
     """Paths that an address may stand for, the likeliest first."""
-    _, found, local = address.partition(_LOCAL_FILES)
+    served = _SERVED.search(address)
     rest = address.partition("://")[2] or address
-    path = local.partition("&")[0] if found else rest.partition("?")[0].partition("#")[0]
-    yield from dict.fromkeys((unquote(path), path, rest))
+    path = served.group(1) if served else rest.partition("?")[0].partition("#")[0]
+    # Label Studio on Windows writes backslashes.
+    yield from dict.fromkeys((unquote(path), path, rest, unquote(path).replace("\\", "/")))
 
 
 def _ends_as_image(text: Any) -> bool:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from ray_wsss.data.coco import encode_rle, read_coco
 from ray_wsss.data.csv_labels import read_csv
+from ray_wsss.data.label_studio import encode_brush, read_label_studio
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.source import Source
 from ray_wsss.data.voc import read_voc
@@ -169,6 +170,49 @@ def test_coco(images: Path, count: int) -> None:
             # An image is lost neither when its own entry is odd nor when one beside it is.
             named = {str(e["id"]) for e in content["images"] if type(e.get("id")) in (int, str)}
             assert {text.encode("utf-8", "backslashreplace").decode() for text in named} <= {*good, *bad}
+
+    for_each(STEPS, count, check)
+
+
+# --- Label Studio --------------------------------------------------------------------------------
+
+
+def label_studio() -> list[dict[str, Any]]:
+    mask = np.zeros((10, 12), np.bool_)
+    mask[3:6, 2:8] = True
+    brush = {"format": "rle", "rle": list(encode_brush(mask)), "brushlabels": ["cat"]}
+    points = {"points": [[10, 10], [60, 10], [60, 70]], "polygonlabels": ["dog"]}
+    place = {"x": 50, "y": 50, "rotation": 10}
+    box = place | {"width": 30, "height": 20, "rectanglelabels": ["cat"]}
+    ellipse = place | {"radiusX": 30, "radiusY": 20, "ellipselabels": ["cat"]}
+    regions = [
+        {"id": k, "type": next(n for n in v if n.endswith("labels")), "value": v, "image_rotation": 0}
+        | {"original_width": 12, "original_height": 10}
+        for k, v in enumerate((brush, points, box, ellipse))
+    ]
+    # As shown: EXIF turns the last image.
+    turned = {**regions[1], "original_width": 10, "original_height": 12}
+    choices = {"id": "c", "type": "choices", "value": {"choices": ["dog"]}}
+    return [
+        {"data": {"image": "/data/upload/1/0123abcd-a.jpg"}, "annotations": [{"result": regions}]},
+        {"data": {"image": "b.png"}, "annotations": [], "predictions": [{"result": [regions[0]]}]},
+        {"data": {"image": "/data/local-files/?d=c.jpg"}, "annotations": [{"result": [turned, choices]}]},
+    ]
+
+
+@cases(50, 1000)
+def test_label_studio(images: Path, count: int) -> None:
+    def check(steps: list[tuple[int, str, Any]]) -> None:
+        content = mutate(label_studio(), steps)
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "tasks.json").write_text(json.dumps(content))
+            source = unless_refused(lambda: read_label_studio(folder / "tasks.json", images))
+            if source is None:
+                return
+            good, bad = ingested(source, folder)
+            assert len(good) == len(set(good))
+            assert len(good) + len(bad) == len(content)
 
     for_each(STEPS, count, check)
 
