@@ -115,6 +115,28 @@ class ShardSummary:
     """64-bit hash of the content of each good image."""
 
     @classmethod
+    def of(
+        cls,
+        image_labels: Sequence[Sequence[int] | None],
+        images: Iterable[bytes],
+        *,
+        with_mask: int,
+        errors: Sequence[tuple[str, str, str]] = (),
+        remarks: Sequence[tuple[str, str, str, str]] = (),
+    ) -> "ShardSummary":
+        """Counts of a shard's rows, from the columns ``image_labels`` and ``image`` of `IMAGE_SCHEMA`."""
+        return cls(
+            images=len(image_labels),
+            unlabelled=sum(labels is None for labels in image_labels),
+            empty=sum(labels is not None and not labels for labels in image_labels),
+            with_mask=with_mask,
+            images_with=dict(Counter(label for labels in image_labels for label in labels or ())),
+            errors=list(errors),
+            remarks=list(remarks),
+            content_hashes=[hash_content(image) for image in images],
+        )
+
+    @classmethod
     def total(cls, summaries: Iterable["ShardSummary"]) -> "ShardSummary":
         """Counts and lists of all shards."""
         parts = list(summaries)
@@ -183,15 +205,12 @@ class IngestShard:
         if good:
             table = pa.Table.from_pylist(good, schema=IMAGE_SCHEMA)
             write_table_atomically(table, part_path(self.out, shard_index))
-        return ShardSummary(
-            images=len(good),
-            unlabelled=sum(row["image_labels"] is None for row in good),
-            empty=sum(row["image_labels"] == [] for row in good),
+        return ShardSummary.of(
+            [row["image_labels"] for row in good],
+            (row["image"] for row in good),
             with_mask=sum(row["mask"] is not None for row in good),
-            images_with=dict(Counter(label for row in good for label in row["image_labels"] or ())),
             errors=errors,
             remarks=remarks,
-            content_hashes=[hash_content(row["image"]) for row in good],
         )
 
     def _read(self, row: SourceRow, contents: Contents) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -211,9 +230,7 @@ class IngestShard:
         stated_hw = row.stated_hw or (label_map.shape if label_map is not None else None)
         # A mask shows the orientation by its size, annotations by where they are.
         objects = row.annotations if label_map is None else None
-        in_fractions = objects is not None and any("fractions" in each for each in objects)
-        placed = objects if objects and not in_fractions else []
-        orientation = orient(probe_image(data), stated_hw, placed, remarks)
+        orientation = orient(probe_image(data), stated_hw, objects or [], remarks)
         pixels = decode_image(data, orientation)
         height, width = pixels.shape[:2]
         if label_map is not None and label_map.shape != (height, width):

@@ -13,7 +13,7 @@ from ray_wsss.data.reader import ShardReader, open_shard, shard_paths
 from ray_wsss.data.schema import unknown_as_null, write_table_atomically
 from ray_wsss.errors import UserError
 from ray_wsss.runs.read_chunks import Chunk, read_chunk
-from ray_wsss.stages.ingest import ShardSummary, hash_content, part_path
+from ray_wsss.stages.ingest import ShardSummary, part_path
 
 _NONE, _UNKNOWN = -1, -2
 """Stand for a class in images without one and in those of unknown labels, which are shared out too."""
@@ -105,14 +105,11 @@ class CopyShard:
             schema = unknown_as_null(file.schema_arrow.empty_table()).schema
         table = pa.Table.from_pylist([reader.read(row, schema.names) for row in rows], schema=schema)
         write_table_atomically(table, part_path(out, shard_index))
-        labels = table["image_labels"].to_pylist()
-        return ShardSummary(
-            images=len(table),
-            unlabelled=sum(classes is None for classes in labels),
-            empty=sum(classes == [] for classes in labels),
+        return ShardSummary.of(
+            table["image_labels"].to_pylist(),
+            table["image"].to_pylist(),
             with_mask=len(table) - table["mask"].null_count,
             remarks=self._remarks(table["image_id"]),
-            content_hashes=[hash_content(image) for image in table["image"].to_pylist()],
         )
 
     def _remarks(self, image_ids: pa.ChunkedArray) -> list[tuple[str, str, str, str]]:

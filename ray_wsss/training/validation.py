@@ -61,17 +61,16 @@ class Sample:
     def first(self, count: int) -> list[dict[str, Any]]:
         """Records of the first ``count`` images that have image labels and can be decoded."""
         records = (self.reader.read(row, self.columns) for row in self.rows)
-        return list(islice((record for record in records if _can_be_drawn(record)), count))
+        return list(islice((record for record in records if self._can_be_drawn(record)), count))
 
-
-def _can_be_drawn(record: dict[str, Any]) -> bool:
-    if not record["image_labels"]:
-        return False
-    try:
-        decode_image(record["image"], record["orientation"])
-        return record["mask"] is None or decode_mask(record["mask"]).size > 0
-    except ValueError:
-        return False
+    def _can_be_drawn(self, record: dict[str, Any]) -> bool:
+        if not record["image_labels"]:
+            return False
+        try:
+            decode_image(record["image"], record["orientation"])
+            return record["mask"] is None or decode_mask(record["mask"], len(self.class_names)).size > 0
+        except ValueError:
+            return False
 
 
 class CamValidation:

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
-from ray_wsss.errors import UserError
+from ray_wsss.cluster.connect import own_errors
 
 _AHEAD = 256
 """Most tasks that are started before the result of the first is taken."""
@@ -16,25 +15,18 @@ def map_on_ray(function: Callable[[str], Any], paths: Sequence[str]) -> Iterator
     """Apply a function to each path in a task of the Ray that is connected; results in order of the paths.
 
     Raises:
-        UserError: ``function`` raised it.
+        Exception: as ``function`` raised it.
     """
     task = ray.remote(_call)
     coming = [task.remote(function, path) for path in paths[:_AHEAD]]
     for at in range(len(paths)):
         if at + _AHEAD < len(paths):
             coming.append(task.remote(function, paths[at + _AHEAD]))
-        yield _result(coming.pop(0))
+        with own_errors():
+            found = ray.get(coming.pop(0))
+        yield found
 
 
 def _call(function: Callable[[str], Any], path: str) -> Any:
     """A task of its own, since Ray takes no `functools.partial` as one."""
     return function(path)
-
-
-def _result(reference: Any) -> Any:
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import ray.data
 from numpy.typing import NDArray
 
 from ray_wsss.cluster.actors import chunk_of, iterate, plan_rows
-from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.connect import own_errors, ray_session
 from ray_wsss.cluster.stages.ingest import to_summary
+from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.resources import Cluster
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.data.source import Source
@@ -53,12 +54,10 @@ def run_split(
                 )
         summaries = _copy(dataset.absolute(), [out.absolute() for out in outs], parts)
     source = Source(kind=metadata.source, class_names=metadata.class_names, rows=())
+    decode = DecodeConfig.from_noted(dict(metadata.decode))  # how the images were made RGB, long before
     done = []
     for out, found in zip(outs, summaries):
-        part = finish_ingest(out, source, found, order_seed=metadata.order_seed)
-        part = replace(part, decode=metadata.decode)  # how the images were made RGB, long before
-        part.save(out)
-        done.append(part)
+        done.append(finish_ingest(out, source, found, order_seed=metadata.order_seed, decode=decode))
     for out in outs[1:]:
         warn_of_near_duplicates(out, outs[0])
     return done
@@ -68,8 +67,9 @@ def _describe(dataset: Path) -> pa.Table:
     """Rows of `describe_images` for the whole data set, in its order."""
     chunks = plan_chunks(dataset)
     done = plan_rows(chunks).map_batches(_describe_chunk, batch_size=None, batch_format="pyarrow")
-    tables: Any = done.to_arrow_refs()
-    return pa.concat_tables(ray.get(tables)).sort_by("chunk")
+    with own_errors():
+        tables: Any = done.to_arrow_refs()
+        return pa.concat_tables(ray.get(tables)).sort_by("chunk")
 
 
 def _describe_chunk(plan: pa.Table) -> pa.Table:
