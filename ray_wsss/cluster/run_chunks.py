@@ -193,7 +193,7 @@ def session_of(resources: Resources, cluster: Cluster) -> Iterator[None]:
 
 
 def where(resources: Resources) -> RunSetup:
-    """Where a run takes place, for its record."""
+    """Resources and cluster of a run, for its record."""
     found: RunSetup = {"resources": asdict(resources)}
     return found | {"cluster": describe_cluster()} if resources.actors else found
 

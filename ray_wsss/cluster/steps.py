@@ -30,13 +30,13 @@ class Step:
     name: str
     """Name without spaces; the files of the step have it too."""
     what: str
-    """What the step does, in words."""
+    """Description of the step, in words."""
     work: str
     """Function that does it, as ``module:function``. Only the process that runs the step imports it."""
     needs: Sequence[str] = ()
     """Names of the steps that must be done before."""
     takes_results: bool = False
-    """Whether the function also gets the results of the steps that are done, by name."""
+    """True if the function also gets the results of the steps that are done, by name."""
     weight: float = 1
     """About how many seconds it takes, in relation to the other steps; for the time left."""
 

@@ -17,7 +17,7 @@ Next, your own images, in a folder for each class (photos/cat/*.jpg, photos/dog/
     ray-wsss ingest folder --root photos --out data/photos
     ray-wsss run-all --dataset data/photos --out runs --sam.name vit_b --cpm.view image
 """
-"""What the demo says at its end."""
+"""Text that ends the demo."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class IngestCommand:
-    """What all commands that make a data set from people's files have."""
+    """Flags and steps of all commands that make a data set from people's files."""
 
     out: Path
     """Folder of the new data set."""

@@ -19,7 +19,7 @@ _STAGES = ("pyarrow", "PIL", "pycocotools", "safetensors", "segment_anything", "
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a part is given."""
+    """Device, sizes and folder that a part is given."""
 
     device: Device
     small: bool
@@ -34,7 +34,7 @@ class Part:
 
     name: str
     what: str
-    """What it measures, in words."""
+    """Subject of the measurement, in words."""
     measure: Callable[[Job], dict[str, Any]]
     needs: Sequence[str] = ()
     """Packages without which it is skipped."""
@@ -143,4 +143,4 @@ PARTS = (
     Part(name="sam_vit_l", what="SAM's encoder, ViT-L", measure=_sam("vit_l"), needs=_STAGES, only_cuda=True),
     Part(name="sam_tiny", what="SAM's encoder, tiny", measure=_sam("tiny"), needs=_STAGES),
 )
-"""In the order in which they run: what matters most comes first, in case the time is short."""
+"""Parts in the order in which they run: the most important first, in case the time is short."""

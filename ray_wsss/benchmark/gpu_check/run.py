@@ -77,7 +77,7 @@ class GpuCheck:
         return result
 
     def _of(self) -> dict[str, Any]:
-        """What a finished part's figures hold for."""
+        """Version, device and sizes that a finished part's figures hold for."""
         return {"version": __version__, "device": self.device, "small": self.small}
 
     def _run(self, part: Part, seconds: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the check found, as a table: each goal with its figure, then what ran."""
+"""Tables of what the check found: each goal with its figure, then each part."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ class Goal:
 
     part: str
     path: tuple[str, ...]
-    """Where the figure stands among those of its part."""
+    """Keys that lead to the figure among those of its part."""
     what: str
     least: float
     only_on: str = ""

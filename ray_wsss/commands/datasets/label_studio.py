@@ -20,7 +20,7 @@ class IngestLabelStudio(IngestCommand):
     controls: tuple[str, ...] = ()
     """Names of the controls of the labelling interface to read, such as mask. Without it, all."""
     unannotated: Literal["none", "unknown"] = "none"
-    """What an image has whose annotation is empty: none of the classes, or unknown labels."""
+    """Labels of an image whose annotation is empty: none of the classes, or unknown."""
 
     def run(self) -> None:
         from ray_wsss.data.label_studio import read_label_studio

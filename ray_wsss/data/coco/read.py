@@ -4,12 +4,11 @@ A crowd region adds its class to the image's labels, and its pixels are ignored 
 file's categories, sorted by category id.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ray_wsss.data.coco.values import as_box, as_id, as_whole
+from ray_wsss.data.coco.values import as_box, as_id, as_size, as_whole, read_json
 from ray_wsss.data.schema import SourceRow, check_class_names, locate
 from ray_wsss.data.source import Source
 from ray_wsss.errors import UserError
@@ -135,8 +134,7 @@ def _outline(annotation: dict[str, Any]) -> Any:
 
 
 def _stated_hw(entry: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = as_whole(entry.get("height")), as_whole(entry.get("width"))
-    return (height, width) if height is not None and width is not None and min(height, width) > 0 else None
+    return as_size(entry.get("height"), entry.get("width"))
 
 
 def _states_nonsense(entry: dict[str, Any]) -> bool:
@@ -193,14 +191,7 @@ def _roots(categories: Mapping[str, dict[str, Any]]) -> list[str]:
 
 
 def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(
-            f"{path} can't be read ({error.strerror or error}); expected a COCO instances file"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); expected a COCO instances file") from None
+    content = read_json(path, "expected a COCO instances file")
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a JSON {type(content).__name__}; expected a COCO object with 'images'")
     return content

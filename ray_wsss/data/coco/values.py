@@ -1,9 +1,13 @@
-"""Numbers and ids as tools write them into JSON: 640, 640.0, "640"."""
+"""JSON files as tools write them, with numbers and ids such as 640, 640.0, "640"."""
 
+import json
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from ray_wsss.errors import UserError
 
 Box = tuple[float, float, float, float]
 """Left, top, width and height in pixels."""
@@ -16,6 +20,12 @@ def as_whole(value: Any) -> int | None:
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     return int(value) if isinstance(value, int) else None
+
+
+def as_size(height: Any, width: Any) -> tuple[int, int] | None:
+    """Height and width in pixels, or None unless both are whole numbers above 0."""
+    height, width = as_whole(height), as_whole(width)
+    return (height, width) if height is not None and width is not None and min(height, width) > 0 else None
 
 
 def as_id(value: Any) -> str | None:
@@ -34,3 +44,13 @@ def as_box(value: Any) -> Box | None:
         return None
     left, top, width, height = (float(number) for number in value)
     return (left, top, width, height) if width > 0 and height > 0 else None
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """Content of a JSON file. Raises UserError, whose message ends with ``expected``, if it is unreadable."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror or error}); {expected}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {expected}") from None

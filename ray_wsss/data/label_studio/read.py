@@ -1,12 +1,12 @@
 """Label Studio's JSON export: tasks with annotations, or with predictions such as our own export's."""
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ray_wsss.data.coco.values import read_json
 from ray_wsss.data.label_studio.addresses import ImageFinder, image_address
 from ray_wsss.data.label_studio.results import Results, read_results
 from ray_wsss.data.schema import SourceRow, check_class_names
@@ -75,12 +75,7 @@ def read_label_studio(
 
 
 def _load(tasks: Path) -> list[Any]:
-    try:
-        content = json.loads(tasks.read_bytes())
-    except OSError as error:
-        raise UserError(f"{tasks} can't be read ({error.strerror or error}); {_EXPECTED}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{tasks} is not valid JSON ({error}); {_EXPECTED}") from None
+    content = read_json(tasks, _EXPECTED)
     if not isinstance(content, list):
         raise UserError(f"{tasks} holds a JSON {type(content).__name__}; {_EXPECTED}, a list")
     if not any(isinstance(task, dict) and isinstance(task.get("data"), dict) for task in content):

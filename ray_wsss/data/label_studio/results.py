@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ray_wsss.data.coco.rasterise import UNUSABLE
-from ray_wsss.data.coco.values import as_id, as_whole
+from ray_wsss.data.coco.values import as_id, as_size
 from ray_wsss.data.label_studio.brush import brush_text
 from ray_wsss.storage import printable
 
@@ -82,7 +82,7 @@ def _names(result: dict[str, Any]) -> list[str]:
 
 def _add_object(name: str, classes: Sequence[str], result: dict[str, Any], found: Results) -> None:
     found.classes.update(classes)
-    size_hw = _size_hw(result)
+    size_hw = as_size(result.get("original_height"), result.get("original_width"))
     if size_hw is not None:
         found.sizes_hw.add(size_hw)
     several = len(set(classes)) > 1
@@ -100,11 +100,6 @@ def _add_object(name: str, classes: Sequence[str], result: dict[str, Any], found
 def _object(name: str, class_name: str) -> dict[str, Any]:
     """An object of which nobody knows where it is."""
     return {"id": name, "class_name": class_name, "iscrowd": False, "segmentation": None, "bbox": None}
-
-
-def _size_hw(result: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = as_whole(result.get("original_height")), as_whole(result.get("original_width"))
-    return (height, width) if height is not None and width is not None and min(height, width) > 0 else None
 
 
 def _place(result: dict[str, Any], size_hw: tuple[int, int] | None) -> dict[str, Any]:

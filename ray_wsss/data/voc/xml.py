@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-Box = tuple[float, float, float, float]
+from ray_wsss.data.coco.values import Box
 
 
 @dataclass(frozen=True, slots=True)
