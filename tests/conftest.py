@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
@@ -39,6 +40,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # They don't share what they compile, lest one reads what another is writing.
     own = Path(tempfile.gettempdir()) / f"ray_wsss_inductor_{os.environ['PYTEST_XDIST_WORKER']}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(own))
+
+# A slow or busy machine is no error: no example has a deadline by wall time.
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
 
 FIRST_SEED = 10_900_000
 """Scenes that neither the demo nor the tiny SAM's training draws."""

@@ -10,7 +10,6 @@ import timm
 import torch
 from jaxtyping import Float
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from ray_wsss.errors import UserError
@@ -199,8 +198,10 @@ def _lite0_state() -> dict[str, Tensor]:
 
 
 def _read_checkpoint(checkpoint: str) -> dict[str, Tensor]:
-    """State dict in a file, without the prefixes of DistributedDataParallel and torch.compile."""
-    return clean_state_dict(read_weights(parse_path(checkpoint), "backbone_checkpoint"))
+    """State dict in a file, without the prefixes that DistributedDataParallel and torch.compile add."""
+    # Before version 1.0.31, timm's clean_state_dict removes them in one order only.
+    state = read_weights(parse_path(checkpoint), "backbone_checkpoint")
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in state.items()}
 
 
 def _load_timm_file(network: Any, build: Callable[..., Any], state: dict[str, Tensor], source: str) -> Any:

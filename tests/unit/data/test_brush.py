@@ -51,7 +51,7 @@ RUNS = st.lists(
 
 
 @given(RUNS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_runs_of_any_kind(runs: list[Run]) -> None:
     """Runs that begin and end at any channel, as a canvas's colours make them."""
     width = 5

@@ -43,7 +43,7 @@ def for_each(strategy: st.SearchStrategy[Any], count: int, check: Callable[[Any]
     health = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     # Without shrinking: the mutations are few and small, and each case writes files.
     phases = (Phase.explicit, Phase.reuse, Phase.generate)
-    options = settings(max_examples=count, deadline=None, suppress_health_check=health, phases=phases)
+    options = settings(max_examples=count, suppress_health_check=health, phases=phases)
     options(given(strategy)(check))()
 
 

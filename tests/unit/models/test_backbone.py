@@ -178,7 +178,7 @@ def test_files_of_whole_timm_models(tmp_path, family):
 
 @pytest.mark.parametrize("name", ["convnext_atto", "resnet10t"])
 @pytest.mark.parametrize("outer", [None, "state_dict", "model"])
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", ""])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "module._orig_mod.", ""])
 def test_files_of_training_programs(tmp_path, name, outer, prefix):
     """With the prefixes of DistributedDataParallel and torch.compile, and inside an outer dict."""
     state = {f"{prefix}{key}": value for key, value in whole_model(name).state_dict().items()}

@@ -36,7 +36,7 @@ def source_of(geometry: Geometry, image_hw: tuple[int, int]) -> tuple[torch.Tens
     return rows, (geometry.left + columns + 0.5) * image_hw[1] / geometry.scaled_hw[1]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(geometries())
 def test_labels_are_the_pixel_under_the_crops_pixel(case):
     (height, width), geometry = case
@@ -55,7 +55,7 @@ def test_labels_are_the_pixel_under_the_crops_pixel(case):
     assert inside.any()
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(geometries())
 def test_images_show_the_same_place_as_labels(case):
     """On a ramp, bilinear resizing gives the place itself, save where the border clamps it."""
@@ -83,7 +83,7 @@ def test_images_show_the_same_place_as_labels(case):
         assert_close(shown[axis].double()[far], place[far], rtol=0, atol=atol)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(geometries(), st.integers(0, 2**31))
 def test_labels_invent_no_value(case, seed):
     image_hw, geometry = case
@@ -94,7 +94,7 @@ def test_labels_invent_no_value(case, seed):
     assert torch.equal(cropped[0] == FILL, ~geometry.inside()[0])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(geometries())
 def test_a_flipped_crop_is_the_mirrored_crop(case):
     image_hw, geometry = case
@@ -107,7 +107,7 @@ def test_a_flipped_crop_is_the_mirrored_crop(case):
     assert torch.equal(flipped.inside(), plain.inside().flip(-1))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(geometries())
 def test_crops_lie_in_the_image_and_small_images_in_the_crop(case):
     image_hw, geometry = case
@@ -161,7 +161,7 @@ def test_sampling_reaches_both_ends_and_depends_on_the_generator_alone():
     assert drawn == [sample(seed) for seed in range(300)]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(geometries())
 def test_points_of_the_crop_are_found_again_in_the_resized_image(drawn):
     _, geometry = drawn

@@ -89,7 +89,7 @@ def test_equal_to_skimage_on_plateaus(min_distance_px: int):
     assert assert_same_peaks(maps, 0.4, min_distance_px) > 60
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(
     cam=arrays(
         np.float32,
@@ -118,7 +118,7 @@ def test_the_highest_peaks_are_skimages_highest(path, max_peaks: int, min_distan
     assert min(counts) > 0
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(
     cam=arrays(
         np.float32,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -61,7 +61,6 @@ def test_maps_take_the_value_at_each_pixels_centre(image_hw):
     np.testing.assert_array_equal(resize_map(mask, image_hw), expected % 3 == 0)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(32, 1500))
 def test_the_working_size_keeps_the_shape(height, width, most):
     small = working_hw((height, width), most)

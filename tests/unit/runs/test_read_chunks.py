@@ -134,7 +134,7 @@ def test_what_the_encoders_device_resizes_travels_as_it_is(tmp_path):
     np.testing.assert_array_equal(large.for_sam, ResizeLongestSide(64).apply_image(SCENE))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.integers(0, 30), min_size=1, max_size=3).filter(any),
     group=st.integers(1, 40),
@@ -283,7 +283,7 @@ def test_the_thinnest_image_that_sam_can_look_at(tmp_path, long_side, fits, turn
         assert image.sam_pixels.shape == ((SAM_PX, 1, 3) if turned else (1, SAM_PX, 3))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "PPM"]),
     damage=st.lists(st.tuples(st.integers(0, 150), st.binary(max_size=4)), min_size=1, max_size=4),

@@ -96,7 +96,7 @@ def check(data: bytes, config: DecodeConfig) -> None:
     assert summary.images + len(summary.errors) == 1
 
 
-FEW = settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=10, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 MANY = settings(FEW, max_examples=2000 // len(FORMATS) + 1)
 
 

@@ -55,7 +55,7 @@ def check(folder: Path, table: bytes) -> None:
     assert all(row.error or row.path for row in rows)
 
 
-COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+COMMON = {"suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
 @settings(max_examples=100, **COMMON)
