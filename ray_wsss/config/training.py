@@ -63,14 +63,18 @@ class OptimConfig:
     """Start from ImageNet weights: tf_efficientnet_lite0's come with a package, others through timm."""
     backbone_checkpoint: str | None = None
     """File with ImageNet weights of the backbone (safetensors, or a PyTorch state dict)."""
-    output_stride: Literal[4, 8, 16, 32] = 16
-    """Image pixels per cell of the class maps (paper: 8; 16 needs a quarter of the work)."""
+    output_stride: Literal[4, 8, 14, 16, 32] = 16
+    """Image pixels per cell of the class maps (paper: 8; 16 needs a quarter of the work).
+    Plain transformers (vit_*, eva*) have their patch: 14 or 16, mostly."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
     """Optimiser. sgd: for the paper's recipes (code); adamw: for small networks from scratch."""
     lr: float = 0.02
     """Highest learning rate, reached after lr_warmup_iters; above 0 (code)."""
     head_lr_factor: float = 1.0
     """Learning rate of the layers outside the backbone, as a multiple of lr; above 0."""
+    layer_decay: float = 1.0
+    """Learning rate of a stage of the backbone (a block of a plain transformer), as a multiple of the next
+    one's; above 0, at most 1. For fine-tuning transformers: 0.65 to 0.9."""
     momentum: float = 0.0
     """Momentum of SGD, 0 or more (code: about 0, since it passes its weight decay as momentum)."""
     weight_decay: float = 5e-4
@@ -88,8 +92,10 @@ class OptimConfig:
     """Exponent of the schedule lr * (1 - iteration / max_iters) ** poly_power, above 0 (code)."""
     freeze_norm: bool = True
     """Keep the running statistics of batch norm, and train none of its weights (code)."""
-    freeze_stages: int = 1
-    """First stages of the backbone that are not trained, nor is the stem; 0 trains everything (code: 1)."""
+    freeze_stages: int | Literal["all"] = 1
+    """First stages of the backbone (blocks of a plain transformer) that are not trained, nor is the stem.
+    0 trains everything (code: 1). all: trains nothing of the backbone, and computes it without gradients,
+    in bf16 where the hardware does."""
     seed: int = 0
     """Seed of weights, order and augmentation, 0 or more."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -120,7 +126,9 @@ class OptimConfig:
         check(self, lambda v: v > 0, "lr head_lr_factor poly_power", "more than 0")
         at_least_1 = "batch_size max_iters accumulate checkpoint_every keep_checkpoints log_every"
         check(self, lambda v: v >= 1, f"{at_least_1} validate_every validate_images", "at least 1")
-        at_least_0 = "momentum weight_decay lr_warmup_iters loader_workers freeze_stages seed"
+        check(self, lambda v: 0 < v <= 1, "layer_decay", "above 0, at most 1")
+        check(self, lambda v: v == "all" or v >= 0, "freeze_stages", "0 or more, or all")
+        at_least_0 = "momentum weight_decay lr_warmup_iters loader_workers seed"
         check(self, lambda v: v >= 0, at_least_0, "0 or more")
 
 
@@ -130,6 +138,9 @@ class ClassifierConfig(OptimConfig):
 
     section: ClassVar[str] = "classifier"
 
+    layers: tuple[int, ...] = (-1,)
+    """Layers of the backbone whose features the class maps are made of: blocks of a plain transformer, else
+    stages; -1 is the last. Features of several are concatenated; they get the size of output_stride."""
     feature_dim: int = 256
     """Channels of the features that the class maps are made of."""
     ssc_temperature: float = 1.0
@@ -139,6 +150,7 @@ class ClassifierConfig(OptimConfig):
     def __post_init__(self) -> None:
         OptimConfig.__post_init__(self)
         check(self, lambda v: v > 0, "ssc_temperature", "more than 0")
+        check(self, lambda v: len(v) > 0, "layers", "one layer or more, such as -1")
 
 
 def _segmenter_crops() -> AugmentConfig:
@@ -165,8 +177,9 @@ class SegmenterConfig(OptimConfig):
     """Momentum of SGD, 0 or more."""
     max_iters: int = 39_682
     """Iterations of the whole training, at least 1 (supplement: 30 epochs of VOC trainaug)."""
-    freeze_stages: int = 0
-    """First stages of the backbone that are not trained, nor is the stem; 0 trains everything."""
+    freeze_stages: int | Literal["all"] = 0
+    """First stages of the backbone (blocks of a plain transformer) that are not trained, nor is the stem.
+    0 trains everything. all: trains nothing of the backbone, and computes it without gradients."""
     aspp_dim: int = 256
     """Channels of the atrous spatial pyramid pooling."""
     atrous_rates: tuple[int, ...] = (6, 12, 18)

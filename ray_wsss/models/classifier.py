@@ -33,6 +33,8 @@ class ClassifierSpec:
     backbone: str
     output_stride: int
     feature_dim: int
+    layers: tuple[int, ...] = (-1,)
+    """See `config.ClassifierConfig`; networks of version 0.1 had the last layer alone."""
 
     @classmethod
     def of(cls, config: ClassifierConfig, class_names: tuple[str, ...]) -> "ClassifierSpec":
@@ -42,6 +44,7 @@ class ClassifierSpec:
             backbone=config.backbone,
             output_stride=config.output_stride,
             feature_dim=config.feature_dim,
+            layers=config.layers,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,6 +105,10 @@ def build_classifier(
 ) -> Classifier:
     """Build the network of ``spec``: the backbone by `build_backbone`, with a random head."""
     backbone = build_backbone(
-        spec.backbone, output_stride=spec.output_stride, pretrained=pretrained, checkpoint=checkpoint
+        spec.backbone,
+        output_stride=spec.output_stride,
+        pretrained=pretrained,
+        checkpoint=checkpoint,
+        layers=spec.layers,
     )
     return Classifier(backbone, spec.feature_dim, len(spec.class_names))

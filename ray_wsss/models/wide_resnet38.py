@@ -4,7 +4,6 @@ Parameters have the names that weakly supervised methods have used for these Ima
 AffinityNet (psa, `network/resnet38d.py`), so a published state dict loads unchanged.
 """
 
-import re
 from collections.abc import Iterator
 
 from jaxtyping import Float
@@ -97,17 +96,6 @@ class WideResNet38(nn.Module):
         for layer in self.children():
             x = layer(x)
         return [F.relu(x)]
-
-    def leading_stages(self, stages: int) -> list[nn.Module]:
-        """conv1a and the blocks of the first ``stages`` levels: b2 (blocks b2, b2_1, b2_2), b3, and so on."""
-        return [module for name, module in self.named_children() if _level(name) <= 1 + stages]
-
-
-def _level(name: str) -> int:
-    """Level of a child module by its published name: 1 for conv1a, 4 for b4_2, 7 for bn7."""
-    digit = re.search(r"\d", name)
-    assert digit, name
-    return int(digit[0])
 
 
 def _blocks(output_stride: int) -> Iterator[tuple[str, nn.Module]]:

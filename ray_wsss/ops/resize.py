@@ -56,13 +56,31 @@ def slices_of(count: int, pixels: int, max_pixels: int) -> list[slice]:
     return [slice(at, min(at + step, count)) for at in range(0, count, step)]
 
 
-def scale_images(images: Float[Tensor, "B 3 _H _W"], scale: float) -> Float[Tensor, "B 3 h w"]:
-    """Resize images bilinearly by a factor, antialiased below 1; no side gets shorter than 32 pixels."""
-    size_hw = (images.shape[-2], images.shape[-1])
-    scaled_hw = (max(32, round(size_hw[0] * scale)), max(32, round(size_hw[1] * scale)))
-    if scaled_hw == size_hw:
+def scale_images(
+    images: Float[Tensor, "B 3 _H _W"], scale: float, multiple: int = 1
+) -> Float[Tensor, "B 3 h w"]:
+    """Resize images by a factor (`resize_images`); no side gets shorter than 32 pixels.
+
+    Args:
+        multiple: the sides are rounded to multiples of it, such as a transformer's patch.
+    """
+    height, width = (max(32, round(side * scale)) for side in images.shape[-2:])
+    return resize_images(images, round_sides((height, width), multiple))
+
+
+def round_sides(size_hw: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Height and width rounded to multiples of a number, at least once the number."""
+    height, width = (multiple * max(1, round(side / multiple)) for side in size_hw)
+    return height, width
+
+
+def resize_images(images: Float[Tensor, "B C _H _W"], size_hw: tuple[int, int]) -> Float[Tensor, "B C h w"]:
+    """Resize images bilinearly to height and width in pixels, antialiased if a side gets shorter."""
+    old_hw = (images.shape[-2], images.shape[-1])
+    if size_hw == old_hw:
         return images
-    return F.interpolate(images, scaled_hw, mode="bilinear", align_corners=False, antialias=scale < 1)
+    smaller = size_hw[0] < old_hw[0] or size_hw[1] < old_hw[1]
+    return F.interpolate(images, size_hw, mode="bilinear", align_corners=False, antialias=smaller)
 
 
 def resize_maps(maps: Float[Tensor, "B C _h _w"], size_hw: tuple[int, int]) -> Float[Tensor, "B C H W"]:

@@ -28,6 +28,7 @@ _INCIDENTAL = (
     *("validate_every", "validate_images"),
     *("batch_size", "cam_batch_size", "encode_batch_size", "decode_batch_size", "max_pixels_per_pass"),
 )
+_BEFORE = {"head_lr_factor": 1.0, "layer_decay": 1.0, "layers": [-1]}
 
 
 def settings_of(recipe: Recipe, *sections: str) -> dict[str, Any]:
@@ -40,8 +41,8 @@ def settings_of(recipe: Recipe, *sections: str) -> dict[str, Any]:
     """
     kept = {k: v for k, v in flatten(recipe).items() if k.split(".")[0] in sections}
     training = ("classifier.batch_size", "segmenter.batch_size")
-    # Outputs made before these settings existed used 1 and no tiles, and lack the keys.
-    kept = {k: v for k, v in kept.items() if not (k.endswith(".head_lr_factor") and v == 1)}
+    # Outputs made before these settings existed used these values (and no tiles), and lack the keys.
+    kept = {k: v for k, v in kept.items() if _BEFORE.get(k.split(".")[-1]) != v}
     if recipe.label.tile_px is None:
         kept = {k: v for k, v in kept.items() if k not in ("label.tile_px", "label.tile_overlap")}
     kept = {k: v for k, v in kept.items() if k in training or k.split(".")[-1] not in _INCIDENTAL}

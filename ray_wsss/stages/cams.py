@@ -90,7 +90,7 @@ def class_maps_of(
     maps = []
     with eval_mode(model):
         for scale in scales:
-            scaled = scale_images(images, scale)
+            scaled = scale_images(images, scale, model.backbone.multiple)
             maps.append(model(scaled, seen).class_maps[*at, None])
             if flip:
                 maps.append(model(scaled.flip(-1), seen).class_maps[*at, None].flip(-1))

@@ -88,7 +88,7 @@ class Predictor:
                 yield scale, True
 
     def _logits(self, images: Tensor, scale: float, mirrored: bool) -> "_View":
-        scaled = scale_images(images, scale)
+        scaled = scale_images(images, scale, self.model.backbone.multiple)
         return _View(self.model(scaled.flip(-1) if mirrored else scaled), mirrored)
 
 

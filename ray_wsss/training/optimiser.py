@@ -1,6 +1,7 @@
 """The optimiser of both networks, and its learning rate in each iteration.
 
-It has two groups of parameters: the backbone's, and those outside it (the head), which may learn faster.
+It has two groups of parameters: the backbone's, and those outside it (the head), which may learn faster. With
+``layer_decay`` each stage of the backbone is a group of its own.
 """
 
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from ray_wsss.config import OptimConfig
+from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.segmenter import Segmenter
 from ray_wsss.ops.schedule import poly_lr
@@ -16,9 +18,8 @@ from ray_wsss.ops.schedule import poly_lr
 def build_optimiser(model: Classifier | Segmenter, config: OptimConfig) -> torch.optim.Optimizer:
     """Optimiser of all parameters that are not frozen: the group of the backbone, then that of the head."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    backbone = [p for name, p in trained if name.startswith("backbone.")]
     head = [p for name, p in trained if not name.startswith("backbone.")]
-    groups = [{"params": backbone}, {"params": head}]
+    groups = [*_backbone_groups(model, config), {"params": head, "factor": config.head_lr_factor}]
     optimiser: torch.optim.Optimizer
     if config.optimiser == "adamw":
         optimiser = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
@@ -26,13 +27,28 @@ def build_optimiser(model: Classifier | Segmenter, config: OptimConfig) -> torch
         optimiser = torch.optim.SGD(
             groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-    _set_rates(optimiser, config, config.lr)
+    _set_rates(optimiser, config.lr)
     return optimiser
 
 
+def _backbone_groups(model: Classifier | Segmenter, config: OptimConfig) -> list[dict[str, Any]]:
+    """Trained parameters of the backbone, with their learning rate as a multiple of ``lr``."""
+    if config.layer_decay == 1:
+        return [{"params": [p for p in model.backbone.parameters() if p.requires_grad], "factor": 1.0}]
+    stages = model.backbone.stages()
+    if len(stages) == 1:
+        raise UserError(
+            f"layer_decay is {config.layer_decay}; expected 1, since this backbone's stages are unknown"
+        )
+    return [
+        {"params": [p for p in stage if p.requires_grad], "factor": config.layer_decay**depth}
+        for depth, stage in zip(reversed(range(len(stages))), stages)
+    ]
+
+
 def schedule_rates(optimiser: torch.optim.Optimizer, config: OptimConfig, iteration: int) -> None:
-    """Set the learning rates of an iteration: `learning_rate`, and for the head its multiple."""
-    _set_rates(optimiser, config, learning_rate(config, iteration))
+    """Set the learning rates of an iteration: `learning_rate`, times each group's factor."""
+    _set_rates(optimiser, learning_rate(config, iteration))
 
 
 def learning_rate(config: OptimConfig, iteration: int) -> float:
@@ -48,10 +64,12 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> N
     """
     groups, stored = optimiser.state_dict()["param_groups"], state["param_groups"]
     if len(stored) == 1:
-        stored = [{**stored[0], "params": group["params"]} for group in groups]
+        stored = stored * len(groups)
+    ours = [{name: group[name] for name in ("params", "factor")} for group in groups]
+    stored = [theirs | own for theirs, own in zip(stored, ours, strict=True)]
     optimiser.load_state_dict({"state": state["state"], "param_groups": stored})
 
 
-def _set_rates(optimiser: torch.optim.Optimizer, config: OptimConfig, rate: float) -> None:
-    backbone, head = optimiser.param_groups
-    backbone["lr"], head["lr"] = rate, config.head_lr_factor * rate
+def _set_rates(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = group["factor"] * rate
