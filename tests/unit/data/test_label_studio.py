@@ -194,6 +194,7 @@ def test_object_of_several_classes_is_ignored(read, tmp_path: Path) -> None:
         (changed(CAT, format="png"), "a brush region of format 'png'"),
         ({**LEFT_HALF, "id": "x", "image_rotation": 90}, "drawn on an image turned by 90 degrees"),
         ({**LEFT_HALF, "id": "x", "original_width": None}, "no 'original_width' and 'original_height'"),
+        ({**LEFT_HALF, "id": "x", "original_width": 10**30}, "no 'original_width' and 'original_height'"),
         (polygon("dog", [[0, 0], [9, 9]], id="x"), "a polygon with the points"),
         (polygon("dog", [[0, 0], [9, 9], ["1", 2]], id="x"), "'1' in place of a number in percent"),
         ({**box("dog", 1, 1, 0, 3), "id": "x"}, "a rectangle without an area"),
