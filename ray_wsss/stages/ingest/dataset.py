@@ -12,7 +12,7 @@ from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.console import tell_progress
 from ray_wsss.data.learnable import unlearnable
 from ray_wsss.data.schema import ERROR_SCHEMA, REMARK_SCHEMA, DatasetMetadata, write_table_atomically
-from ray_wsss.data.source import Source, describe_passed_over
+from ray_wsss.data.source import UNLISTED, Source, describe_passed_over
 from ray_wsss.errors import UserError
 from ray_wsss.stages.ingest.plan import ORDER_SEED, ROWS_PER_SHARD, plan_shards
 from ray_wsss.stages.ingest.shard import IngestShard, ShardSummary
@@ -139,8 +139,12 @@ def summarise(metadata: DatasetMetadata) -> str:
     ]
     if metadata.duplicates:
         lines.append(f"{metadata.duplicates} duplicates of others: equal files under several names")
-    if metadata.passed_over:
-        lines.append(f"files passed over, which are no images: {describe_passed_over(metadata.passed_over)}")
+    others = dict(metadata.passed_over)
+    unlisted = others.pop(UNLISTED, 0)
+    if others:
+        lines.append(f"files passed over, which are no images: {describe_passed_over(others)}")
+    if unlisted:
+        lines.append(f"{unlisted} images in the folder passed over, since the source does not list them")
     if metadata.remarks:
         counts = (f"{count} x {remark}" for remark, count in metadata.remarks.items())
         lines.append(f"remarks: {'; '.join(counts)}")

@@ -170,13 +170,14 @@ def test_finish_writes_errors_and_metadata(tmp_path):
             remarks=[("b", "b.jpg", "polygon left out", "annotation 7: 4 numbers")],
         ),
     ]
-    source = replace(CATS, passed_over={".txt": 2, "": 1})
+    source = replace(CATS, passed_over={".txt": 2, "": 1, "not listed": 12})
     metadata = finish_ingest(tmp_path, source, summaries, max_errors=1)
     assert metadata == DatasetMetadata.load(tmp_path)
     assert metadata.has_masks
     assert summarise(metadata) == (
         "644 images, 5 without labels (unknown), 3 with none of the classes, 1 errors\n"
         "files passed over, which are no images: 2 .txt, 1 without suffix\n"
+        "12 images in the folder passed over, since the source does not list them\n"
         "remarks: 1 x polygon left out"
     )
     assert pq.read_table(tmp_path / "errors.parquet").to_pylist() == [
