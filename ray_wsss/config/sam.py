@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import ClassVar, Literal
 
-from ray_wsss.config.checks import check, check_choices
+from ray_wsss.config.checks import check, check_choices, check_tiles, overlap_of_tiles
 
 SamName = Literal["tiny", "vit_b", "vit_l", "vit_h"]
 EncoderPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
-LEAST_TILE_PX = 64
-"""Smallest side of a tile, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,25 +134,12 @@ class LabelConfig(PromptingConfig):
         check(self, lambda v: v >= 32, "max_side_px", "at least 32 pixels")
         check(self, lambda v: v is None or v >= 32, "classifier_side_px", "at least 32 pixels, or None")
         check(self, lambda v: v >= 1, "batch_size cam_batch_size", "at least 1 image")
-        self._check_tiles()
-
-    def _check_tiles(self) -> None:
-        least, most = LEAST_TILE_PX, self.max_side_px
-        sides = f"a multiple of 4 from {least} to {most} (label.max_side_px), or None"
-        check(self, lambda v: v is None or (least <= v <= most and v % 4 == 0), "tile_px", sides)
-        if self.tile_px is None:
-            check(self, lambda v: v is None, "tile_overlap", "None without label.tile_px")
-        else:
-            half = self.tile_px // 2
-            pixels = f"8 to {half} pixels (half of label.tile_px), or None"
-            check(self, lambda v: v is None or 8 <= v <= half, "tile_overlap", pixels)
+        check_tiles(self)
 
     @property
     def tile_overlap_px(self) -> int:
         """Pixels that neighbouring tiles share; 0 without tiles."""
-        if self.tile_px is None:
-            return 0
-        return self.tile_px // 8 if self.tile_overlap is None else self.tile_overlap
+        return overlap_of_tiles(self)
 
     @property
     def max_map_pixels(self) -> int:

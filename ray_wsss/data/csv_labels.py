@@ -1,16 +1,23 @@
 """Image labels from a table of ``path,label;label`` lines, of one-hot columns, or of one path a line."""
 
+from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ray_wsss.data.schema import SourceRow, check_class_names
 from ray_wsss.data.source import Source
 from ray_wsss.data.sources.locations import Locator
+from ray_wsss.data.sources.names import Names
 from ray_wsss.data.sources.rows import SourceRows
 from ray_wsss.data.sources.table_lines import NONE, LabelTable
 from ray_wsss.errors import UserError
 
 Labels = frozenset[str]
+Statement = tuple[Labels, str | None]
+"""Labels of an image, and a class that is unknown while others aren't."""
 _PARTLY_UNKNOWN = "labels counted as unknown, because those of some class are"
 
 
@@ -49,10 +56,10 @@ def read_csv(
     if none_label is not None and none_label in (classes or ()):
         raise UserError(f"--none-label is '{none_label}', which is also a class; expected another word")
     lines = LabelTable(table, root, none_label, one_hot)
-    labels_of, unknown_class = _by_path(lines, classes)
-    if not labels_of:
+    said = _read_lines(lines, classes)
+    if not len(said.names):
         raise UserError(f"{table} lists no image; expected lines of 'path,label;label'")
-    used = set().union(*set(labels_of.values()))
+    used = frozenset[str]().union(*(labels for labels, _ in said.statements))
     class_names = list(classes or lines.classes or sorted(used - {NONE}))
     if not class_names:
         raise UserError(
@@ -63,24 +70,48 @@ def read_csv(
     remarks = []
     if none_label is not None and NONE not in used:
         remarks.append(f"no line of {table} has the label '{none_label}' (--none-label)")
-    rows = SourceRows.of(_rows(labels_of, unknown_class, class_names, Locator(root)))
+    rows = SourceRows.of(_rows(said, class_names, Locator(root)))
     return Source(kind="csv", class_names=class_names, rows=rows, remarks=remarks)
 
 
-def _by_path(table: LabelTable, classes: Sequence[str] | None) -> tuple[dict[str, Labels], dict[str, str]]:
-    """Labels of each image, and the classes that its line leaves unknown while it tells about others."""
-    labels_of: dict[str, Labels] = {}
-    unknown_class: dict[str, str] = {}
-    # A million images have few different sets of labels, of which each is kept once.
-    sets: dict[Labels, Labels] = {}
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """What the lines of a table say, in some 28 bytes of memory a line."""
+
+    names: Names
+    statement_of: "array[int]"
+    """Index of the statement of each line."""
+    statements: list[Statement]
+    """Different statements: a million lines make few."""
+
+
+def _read_lines(table: LabelTable, classes: Sequence[str] | None) -> _Lines:
+    names, statement_of, known = Names(), array("I"), dict[Statement, int]()
     for line in table.lines():
-        labels = labels_of.get(line.path, frozenset()) | line.labels
-        if labels not in sets:
+        statement = line.labels, line.unknown_class
+        if statement not in known:
             _check_labels(line.labels, classes, f"{table.table} line {line.number}")
-        labels_of[line.path] = sets.setdefault(labels, labels)
-        if line.unknown_class is not None:
-            unknown_class[line.path] = line.unknown_class
-    return labels_of, unknown_class
+        statement_of.append(known.setdefault(statement, len(known)))
+        names.add(line.path)
+    return _Lines(names, statement_of, list(known))
+
+
+def _by_image(said: _Lines) -> Iterator[tuple[str, Statement]]:
+    """Each image once, at its first line, with what all of its lines say together."""
+    first, statement_of = said.names.first_equal(), said.statement_of
+    statements, known = said.statements, {statement: k for k, statement in enumerate(said.statements)}
+    repeated = np.flatnonzero(first != np.arange(len(first), dtype=first.dtype))
+    for line in repeated.tolist():
+        image = int(first[line])
+        (labels, unknown), (more, also) = statements[statement_of[image]], statements[statement_of[line]]
+        together = labels | more, also or unknown
+        if together not in known:
+            known[together] = len(statements)
+            statements.append(together)
+        statement_of[image] = known[together]
+    for line, name in enumerate(said.names):
+        if first[line] == line:
+            yield name, statements[statement_of[line]]
 
 
 def _check_labels(labels: Labels, classes: Sequence[str] | None, where: str) -> None:
@@ -89,16 +120,13 @@ def _check_labels(labels: Labels, classes: Sequence[str] | None, where: str) -> 
         raise UserError(f"{where} has label '{strange[0]}'; expected one of: {', '.join(classes or ())}")
 
 
-def _rows(
-    labels_of: dict[str, Labels], unknown_class: dict[str, str], class_names: Sequence[str], locator: Locator
-) -> Iterator[SourceRow]:
+def _rows(said: _Lines, class_names: Sequence[str], locator: Locator) -> Iterator[SourceRow]:
     class_of = {name: index for index, name in enumerate(class_names)}
-    for image_id, labels in labels_of.items():
+    for image_id, (labels, unknown) in _by_image(said):
         path, error = locator.locate(image_id)
         named = sorted(label for label in labels if label != NONE)
         if NONE in labels and named:
             error = error or f"it has the class '{named[0]}' and also none of the classes"
-        unknown = unknown_class.get(image_id)
         yield SourceRow(
             image_id=image_id,
             path=path,

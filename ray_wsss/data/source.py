@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from ray_wsss.data.schema import SourceKind, SourceRow
 from ray_wsss.label_format import LabelMap
 
+UNLISTED = "not listed"
+"""Stands for a suffix in ``Source.passed_over``."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
@@ -26,7 +29,7 @@ class Source:
     """Label (`label_format`) by value of the ground-truth PNGs; None: they hold labels."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Number of files that aren't images, by suffix in lower case ("" for files without one, and
-    "hidden" for all hidden files)."""
+    "hidden" for all hidden files), and of images that the source doesn't list (`UNLISTED`)."""
     decode_mask: Callable[[bytes], LabelMap] | None = None
     """Decodes a file at a row's ``mask_path`` to its (H, W) label map, raising ImageError. None: the files
     are PNGs as `data.images.encode_mask` writes them."""

@@ -43,8 +43,8 @@ def settings_of(recipe: Recipe, *sections: str) -> dict[str, Any]:
     training = ("classifier.batch_size", "segmenter.batch_size")
     # Outputs made before these settings existed used these values (and no tiles), and lack the keys.
     kept = {k: v for k, v in kept.items() if _BEFORE.get(k.split(".")[-1]) != v}
-    if recipe.label.tile_px is None:
-        kept = {k: v for k, v in kept.items() if k not in ("label.tile_px", "label.tile_overlap")}
+    untiled = tuple(f"{c.section}.tile_" for c in (recipe.label, recipe.predict) if c.tile_px is None)
+    kept = {k: v for k, v in kept.items() if not k.startswith(untiled)}
     kept = {k: v for k, v in kept.items() if k in training or k.split(".")[-1] not in _INCIDENTAL}
     return kept | _backbone_hashes(recipe, kept)
 

@@ -97,7 +97,7 @@ class PrepareImages:
             if row["image"] is None:
                 raise ValueError("there is no image in the row")
             if self.tile_px is not None:
-                image_hw = _upright_hw(row["image"], _orientation_of(row))
+                image_hw = upright_hw(row["image"], _orientation_of(row))
                 if self._needs_tiles(image_hw):
                     return self._leave_encoded(image_id, row, image_hw)
             pixels = decode_image(row["image"], _orientation_of(row))
@@ -194,7 +194,7 @@ def _labels_of(row: dict[str, Any]) -> tuple[int, ...] | None:
     return tuple(labels)
 
 
-def _upright_hw(data: bytes, orientation: int) -> tuple[int, int]:
+def upright_hw(data: bytes, orientation: int) -> tuple[int, int]:
     """Height and width of an image turned upright, from its header."""
     info = probe_image(data)
     return (info.width, info.height) if orientation >= 5 else (info.height, info.width)

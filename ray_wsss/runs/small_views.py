@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from ray_wsss.config import LabelConfig
-from ray_wsss.config.sam import LEAST_TILE_PX
+from ray_wsss.config.checks import LEAST_TILE_PX
 from ray_wsss.data.reader import open_shard, shard_paths
 from ray_wsss.ops.tiles import needs_tiles
 from ray_wsss.storage import read_side_by_side

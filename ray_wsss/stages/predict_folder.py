@@ -22,8 +22,9 @@ from PIL import Image
 
 from ray_wsss.config import PredictConfig
 from ray_wsss.config.decode import DecodeConfig
-from ray_wsss.data.image_files.convert import decode_upright
+from ray_wsss.data.image_files.convert import convert_upright
 from ray_wsss.data.images import (
+    decode_image,
     describe_labels,
     encode_mask,
     voc_palette,
@@ -32,8 +33,9 @@ from ray_wsss.data.schema import write_errors
 from ray_wsss.figures.overview import paint_labels
 from ray_wsss.label_format import LabelMap
 from ray_wsss.ops.resize import group_by_size, resize_map, shrink
+from ray_wsss.ops.tiles import needs_tiles
 from ray_wsss.runs.failures import fault_of, reason_of
-from ray_wsss.runs.prepared_images import PreparedImage
+from ray_wsss.runs.prepared_images import PreparedImage, upright_hw
 from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.predict import Predictor
 from ray_wsss.storage import find_files, printable, replace_atomically, why_unreadable, write_json
@@ -128,12 +130,15 @@ class PrepareFiles:
     Args:
         root: folder that image names are relative to.
         max_side_px: longest side of the images for the segmenter, in pixels; larger ones are scaled down.
+        tile_px: side of the tiles in which larger images are predicted; they are neither shrunk nor decoded.
         decode: how images of more than 8 bits or of many channels become RGB; by default `DecodeConfig`.
     """
 
-    def __init__(self, root: Path, max_side_px: int, decode: DecodeConfig | None = None) -> None:
+    def __init__(
+        self, root: Path, max_side_px: int, decode: DecodeConfig | None = None, *, tile_px: int | None = None
+    ) -> None:
         self.root, self.max_side_px = root.absolute(), max_side_px  # absolute: other processes use it too
-        self.decode = decode
+        self.decode, self.tile_px = decode, tile_px
 
     def __call__(self, names: Sequence[str]) -> list[PreparedImage]:
         """One entry per name, in order; an image that can't be read has the reason in ``error``."""
@@ -142,8 +147,13 @@ class PrepareFiles:
     def _prepare(self, name: str) -> PreparedImage:
         image_id = printable(name)
         try:
-            pixels = decode_upright((self.root / name).read_bytes(), self.decode)
-            image_hw = (pixels.shape[0], pixels.shape[1])
+            data, orientation = convert_upright((self.root / name).read_bytes(), self.decode)
+            image_hw = upright_hw(data, orientation)
+            if needs_tiles(image_hw, self.tile_px):
+                return PreparedImage(
+                    image_id=image_id, image_hw=image_hw, encoded=data, orientation=orientation
+                )
+            pixels = decode_image(data, orientation)
             small = shrink(pixels, self.max_side_px)
             return PreparedImage(image_id=image_id, image_hw=image_hw, pixels=small)
         except OSError as error:
@@ -185,4 +195,21 @@ class FolderPredictor:
             with tally.phase("write"):
                 for name, label_map, seen in zip(names, label_maps, pixels):
                     self.folder.write(name, label_map, seen)
+        for name, image in zip(masks, images):
+            if image.encoded is not None:
+                failed += self._predict_large(name, image, tally)
         return tally, failed
+
+    def _predict_large(self, name: str, image: PreparedImage, tally: Tally) -> list[tuple[str, str]]:
+        """Write the mask of an image in tiles; (image_id, reason) if it fails."""
+        try:
+            with tally.phase("predict", self.predictor.device):
+                pixels = image.decode()
+                label_map = self.predictor(pixels)
+        except ValueError as error:
+            tally.errors += 1
+            return [(image.image_id, str(error))]
+        tally.images += 1
+        with tally.phase("write"):
+            self.folder.write(name, label_map, shrink(pixels, self.predictor.config.max_side_px))
+        return []

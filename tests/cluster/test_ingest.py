@@ -1,13 +1,23 @@
 """Ingest on Ray: every kind of source, bad files among the good, in one shard and in many."""
 
+import io
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 
+from ray_wsss.cli import main
 from ray_wsss.cluster.stages import ingest
 from ray_wsss.cluster.stages.ingest import run_ingest
 from ray_wsss.config.resources import Cluster
@@ -155,3 +165,65 @@ def test_unknown_labels_and_none_of_the_classes_stay_apart(tmp_path: Path) -> No
     assert (metadata.images, metadata.unlabelled, metadata.empty) == (2, 0, 1)
     reader = ShardReader(tmp_path / "c")
     assert [reader.read(k, ["image_labels"])["image_labels"] for k in range(2)] == [[0], []]
+
+
+def test_a_killed_ingest_goes_on_where_it_was(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One of three shards waits for an image from a server while the driver is killed."""
+    (tmp_path / "images").mkdir()
+    pixels = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(pixels, "PNG")
+    names = [f"{k:03d}.png" for k in range(3 * ingest.ROWS_PER_SHARD - 1)]
+    for name in names:
+        (tmp_path / "images" / name).write_bytes(pixels.getvalue())
+    answer = threading.Event()
+
+    class Late(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer.wait(120)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(pixels.getvalue())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            pass  # the client is gone
+
+    out = tmp_path / "out"
+    words = [
+        "ingest",
+        "csv",
+        "--table",
+        tmp_path / "table.csv",
+        "--images",
+        tmp_path / "images",
+        "--out",
+        out,
+    ]
+    words = [*map(str, words), "--address", ray.get_runtime_context().gcs_address]
+    with Server(("127.0.0.1", 0), Late) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
+        slow = f"http://127.0.0.1:{server.server_port}/slow.png"
+        (tmp_path / "table.csv").write_text("".join(f"{name},a\n" for name in (*names, slow)))
+        with subprocess.Popen([sys.executable, "-m", "ray_wsss", *words]) as driver:
+            deadline = time.monotonic() + 180
+            while len(list(out.glob("unfinished/shards/*.json"))) < 2:
+                assert driver.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            driver.send_signal(signal.SIGKILL)
+        kept = {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
+        assert len(kept) == 2
+        assert not (out / "metadata.json").exists()
+        answer.set()
+        caplog.set_level("INFO")
+        assert main(words) == 0
+        server.shutdown()
+    assert f"kept 2 of 3 shards of {out}, from an interrupted ingest" in caplog.messages
+    assert kept.items() <= {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}.items()
+    assert sorted(ShardReader(out).image_ids) == sorted([*names, slow])
+    assert sorted(path.name for path in out.iterdir()) == ["errors.parquet", "metadata.json", "shards"]

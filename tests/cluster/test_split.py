@@ -9,6 +9,7 @@ from PIL import Image
 
 from ray_wsss.cli import main
 from ray_wsss.cluster.stages import split
+from ray_wsss.config.resources import Cluster
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import REMARK_SCHEMA, DatasetMetadata, write_table_atomically
@@ -69,3 +70,31 @@ def test_images_that_look_alike_on_both_sides_are_told(
     assert main([str(word) for word in words]) == 0
     told = capsys.readouterr().out
     assert f"2 images of {parts[1]} look like images of {parts[0]}, which is trained on" in told
+
+
+def test_an_interrupted_split_keeps_its_shards(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    outs = [tmp_path / "train", tmp_path / "val"]
+
+    def run(seed: int) -> dict[Path, int]:
+        options = {"dataset": dataset, "fractions": (0.75, 0.25), "seed": seed, "cluster": Cluster()}
+        with monkeypatch.context() as patch:
+            patch.setattr(split, "finish_ingest", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                split.run_split(outs=outs, **options)
+        made = {path: path.stat().st_mtime_ns for out in outs for path in (out / "shards").iterdir()}
+        caplog.set_level("INFO")
+        caplog.clear()
+        return made
+
+    others, made = run(seed=1), run(seed=0)
+    assert made.keys() == others.keys()
+    assert not made.items() & others.items()  # another division keeps none
+    split.run_split(dataset=dataset, outs=outs, fractions=(0.75, 0.25), seed=0, cluster=Cluster())
+    assert f"kept 1 of 1 shards of {outs[1]}, from an interrupted split" in caplog.messages
+    assert made == {path: path.stat().st_mtime_ns for out in outs for path in (out / "shards").iterdir()}
+    assert sum(len(ShardReader(out)) for out in outs) == len(ShardReader(dataset))

@@ -1,16 +1,17 @@
 """Ingest on Ray: one task for each shard."""
 
 import json
-from dataclasses import asdict
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import ray
 import ray.data
-from ray.data import TaskPoolStrategy
+from ray.data import Dataset, TaskPoolStrategy
 
 from ray_wsss.cluster.actors import iterate
 from ray_wsss.cluster.capacity import live_nodes
@@ -27,9 +28,17 @@ from ray_wsss.stages.ingest import (
     IngestShard,
     ShardSummary,
     begin_ingest,
+    digest_source,
     finish_ingest,
+    make_once,
     plan_shards,
+    read_plan,
+    to_json,
+    to_summary,
+    write_plan,
 )
+
+log = logging.getLogger(__name__)
 
 
 def run_ingest(
@@ -44,7 +53,8 @@ def run_ingest(
     """Read, verify and write the images of ``source`` as a data set at ``out``, shard by shard.
 
     The rows are shuffled first (`stages.ingest.plan_shards`). Image bytes go from disk to shard
-    inside one task, and never through Ray's object store.
+    inside one task, and never through Ray's object store. After an interruption, the same call keeps the
+    shards that were finished (`stages.ingest.make_once`).
 
     Args:
         decode: how images of more than 8 bits or of many channels become RGB; by default `DecodeConfig`.
@@ -53,10 +63,12 @@ def run_ingest(
     Raises:
         UserError: as `stages.ingest.begin_ingest` and `finish_ingest`.
     """
-    begin_ingest(out)
-    summaries = []
-    if source.rows:
-        rows = SourceRows.of(source.rows)
+    rows = SourceRows.of(source.rows)
+    source, decode = replace(source, rows=rows), decode or DecodeConfig()
+    goes_on = begin_ingest(out, digest_source(source, decode, ROWS_PER_SHARD))
+    summaries: list[ShardSummary] = []
+    if rows:
+        shards = write_plan(out, plan_shards(rows, ROWS_PER_SHARD, ORDER_SEED, source.clumps))
         with ray_session(cluster.address, verbose=cluster.verbose):
             tasks, requests = _share_requests(requests_per_host) if rows.any_remote else (None, 1)
             ingest = IngestShard(
@@ -67,18 +79,18 @@ def run_ingest(
                 mask_values=source.mask_values,
                 requests_per_host=requests,
             )
-            shards = plan_shards(rows, ROWS_PER_SHARD, ORDER_SEED, source.clumps)
-            plans: Any = [ray.put(_plan(k, shard)) for k, shard in enumerate(shards)]
-            blocks = ray.data.from_arrow_refs(plans)
+            # Numbers of shards alone: the driver and Ray's object store hold no rows.
+            plans = ray.data.from_items([{"shard": k} for k in range(shards)], override_num_blocks=shards)
             # Without a batch size, a batch is a block.
-            done = blocks.map_batches(
-                partial(ingest_shard, ingest=ingest),
+            done = plans.map_batches(
+                partial(ingest_shards, ingest=ingest),
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=TaskPoolStrategy(tasks),
             )
-            results = sorted(iterate(done), key=lambda row: row["shard"])
-        summaries = [to_summary(row["summary"]) for row in results]
+            summaries, kept = collect_summaries(done, [shards])[0]
+        if goes_on:
+            log.info("kept %d of %d shards of %s, from an interrupted ingest", kept, shards, out)
     return finish_ingest(out, source, summaries, max_errors, ORDER_SEED, decode)
 
 
@@ -89,21 +101,33 @@ def _share_requests(per_host: int) -> tuple[int, int]:
     return tasks, per_host // tasks
 
 
-def to_summary(text: str) -> ShardSummary:
-    """The summary of a shard from its JSON, which made lists of its tuples, and text of a mapping's keys."""
-    content = json.loads(text)
-    lists = {name: [tuple(found) for found in content[name]] for name in ("errors", "remarks")}
-    images_with = {int(label): count for label, count in content["images_with"].items()}
-    return ShardSummary(**content | lists | {"images_with": images_with})
+def ingest_shards(plan: pa.Table, ingest: IngestShard) -> pa.Table:
+    """Write the shards with the numbers in the column ``shard``, unless they are there; describes them."""
+    done = []
+    for shard in plan["shard"].to_pylist():
+        rows = read_plan(ingest.out, shard)
+        sources = chain.from_iterable((row.path, row.mask_path or "") for row in rows if row.error is None)
+        summary, kept = make_once(ingest.out, shard, sources, partial(ingest, rows, shard))
+        done.append(describe(summary, 0, shard, kept=kept))
+    return pa.Table.from_pylist(done)
 
 
-def _plan(index: int, rows: SourceRows) -> pa.Table:
-    """The block of a shard: its rows, and the number of the shard in every row."""
-    return rows.table.append_column("shard", pa.array(np.full(len(rows), index)))
+def describe(summary: ShardSummary, part: int, shard: int, *, kept: bool) -> dict[str, Any]:
+    """What a task tells the driver of a shard; ``part`` is the number of its data set."""
+    return {"part": part, "shard": shard, "kept": kept, "summary": json.dumps(to_json(summary))}
 
 
-def ingest_shard(plan: pa.Table, ingest: IngestShard) -> pa.Table:
-    """Write the shard that a block of `_plan` describes; returns its number and summary."""
-    (shard,) = plan["shard"].unique().to_pylist()
-    summary = ingest(SourceRows(plan.drop_columns("shard")), shard)
-    return pa.table({"shard": [shard], "summary": [json.dumps(asdict(summary))]})
+def collect_summaries(done: Dataset, shards: Sequence[int]) -> list[tuple[list[ShardSummary], int]]:
+    """Summaries of each data set's shards in order, and how many shards were there before.
+
+    Args:
+        done: rows of `describe`, in any order.
+        shards: number of shards of each data set.
+    """
+    found: list[dict[int, ShardSummary]] = [{} for _ in shards]
+    kept = [0] * len(shards)
+    for row in iterate(done):
+        # At once: as text, the hashes in a summary take three times the memory.
+        found[row["part"]][row["shard"]] = to_summary(json.loads(row["summary"]))
+        kept[row["part"]] += row["kept"]
+    return [([of_part[k] for k in range(count)], k0) for of_part, count, k0 in zip(found, shards, kept)]

@@ -95,7 +95,7 @@ def run_predict(
     if state == "unfinished":
         drop_leftovers(out)
     folder.write_classes(read_class_names(segmenter, "segmenter"))
-    prepare = PrepareFiles(images, recipe.predict.max_side_px, decode)
+    prepare = PrepareFiles(images, recipe.predict.max_side_px, decode, tile_px=recipe.predict.tile_px)
     failed = _predict(missing, prepare, arguments, report, run) if missing else []
     folder.write_errors(failed)
     limit, first_reason = run.get("limit") or ErrorLimit(), failed[0][1] if failed else ""

@@ -1,8 +1,7 @@
 """Split on Ray: one task for each chunk that is read, and one for each shard that is written."""
 
-import json
+import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,29 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
-from ray_wsss.cluster.actors import chunk_of, iterate, plan_rows
+from ray_wsss.cluster.actors import chunk_of, plan_rows
 from ray_wsss.cluster.connect import own_errors, ray_session
-from ray_wsss.cluster.stages.ingest import to_summary
+from ray_wsss.cluster.stages.ingest import collect_summaries, describe
 from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.resources import Cluster
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.data.source import Source
 from ray_wsss.errors import UserError
 from ray_wsss.runs.dependencies import warn_of_near_duplicates
+from ray_wsss.runs.manifest import dataset_hash
 from ray_wsss.runs.read_chunks import plan_chunks
-from ray_wsss.stages.ingest import ROWS_PER_SHARD, ShardSummary, begin_ingest, finish_ingest
+from ray_wsss.stages.ingest import (
+    ROWS_PER_SHARD,
+    ShardSummary,
+    begin_ingest,
+    digest_settings,
+    finish_ingest,
+    make_once,
+)
 from ray_wsss.stages.split import CopyShard, check_fractions, describe_images, divide
 from ray_wsss.storage import parse_path
+
+log = logging.getLogger(__name__)
 
 
 def run_split(
@@ -33,7 +42,8 @@ def run_split(
 ) -> list[DatasetMetadata]:
     """Divide the images of ``dataset`` among the new data sets ``outs``, see `stages.split.divide`.
 
-    Warns if images of a part look like images of the first part, which is most likely trained on.
+    After an interruption, the same call keeps the shards that were finished. Warns if images of a part
+    look like images of the first part, which is most likely trained on.
 
     Raises:
         UserError: ``dataset`` is no data set, a folder of ``outs`` is in use or named twice, or a part would
@@ -43,8 +53,8 @@ def run_split(
     check_fractions(fractions, len(outs))
     if len({out.absolute() for out in outs}) < len(outs):
         raise UserError("--out names a folder twice; expected a folder for each part")
-    for out in outs:
-        begin_ingest(out)
+    settings = [dataset_hash(dataset), list(fractions), seed, ROWS_PER_SHARD]
+    goes_on = [begin_ingest(out, digest_settings([*settings, part])) for part, out in enumerate(outs)]
     with ray_session(cluster.address, verbose=cluster.verbose):
         parts = divide(_describe(dataset), fractions, seed)
         for out, rows in zip(outs, parts):
@@ -52,11 +62,15 @@ def run_split(
                 raise UserError(
                     f"{out} would have no image; expected more images in {dataset}, or fewer parts"
                 )
-        summaries = _copy(dataset.absolute(), [out.absolute() for out in outs], parts)
+        copied = _copy(dataset.absolute(), [out.absolute() for out in outs], parts)
     source = Source(kind=metadata.source, class_names=metadata.class_names, rows=())
     decode = DecodeConfig.from_noted(dict(metadata.decode))  # how the images were made RGB, long before
     done = []
-    for out, found in zip(outs, summaries):
+    for out, begun, (found, kept) in zip(outs, goes_on, copied):
+        if begun:
+            log.info(
+                "%s had %d of %d shards from an interrupted split; they were kept", out, kept, len(found)
+            )
         done.append(finish_ingest(out, source, found, order_seed=metadata.order_seed, decode=decode))
     for out in outs[1:]:
         warn_of_near_duplicates(out, outs[0])
@@ -84,8 +98,8 @@ def _describe_chunk(plan: pa.Table) -> pa.Table:
 
 def _copy(
     dataset: Path, outs: Sequence[Path], parts: Sequence[NDArray[np.int64]]
-) -> list[list[ShardSummary]]:
-    """Write all parts; the summaries of the shards of each."""
+) -> list[tuple[list[ShardSummary], int]]:
+    """Write all parts; the summaries of the shards of each, and how many were there before."""
     tasks = [
         {"part": part, "out": str(out), "shard": shard, "rows": rows[first : first + ROWS_PER_SHARD].tolist()}
         for part, (out, rows) in enumerate(zip(outs, parts))
@@ -94,15 +108,14 @@ def _copy(
     blocks = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     copy = partial(_copy_shards, copy_shard=CopyShard(dataset))
     done = blocks.map_batches(copy, batch_size=None, batch_format="pyarrow")
-    summaries: list[list[ShardSummary]] = [[] for _ in parts]
-    for row in sorted(iterate(done), key=lambda row: (row["part"], row["shard"])):
-        summaries[row["part"]].append(to_summary(row["summary"]))
-    return summaries
+    return collect_summaries(done, [-(-len(rows) // ROWS_PER_SHARD) for rows in parts])
 
 
 def _copy_shards(tasks: pa.Table, copy_shard: CopyShard) -> pa.Table:
     done = []
     for task in tasks.to_pylist():
-        summary = copy_shard(task["rows"], parse_path(task["out"]), task["shard"])
-        done.append({"part": task["part"], "shard": task["shard"], "summary": json.dumps(asdict(summary))})
+        out, shard = parse_path(task["out"]), task["shard"]
+        # Without sources: the hash of the data set tells whether it has changed.
+        summary, kept = make_once(out, shard, (), partial(copy_shard, task["rows"], out, shard))
+        done.append(describe(summary, task["part"], shard, kept=kept))
     return pa.Table.from_pylist(done)

@@ -9,7 +9,7 @@ from ray_wsss.commands.ingest import IngestCommand
 
 @dataclass(frozen=True, kw_only=True)
 class IngestLabelStudio(IngestCommand):
-    """Label Studio: its JSON export (choices, brush, polygons, ellipses, boxes), or ours to it."""
+    """Label Studio: its JSON or JSON-MIN (choices, brush, polygons, ellipses, boxes), or our export to it."""
 
     tasks: Path
     """JSON file of the tasks."""
@@ -18,7 +18,8 @@ class IngestLabelStudio(IngestCommand):
     image_key: str | None = None
     """Field of a task's data that names the image. Without it, image, else the first that looks like one."""
     controls: tuple[str, ...] = ()
-    """Names of the controls of the labelling interface to read, such as mask. Without it, all."""
+    """Names of the controls of the labelling interface to read, such as mask. Without it, all; JSON-MIN
+    needs them."""
     unannotated: Literal["none", "unknown"] = "none"
     """Labels of an image whose annotation is empty: none of the classes, or unknown."""
 

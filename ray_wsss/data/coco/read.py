@@ -4,15 +4,17 @@ A crowd region adds its class to the image's labels, and its pixels are ignored 
 file's categories, sorted by category id.
 """
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from ray_wsss.data.coco.values import as_box, as_id, as_size, as_whole, read_json
+from ray_wsss.data.image_files.formats import is_image_by_name
 from ray_wsss.data.schema import SourceRow, check_class_names, locate
-from ray_wsss.data.source import Source
+from ray_wsss.data.source import UNLISTED, Source
 from ray_wsss.errors import UserError
-from ray_wsss.storage import printable
+from ray_wsss.storage import find_files, is_remote, printable
 
 
 def read_coco(images: Path, annotations: Path, unannotated: Literal["none", "unknown"] = "none") -> Source:
@@ -48,7 +50,12 @@ def read_coco(images: Path, annotations: Path, unannotated: Literal["none", "unk
     ]
     failed = {row.image_id for row in error_rows}
     error_rows += [SourceRow(image_id=i, path="", error=e) for i, e in strangers.items() if i not in failed]
-    return Source(kind="coco", class_names=list(names.values()), rows=rows + error_rows, remarks=remarks)
+    rows += error_rows
+    unlisted = _count_unlisted(images, rows, annotations, remarks)
+    passed_over = {UNLISTED: unlisted} if unlisted else {}
+    return Source(
+        kind="coco", class_names=list(names.values()), rows=rows, remarks=remarks, passed_over=passed_over
+    )
 
 
 def _read_classes(
@@ -68,6 +75,26 @@ def _read_classes(
     names = {key: name for key, name in names.items() if key not in roots}
     check_class_names(list(names.values()), path)
     return names, remarks
+
+
+def _count_unlisted(images: Path, rows: Sequence[SourceRow], annotations: Path, remarks: list[str]) -> int:
+    """Number of files that are images by their names, and of which the annotations don't tell.
+
+    A folder in a store isn't listed: that takes a request for every 1,000 files.
+    """
+    if is_remote(images):
+        remarks.append(f"images in {images} that {annotations} doesn't list were not counted")
+        return 0
+    root = f"{images.absolute()}/"
+    listed = {posixpath.normpath(row.path).removeprefix(root) for row in rows}
+    return sum(
+        is_image_by_name(name) is True and name not in listed and not _is_hidden(name)
+        for name in find_files(images)
+    )
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _by_image(

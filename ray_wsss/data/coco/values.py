@@ -11,6 +11,8 @@ from ray_wsss.errors import UserError
 
 Box = tuple[float, float, float, float]
 """Left, top, width and height in pixels."""
+_BEYOND_SIDES = 2**31
+"""No format of images can state a side as long as this."""
 
 
 def as_whole(value: Any) -> int | None:
@@ -23,9 +25,10 @@ def as_whole(value: Any) -> int | None:
 
 
 def as_size(height: Any, width: Any) -> tuple[int, int] | None:
-    """Height and width in pixels, or None unless both are whole numbers above 0."""
-    height, width = as_whole(height), as_whole(width)
-    return (height, width) if height is not None and width is not None and min(height, width) > 0 else None
+    """Height and width in pixels, or None unless both are whole numbers that a side can have."""
+    sides = as_whole(height), as_whole(width)
+    height, width = (side if side is not None and 0 < side < _BEYOND_SIDES else None for side in sides)
+    return (height, width) if height is not None and width is not None else None
 
 
 def as_id(value: Any) -> str | None:

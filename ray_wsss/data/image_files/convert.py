@@ -67,8 +67,13 @@ def convert_image(data: bytes, config: DecodeConfig) -> ConvertedImage:
 
 def decode_upright(data: bytes, config: DecodeConfig | None = None) -> NDArray[np.uint8]:
     """Decode an image file to (H, W, 3) uint8 RGB, turned as EXIF says. Raises ImageError."""
+    return decode_image(*convert_upright(data, config))
+
+
+def convert_upright(data: bytes, config: DecodeConfig | None = None) -> tuple[bytes, int]:
+    """An image file as `decode_image` reads it, and its EXIF orientation. Raises ImageError."""
     stored = convert_image(data, config or DecodeConfig()).data
-    return decode_image(stored, choose_orientation(probe_image(stored), None))
+    return stored, choose_orientation(probe_image(stored), None)
 
 
 def _count_pages(data: bytes) -> int:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ray_wsss.data.coco.values import read_json
 from ray_wsss.data.label_studio.addresses import ImageFinder, image_address
+from ray_wsss.data.label_studio.json_min import is_json_min, to_tasks
 from ray_wsss.data.label_studio.results import Results, read_results
 from ray_wsss.data.schema import SourceRow, check_class_names
 from ray_wsss.data.source import Source
@@ -39,7 +40,7 @@ def read_label_studio(
     controls: Collection[str] = (),
     classes: Sequence[str] | None = None,
 ) -> Source:
-    """Read the sorted class names and one row per task from the JSON file ``tasks``.
+    """Read the sorted class names and one row per task from ``tasks``, an export JSON or JSON-MIN.
 
     Labels are those of a task's newest annotation that wasn't cancelled. A task without annotations has those
     of its newest prediction, and a remark; one without predictions, or whose annotations were all cancelled,
@@ -52,13 +53,14 @@ def read_label_studio(
         unannotated: what an image has whose annotation has no results: none of the classes, or unknown
             labels.
         image_key: field of ``data`` that names the image (`image_address`).
-        controls: names of the controls of the labelling interface that are read; empty: all.
+        controls: names of the controls of the labelling interface that are read; empty: all, which JSON-MIN
+            doesn't tell from data.
         classes: class names if no task has any.
 
     Raises:
         UserError: a file is missing or malformed, or there are no class names.
     """
-    content = _load(tasks)
+    content = _load(tasks, controls)
     finder = ImageFinder(tasks.parent if images is None else images, uris_too=images is not None)
     read = [_read_task(index, task, finder, image_key, controls) for index, task in enumerate(content)]
     found = [task.results for task in read if task.results is not None]
@@ -74,12 +76,19 @@ def read_label_studio(
     return Source(kind="label-studio", class_names=class_names, rows=rows)
 
 
-def _load(tasks: Path) -> list[Any]:
+def _load(tasks: Path, controls: Collection[str]) -> list[Any]:
     content = read_json(tasks, _EXPECTED)
     if not isinstance(content, list):
         raise UserError(f"{tasks} holds a JSON {type(content).__name__}; {_EXPECTED}, a list")
+    if is_json_min(content):
+        if not controls:
+            raise UserError(
+                f"{tasks} is JSON-MIN, which doesn't tell labels from other text; expected the names of the "
+                "controls of the labelling interface (--controls), or Label Studio's export 'JSON'"
+            )
+        return to_tasks(content, controls)
     if not any(isinstance(task, dict) and isinstance(task.get("data"), dict) for task in content):
-        raise UserError(f"{tasks} has no task with 'data'; {_EXPECTED}, not JSON-MIN")
+        raise UserError(f"{tasks} has no task with 'data'; {_EXPECTED}")
     return content
 
 

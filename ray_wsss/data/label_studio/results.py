@@ -14,7 +14,7 @@ from ray_wsss.storage import printable
 
 LEFT_OUT = "result left out"
 SEVERAL = "object of several classes ignored in the mask"
-_REGIONS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels", "labels")
+REGIONS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels", "labels")
 """Types of results that give an object its classes, in a field of the same name."""
 _SHAPES = ("brush", "polygon", "rectangle", "ellipse")
 """Types of results that repeat the outline of a region whose classes are in a result of the same id."""
@@ -48,7 +48,7 @@ def read_results(results: Sequence[Any], controls: Collection[str] = ()) -> Resu
     found = Results()
     chosen: set[str] = set()
     read = [r for r in results if not controls or (isinstance(r, dict) and r.get("from_name") in controls)]
-    regions = {as_id(r.get("id")) for r in read if isinstance(r, dict) and r.get("type") in _REGIONS} - {None}
+    regions = {as_id(r.get("id")) for r in read if isinstance(r, dict) and r.get("type") in REGIONS} - {None}
     for index, result in enumerate(read):
         name = f"[{index}]"
         try:
@@ -56,7 +56,7 @@ def read_results(results: Sequence[Any], controls: Collection[str] = ()) -> Resu
                 raise ValueError(f"is {result!r:.40}; expected an object")
             name = as_id(result.get("id")) or name
             kind, of_region = result.get("type"), name in regions
-            if kind in _REGIONS:
+            if kind in REGIONS:
                 _add_object(name, _names(result), result, found)
             elif kind == "choices" and not of_region:
                 chosen.update(_names(result))

@@ -1,10 +1,15 @@
-"""Rows of a source in Arrow's memory, which takes a tenth of that of Python objects."""
+"""Rows of a source as Arrow batches, which take a tenth of the memory of Python objects; many rows, on disk.
+
+Even so, a row takes 140 bytes or so, and some sources have 100 million.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
+from tempfile import TemporaryFile, gettempdir
 from typing import Any, overload
+from weakref import finalize
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +17,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ray_wsss.data.schema import SourceRow
+from ray_wsss.errors import UserError
 
 _BATCH = 2**14
+_IN_MEMORY = 2**16
+"""Most rows that stay in memory."""
 _TEXTS = ("image_id", "path", "error")
 _DEFAULTS = {f.name: f.default for f in fields(SourceRow) if f.name not in (*_TEXTS, "image_labels")}
 """Fields that few sources set; those that differ from the default are kept as JSON."""
@@ -28,33 +36,48 @@ _SCHEMA = pa.schema(
 
 
 class SourceRows(Sequence[SourceRow]):
-    """A sequence of `SourceRow` that is kept as an Arrow table, and makes each row when it is asked for."""
+    """A sequence of `SourceRow` that is kept as Arrow batches, and makes each row when it is asked for.
 
-    def __init__(self, table: pa.Table) -> None:
+    The batches have `_BATCH` rows each, the last one fewer.
+    """
+
+    def __init__(self, table: pa.Table, spilled: "_Spilled | None" = None) -> None:
+        """Rows of ``table``, or those of ``spilled``, which then are not in memory."""
         self.table = table
+        self._spilled = spilled
 
     @classmethod
     def of(cls, rows: Iterable[SourceRow]) -> "SourceRows":
-        """Store rows, which are taken from the iterable a few at a time."""
+        """Store rows, which are taken from the iterable a few at a time; more than `_IN_MEMORY` on disk.
+
+        Raises:
+            UserError: the disk is full.
+        """
         if isinstance(rows, SourceRows):
             return rows
-        batches = [_to_arrow(batch) for batch in _batched(rows, _BATCH)]
-        return cls(pa.Table.from_batches(batches, _SCHEMA).combine_chunks())
+        batches = (_to_arrow(batch) for batch in _batched(rows, _BATCH))
+        first = list(islice(batches, _IN_MEMORY // _BATCH))
+        more = next(batches, None)
+        if more is None:
+            return cls(pa.Table.from_batches(first, _SCHEMA).combine_chunks())
+        return cls(_SCHEMA.empty_table(), _Spilled(chain(first, [more], batches)))
 
     @property
     def any_remote(self) -> bool:
         """Whether some image is behind a URI."""
         options = pc.MatchSubstringOptions("://")
-        return (
-            pc.call_function("match_substring", [self.table["path"]], options).unique().index(True).as_py()
-            >= 0
-        )
+        found = (pc.call_function("match_substring", [batch["path"]], options) for batch in self.batches())
+        return any(pc.call_function("any", [of_batch]).as_py() for of_batch in found)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows as Arrow batches, one after the other."""
+        return self._spilled.batches() if self._spilled else iter(self.table.to_batches(max_chunksize=_BATCH))
 
     def __len__(self) -> int:
-        return len(self.table)
+        return self._spilled.rows if self._spilled else len(self.table)
 
     def __iter__(self) -> Iterator[SourceRow]:
-        return chain.from_iterable(map(_from_arrow, self.table.to_batches(max_chunksize=_BATCH)))
+        return chain.from_iterable(map(_from_arrow, self.batches()))
 
     @overload
     def __getitem__(self, at: int) -> SourceRow: ...
@@ -63,17 +86,56 @@ class SourceRows(Sequence[SourceRow]):
     def __getitem__(self, at: int | slice) -> "SourceRow | SourceRows":
         if isinstance(at, slice):
             return self.take(np.arange(len(self))[at])
-        row = range(len(self))[at]
-        return next(iter(SourceRows(self.table.slice(row, 1))))
+        return next(iter(self.take(np.array([range(len(self))[at]]))))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SourceRows) and self.table.equals(other.table)
+        if not isinstance(other, SourceRows) or len(self) != len(other):
+            return False
+        return all(a.equals(b) for a, b in zip(self.batches(), other.batches()))
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def take(self, rows: NDArray[np.integer]) -> "SourceRows":
-        """Copy of the rows with these indices, in their order."""
-        return SourceRows(self.table.take(pa.array(rows)).combine_chunks())
+        """Copy, in memory, of the rows with these indices, in their order; reads each batch at most once."""
+        if self._spilled is None:
+            return SourceRows(self.table.take(pa.array(rows)).combine_chunks())
+        return SourceRows(self._spilled.take(rows))
+
+
+class _Spilled:
+    """Batches of rows in a temporary file, which is deleted with this object."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        self.rows = 0
+        file = TemporaryFile(prefix="ray_wsss_")  # noqa: SIM115
+        finalize(self, file.close)
+        try:
+            with pa.ipc.new_file(pa.PythonFile(file, "w"), _SCHEMA) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+                    self.rows += len(batch)
+        except OSError as error:
+            raise UserError(
+                f"{self.rows:,} rows of the source fill {gettempdir()} ({error.strerror or error}); expected "
+                "more room there, or the variable TMPDIR to name a larger folder"
+            ) from None
+        self._reader = pa.ipc.open_file(pa.PythonFile(file, "r"))
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        return map(self._reader.get_batch, range(self._reader.num_record_batches))
+
+    def take(self, rows: NDArray[np.integer]) -> pa.Table:
+        batch_of = rows // _BATCH
+        by_batch = np.argsort(batch_of, kind="stable")
+        ends = np.searchsorted(batch_of[by_batch], np.arange(self._reader.num_record_batches + 1))
+        found = [
+            self._reader.get_batch(k).take(pa.array(rows[by_batch[start:end]] - k * _BATCH))
+            for k, (start, end) in enumerate(pairwise(ends.tolist()))
+            if end > start
+        ]
+        back = np.empty(len(rows), np.int64)
+        back[by_batch] = np.arange(len(rows))
+        return pa.Table.from_batches(found, _SCHEMA).take(pa.array(back)).combine_chunks()
 
 
 def _to_arrow(rows: Sequence[SourceRow]) -> pa.RecordBatch:

@@ -57,6 +57,12 @@ def test_unknown_keys(key, message):
         ("label.tile_px", 130, r"^label.tile_px is 130; expected a multiple of 4"),
         ("label.tile_px", 2048, r"^label.tile_px is 2048; expected a multiple of 4"),
         ("label.tile_overlap", 32, r"^label.tile_overlap is 32; expected None without label.tile_px"),
+        (
+            "predict.tile_px",
+            2048,
+            r"^predict.tile_px is 2048; .* 64 to 1024 \(predict.max_side_px\)",
+        ),
+        ("predict.tile_overlap", 32, r"^predict.tile_overlap is 32; expected None without predict.tile_px"),
         ("cpm.scales", (), r"^cpm.scales is \(\)"),
         ("cpm.scales", (1.0, 5.0), r"^cpm.scales"),
         ("cpm.min_distance_px", 0, r"^cpm.min_distance_px is 0"),

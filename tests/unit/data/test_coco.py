@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 
 from ray_wsss.data.coco import rasterise, read_coco
 from ray_wsss.errors import UserError
+from ray_wsss.storage import parse_path
 
 GENUINE = Path(__file__).parents[3] / "../shared/data/coco"
 needs_genuine = pytest.mark.skipif(not GENUINE.is_dir(), reason="genuine COCO images are not on this machine")
@@ -78,7 +79,7 @@ def test_bad_annotations_are_error_rows(tmp_path):
     assert "doesn't list" in (rows[2].error or "")
 
 
-@pytest.mark.parametrize("side", [-1, 0, 640.5, "wide", None, float("inf"), [8]])
+@pytest.mark.parametrize("side", [-1, 0, 640.5, "wide", None, float("inf"), [8], 10**30])
 def test_a_size_that_cannot_be_one_counts_as_not_stated(tmp_path, side):
     images = [{"id": 1, "file_name": "a.jpg", "height": side, "width": 10}]
     source = read_coco(tmp_path, coco_file(tmp_path, [], images=images))
@@ -380,3 +381,31 @@ def test_genuine_masks_equal_ann_to_mask(split, step):
             if annotation["iscrowd"]:
                 expected[mask] = 255
         np.testing.assert_array_equal(rasterise(row.annotations or [], height, width), expected)
+
+
+def test_images_that_the_file_does_not_list_are_counted(tmp_path):
+    for name in ("a.jpg", "sub/b.jpg", "sub/c.JPG", "d.png", ".hidden/e.png", "notes.txt", "unknown"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    images = [{"id": 1, "file_name": "./a.jpg"}, {"id": 2, "file_name": "sub/b.jpg"}]
+    path = coco_file(tmp_path, [], images=images)
+    assert dict(read_coco(tmp_path, path).passed_over) == {"not listed": 2}
+    # An entry that fails is in errors.parquet.
+    path = coco_file(tmp_path, [], images=[*images, {"id": 2, "file_name": "sub/c.JPG"}])
+    assert dict(read_coco(tmp_path, path).passed_over) == {"not listed": 1}
+    path = coco_file(tmp_path, [], images=[{"id": k, "file_name": n} for k, n in enumerate(LISTED)])
+    assert read_coco(tmp_path, path).passed_over == {}
+
+
+LISTED = ("a.jpg", "sub/b.jpg", "sub/c.JPG", "d.png")
+
+
+def test_a_folder_in_a_store_is_not_listed(tmp_path):
+    folder = parse_path("memory://listing/images")
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(b"a")
+    source = read_coco(folder, coco_file(tmp_path, []))
+    assert source.passed_over == {}
+    assert source.remarks == [
+        f"images in {folder} that {tmp_path}/instances.json doesn't list were not counted"
+    ]

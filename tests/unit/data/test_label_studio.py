@@ -194,6 +194,7 @@ def test_object_of_several_classes_is_ignored(read, tmp_path: Path) -> None:
         (changed(CAT, format="png"), "a brush region of format 'png'"),
         ({**LEFT_HALF, "id": "x", "image_rotation": 90}, "drawn on an image turned by 90 degrees"),
         ({**LEFT_HALF, "id": "x", "original_width": None}, "no 'original_width' and 'original_height'"),
+        ({**LEFT_HALF, "id": "x", "original_width": 10**30}, "no 'original_width' and 'original_height'"),
         (polygon("dog", [[0, 0], [9, 9]], id="x"), "a polygon with the points"),
         (polygon("dog", [[0, 0], [9, 9], ["1", 2]], id="x"), "'1' in place of a number in percent"),
         ({**box("dog", 1, 1, 0, 3), "id": "x"}, "a rectangle without an area"),
@@ -364,7 +365,11 @@ def test_malformed_tasks_are_error_rows(read, bad: Any, error: str) -> None:
     [
         ("[", "is not valid JSON"),
         ("{}", "holds a JSON dict"),
-        ('[{"image": "a.png", "choice": "cat"}]', "has no task with 'data'; .*, not JSON-MIN"),
+        ('[{"image": "a.png", "choice": "cat"}]', "has no task with 'data'; expected"),
+        (
+            '[{"image": "a.png", "choice": "cat", "annotation_id": 1}]',
+            "is JSON-MIN, .*--controls",
+        ),
         ('[{"data": {"image": "a.png"}}]', "has no class in any task"),
     ],
 )
@@ -383,3 +388,40 @@ def test_malformed_files(tmp_path: Path, content: str, message: str) -> None:
 def test_classes_of_a_file_without_results(read) -> None:
     source = read([{"data": {"image": "a.png"}}], classes=["cat", "dog"])
     assert (source.class_names, source.rows[0].image_labels) == (["cat", "dog"], None)
+
+
+def test_json_min_is_the_same_as_json(read) -> None:
+    """Fields as label-studio-sdk's converter writes them: one choice bare, several in an object."""
+    times = {"created_at": "2024-01-01", "updated_at": "2024-01-02", "lead_time": 3.1, "annotator": 1}
+
+    def record(number: int, name: str, **controls: Any) -> dict[str, Any]:
+        return {"image": name, "caption": "cat", "id": number, "annotation_id": number, **times, **controls}
+
+    def short(result: dict[str, Any]) -> dict[str, Any]:
+        sizes = {name: result[name] for name in ("original_width", "original_height")}
+        return result["value"] | sizes
+
+    dog, square = polygon("dog", [[0, 0], [50, 0], [50, 50]]), box("emu", 10, 20, 30, 40)
+    records = [
+        record(1, "a.png", kind="cat"),
+        record(1, "a.png", kind={"choices": ["cat", "emu"]}) | {"updated_at": "2024-01-03"},
+        record(2, "b.png", mask=[short(LEFT_HALF), short(dog), short(square)]),
+        record(3, "c.png"),
+        record(4, "d.png", mask=[{"x": 1}]),
+    ]
+    tasks = [
+        task("a.png", choices("cat", "emu")),
+        task("b.png", LEFT_HALF, dog, square),
+        task("c.png"),
+        task("d.png", {"type": None, "value": {}}),
+    ]
+    images = ("a.png", "b.png", "c.png", "d.png")
+    found, expected = read(records, controls=("kind", "mask"), images=images), read(tasks, images=images)
+    assert found.class_names == expected.class_names
+    for row, same in zip(found.rows, expected.rows, strict=True):
+        assert (row.image_labels, row.stated_hw) == (same.image_labels, same.stated_hw)
+        assert [o | {"id": 0} for o in row.annotations or ()] == [
+            o | {"id": 0} for o in same.annotations or ()
+        ]
+    # A field that isn't named is no label.
+    assert read(records, controls=("mask",)).rows[0].image_labels == ()

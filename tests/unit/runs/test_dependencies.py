@@ -258,6 +258,16 @@ def test_without_a_backbones_file_the_settings_are_those_of_version_0_1():
         settings_of(absent, "classifier")
 
 
+def test_tiles_of_each_stage_are_noted_by_themselves():
+    labels = override(DEMO, {"label.tile_px": 256})
+    assert not [key for key in settings_of(labels, "predict") if "tile" in key]
+    masks = override(DEMO, {"predict.tile_px": 256, "predict.tile_overlap": 64})
+    assert {k: v for k, v in settings_of(masks, "label", "predict").items() if "tile" in k} == {
+        "predict.tile_px": 256,
+        "predict.tile_overlap": 64,
+    }
+
+
 def test_tiles_decide_the_labels_and_outputs_without_them_stay_resumable(tmp_path):
     """Before there were tiles, no manifest had their keys, and the fingerprint counts all keys."""
     assert not [key for key in settings_of(DEMO, "label") if "tile" in key]

@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ from ray_wsss.stages.ingest import (
     finish_ingest,
     plan_shards,
     summarise,
+    to_json,
+    to_summary,
 )
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
@@ -168,13 +170,14 @@ def test_finish_writes_errors_and_metadata(tmp_path):
             remarks=[("b", "b.jpg", "polygon left out", "annotation 7: 4 numbers")],
         ),
     ]
-    source = replace(CATS, passed_over={".txt": 2, "": 1})
+    source = replace(CATS, passed_over={".txt": 2, "": 1, "not listed": 12})
     metadata = finish_ingest(tmp_path, source, summaries, max_errors=1)
     assert metadata == DatasetMetadata.load(tmp_path)
     assert metadata.has_masks
     assert summarise(metadata) == (
         "644 images, 5 without labels (unknown), 3 with none of the classes, 1 errors\n"
         "files passed over, which are no images: 2 .txt, 1 without suffix\n"
+        "12 images in the folder passed over, since the source does not list them\n"
         "remarks: 1 x polygon left out"
     )
     assert pq.read_table(tmp_path / "errors.parquet").to_pylist() == [
@@ -216,7 +219,7 @@ def test_classes_that_cannot_be_learned_are_warned_of(tmp_path, caplog):
     def warnings(found: list[SourceRow], out: Path) -> list[str]:
         caplog.clear()
         halves = [IngestShard(out, 3)(half, k) for k, half in enumerate((found[:1], found[1:]))]
-        assert json.dumps([asdict(half) for half in halves])  # so that a task can return it
+        assert [to_summary(json.loads(json.dumps(to_json(half)))) for half in halves] == halves
         finish_ingest(out, source, halves)
         return [message.partition(":")[0] for message in caplog.messages]
 

@@ -36,6 +36,7 @@ from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.sam.encoder import load_encoder
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.models.store import load_classifier
+from ray_wsss.ops.resize import resize_map, shrink
 from ray_wsss.ops.tiles import TileGrid, cells_hw, enlarge_part
 from ray_wsss.report.gallery_source import ChosenImage, GallerySource
 from ray_wsss.report.survey import survey
@@ -422,42 +423,26 @@ def test_single_images(classifier_dir: Path, rows) -> None:
 
 
 @pytest.mark.slow
-def test_ten_objects_in_48_megapixels(write_dataset: Any, tmp_path: Path) -> None:
-    """With a classifier that was trained on scenes of 96 px for about a minute."""
-    from ray_wsss.cluster.stages.train_classifier import run_train_classifier
-    from ray_wsss.config.resources import Workers
-
-    short = {"cpm.enabled": False, "classifier.max_iters": 150}
-    run_train_classifier(
-        override(PRESETS["demo"], short),
-        dataset=write_dataset(tmp_path, 200),
-        out=tmp_path / "classifier",
-        workers=Workers(workers=0),
-        cluster=Cluster(),
-    )
+def test_ten_objects_in_48_megapixels(label_in_tiles) -> None:
+    """Each is found as in a crop of its own; in the scene shrunk to SAM's size, none is."""
     rng, hw = np.random.default_rng(5), (6000, 8000)
     cells = rng.choice(20 * 26, 10, replace=False)  # of 300 px, so that objects lie apart
     centres = [tuple(150 + 300 * int(k) + int(rng.integers(-20, 20)) for k in divmod(c, 26)) for c in cells]
     image, painted = paint_scene(hw, centres, [0, 1, 5, 0, 1, 5, 0, 1, 5, 0])  # pyright: ignore[reportArgumentType]
     emblems_px = [np.ptp(np.argwhere(each.emblem), axis=0).max() + 1 for each in painted]
     assert np.median(emblems_px) == pytest.approx(40, abs=3)
-
-    def labeller(**settings: Any) -> ImageLabeller:
-        changes = {f"label.{name}": value for name, value in settings.items()}
-        return ImageLabeller(tmp_path / "classifier", preset="demo", settings=changes, device="cpu")
-
-    names = labeller().class_names
-    of_scene = [names[c] for c in (0, 1, 5)]
-    in_tiles, without = labeller(tile_px=256)(image, classes=of_scene), labeller()(image, classes=of_scene)
+    _, found = label_in_tiles(image, (0, 1, 5))
+    small = shrink(image, IMAGE_SIZE_PX)
+    _, of_small = label_in_tiles(small, (0, 1, 5), replace(CONFIG, tile_px=IMAGE_SIZE_PX))
     for each in painted:
-        name = names[each.class_index]
-        found, lost = (
-            next(entry for entry in picture.found if entry.name == name) for picture in (in_tiles, without)
-        )
-        (control,) = labeller()(image[each.at], classes=[name]).found
-        assert any(each.holds(point) for point in found.points_xy)
-        assert iou(found.mask[each.at], each.body) > 0.9
-        assert iou(found.mask[each.at], control.mask) > 0.9
-        assert not any(each.holds(point) for point in lost.points_xy)
-    for found in in_tiles.found:
-        assert all(any(each.holds(point) for each in painted) for point in found.points_xy)
+        segment = found[each.class_index]
+        assert any(each.holds(point) for point in segment["points_xy"])
+        assert iou(segment["mask"][each.at], each.body) > 0.9
+        _, alone = label_in_tiles(image[each.at], (each.class_index,))
+        assert iou(segment["mask"][each.at], alone[each.class_index]["mask"]) > 0.9
+        lost = resize_map(of_small[each.class_index]["mask"].astype(np.uint8), hw)[each.at] > 0
+        assert iou(lost, each.body) < 0.5
+    for class_index, segment in found.items():
+        own = [each for each in painted if each.class_index == class_index]
+        assert all(any(each.holds(point) for each in own) for point in segment["points_xy"])
+        assert segment["area"] <= 1.1 * sum(each.body.sum() for each in own)

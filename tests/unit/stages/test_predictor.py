@@ -9,7 +9,7 @@ from ray_wsss.config import PredictConfig
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.store import load_segmenter
-from ray_wsss.stages import predict
+from ray_wsss.stages import segmenter_views
 from ray_wsss.stages.predict import Predictor
 
 SCENES = [make_scene(seed, 56, 72).image for seed in range(3)]
@@ -94,13 +94,13 @@ def test_a_few_labels_at_a_time_give_the_same(segmenter_dir, monkeypatch, scales
     sizes = [(56, 72), (30, 40), (112, 144)]
     expected = whole.predict(SCENES, sizes)
     seen = []
-    resize = predict.resize_maps
+    resize = segmenter_views.resize_maps
 
     def count(maps, size_hw):
         seen.append(maps.shape[1])
         return resize(maps, size_hw)
 
-    monkeypatch.setattr(predict, "resize_maps", count)
+    monkeypatch.setattr(segmenter_views, "resize_maps", count)
     found = little.predict(SCENES, sizes)
     assert set(seen) == {1, 2}
     for label_map, same in zip(found, expected):
