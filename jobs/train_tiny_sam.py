@@ -18,14 +18,15 @@ import torch
 import tyro
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from ray_wsss.data.scenes import Scene, make_scene
+from ray_wsss.models.promptable.encoder import SamEncoder
+from ray_wsss.models.promptable.prepare import prepare_images
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
-from ray_wsss.models.sam.encoder import SamEncoder, prepare_images, sam_input_hw
+from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX, build_tiny_sam
 
 HELD_OUT_SEED = 2**31
@@ -94,7 +95,7 @@ def _sample_prompt(
 class PromptedScenes(Dataset):
     """Batches of scenes with prompts and targets; item i is the batch of step i and depends on i alone."""
 
-    def __init__(self, config: TrainTinySam, sam: Sam) -> None:
+    def __init__(self, config: TrainTinySam, sam: SegmentAnything) -> None:
         self.config, self.sam = config, sam
 
     def __len__(self) -> int:
@@ -149,7 +150,7 @@ def _loss(logits: Tensor, predicted_iou: Tensor, targets: Tensor) -> Tensor:
     return (per_level * weights).sum(1).mean()
 
 
-def train(config: TrainTinySam) -> Sam:
+def train(config: TrainTinySam) -> SegmentAnything:
     """Train from scratch and return the model in eval mode."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
@@ -192,7 +193,7 @@ def train(config: TrainTinySam) -> Sam:
 
 
 @torch.no_grad()
-def measure(sam: Sam, scenes: int) -> dict[str, float]:
+def measure(sam: SegmentAnything, scenes: int) -> dict[str, float]:
     """Mean IoU of the whole-object output on held-out scenes, one click per object.
 
     ``one_click_miou``: click anywhere in the object; ``emblem_click_miou``: click in its emblem;
@@ -203,21 +204,21 @@ def measure(sam: Sam, scenes: int) -> dict[str, float]:
     for i in range(scenes):
         scene = make_scene(HELD_OUT_SEED + i)
         image_hw = scene.image.shape[:2]
-        embedding = SamEncoder(sam)([scene.image])
+        embedding = SamEncoder(sam)([scene.image]).maps[0]
         for thing in (t for t in scene.objects if t.emblem.any()):
             clicks = [_click(rng, thing.body), _click(rng, thing.emblem)]
             points = torch.tensor([[(x + 0.5, y + 0.5)] for y, x in clicks], device=sam.device)
             points *= IMAGE_SIZE_PX / max(image_hw)
             labels = torch.ones(2, 1, device=sam.device)
             logits, _ = decode_prompts(sam, embedding.expand(2, -1, -1, -1), points, labels)
-            masks = (upscale_logits(sam, logits, sam_input_hw(sam, image_hw), image_hw) > 0).cpu().numpy()
+            masks = (upscale_logits(sam, logits, sam.frame.inner_hw(image_hw), image_hw) > 0).cpu().numpy()
             pairs = (masks[0, 3], thing.body), (masks[1, 3], thing.body), (masks[1, 2], thing.plate)
             for values, (mask, truth) in zip(ious.values(), pairs):
                 values.append(float((mask & truth).sum() / (mask | truth).sum()))
     return {name: round(float(np.mean(values)), 4) for name, values in ious.items()}
 
 
-def save(sam: Sam, path: Path) -> None:
+def save(sam: SegmentAnything, path: Path) -> None:
     """Write the weights in fp16, which halves their size without a measurable loss."""
     save_file({name: value.half().contiguous().cpu() for name, value in sam.state_dict().items()}, path)
 

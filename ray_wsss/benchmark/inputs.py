@@ -11,7 +11,7 @@ from ray_wsss.config import Recipe, SamConfig, SamName
 from ray_wsss.config.overrides import override
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.scene_coco import write_scene_coco
-from ray_wsss.models.sam.build import sam_side_px
+from ray_wsss.models.promptable.build import input_frame
 from ray_wsss.runs.chunk_run import ChunkRun
 from ray_wsss.runs.dependencies import dataset_settings, sam_settings, settings_of
 from ray_wsss.runs.manifest import Output
@@ -70,7 +70,7 @@ def make_embeddings(recipe: Recipe, dataset: Path, out: Path, device: str) -> Pa
     output = Output(out, "embed", depends_on)
     run = ChunkRun.start(replace(output, out=out / output.fingerprint[:12]), dataset)
     if run.missing:
-        prepare = PrepareImages(sam_side_px=sam_side_px(recipe.sam))
+        prepare = PrepareImages(frame=input_frame(recipe.sam))
         embed = SamEmbedder(recipe.embed, recipe.sam, device)
         for chunk in run.missing:
             run.parts.write(chunk, *embed(prepare(chunk)), embed.rows_per_group)

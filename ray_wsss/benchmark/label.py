@@ -17,7 +17,7 @@ from ray_wsss.benchmark.naive import NaiveLabeller
 from ray_wsss.config import Recipe
 from ray_wsss.data.images import decode_mask
 from ray_wsss.data.reader import ShardReader
-from ray_wsss.models.sam.build import sam_side_px
+from ray_wsss.models.promptable.build import input_frame
 from ray_wsss.runs.parts import Parts
 from ray_wsss.runs.prepared_images import PrepareImages
 from ray_wsss.runs.read_chunks import Chunk, plan_chunks
@@ -111,9 +111,7 @@ class LabelBenchmark:
 
 
 def _engine(label: Any, sam: Any, classifier: Path, device: str) -> Work:
-    prepare = PrepareImages(
-        max_side_px=label.max_side_px, sam_side_px=sam_side_px(sam), tile_px=label.tile_px
-    )
+    prepare = PrepareImages(max_side_px=label.max_side_px, frame=input_frame(sam), tile_px=label.tile_px)
     labeller = SamLabeller(label, sam, classifier, device)
 
     def work(chunk: Chunk) -> tuple[pa.Table, Tally]:

@@ -8,7 +8,7 @@ from segment_anything.modeling import ImageEncoderViT
 from torch.utils.flop_counter import FlopCounterMode
 
 from ray_wsss.config import EncoderPrecision
-from ray_wsss.models.sam.encoder import DTYPES, matmul_precision
+from ray_wsss.models.promptable.precision import DTYPES, matmul_precision
 
 _SMALLEST = 128
 _LARGEST = {"cuda": 8192, "cpu": 2048}

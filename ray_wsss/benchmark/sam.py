@@ -21,9 +21,11 @@ from ray_wsss.benchmark.matmul import MatmulPeak, encoder_flops, wait
 from ray_wsss.config import Recipe, SamConfig
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.errors import UserError
+from ray_wsss.models.promptable.encoder import SamEncoder, load_encoder
+from ray_wsss.models.promptable.precision import precision_on
+from ray_wsss.models.promptable.prepare import prepare_images
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.decoder import decode_prompts
-from ray_wsss.models.sam.encoder import SamEncoder, load_encoder, precision_on, prepare_images
 from ray_wsss.models.sam.fast_vit import compile_block
 
 Encode = Callable[[Tensor], Tensor]
@@ -107,7 +109,9 @@ class SamBenchmark:
         }
         if not self.profile:
             return figures
-        return figures | {"profile": _profile(encoders.get("compiled", encoders["eager"]).encode, inputs)}
+        return figures | {
+            "profile": _profile(encode_with(encoders.get("compiled", encoders["eager"])), inputs)
+        }
 
     def _missing(self) -> dict[str, str]:
         """Reasons why ways are not measured, by key of ``images_per_s``."""
@@ -157,12 +161,12 @@ class SamBenchmark:
         ways: dict[str, Encode] = {
             "stock": _in_batches(stock.image_encoder, 1),
             "stock_batched": _in_batches(stock.image_encoder, size),
-            **{name: encoder.encode for name, encoder in encoders.items()},
+            **{name: encode_with(encoder) for name, encoder in encoders.items()},
         }
         last = encoders.get("compiled", encoders["eager"])
         if self.device == "cuda":
-            ways["cuda_graph"] = _in_batches(CudaGraph(last.encode), size)
-        ways["from_host"] = lambda inputs: last(images[: len(inputs)])
+            ways["cuda_graph"] = _in_batches(CudaGraph(encode_with(last)), size)
+        ways["from_host"] = lambda inputs: last(images[: len(inputs)]).maps[0]
         return ways
 
     def _time(
@@ -216,6 +220,11 @@ class SamBenchmark:
         ).images_per_s
 
 
+def encode_with(encoder: SamEncoder) -> Encode:
+    """The first map of an encoder's embeddings, as a function of inputs."""
+    return lambda inputs: encoder.encode(inputs).maps[0]
+
+
 class CudaGraph:
     """A function of one tensor of fixed shape as a CUDA graph: one call replays all of its kernels."""
 
@@ -261,7 +270,7 @@ def compare(stock: Sam, encoder: SamEncoder, inputs: Tensor) -> dict[str, float]
     points, labels = points * (stock.image_encoder.img_size - 1), points.new_ones(len(inputs), 1)
     theirs, ours = (
         decode_prompts(stock, embeddings, points, labels)[0]
-        for embeddings in (_in_batches(stock.image_encoder, 1)(inputs), encoder.encode(inputs))
+        for embeddings in (_in_batches(stock.image_encoder, 1)(inputs), encoder.encode(inputs).maps[0])
     )
     union = ((theirs > 0) | (ours > 0)).sum((2, 3))
     iou = torch.where(union > 0, ((theirs > 0) & (ours > 0)).sum((2, 3)) / union, 1.0)

@@ -20,6 +20,7 @@ from PIL import Image
 from ray_wsss.data.reader import shard_paths
 from ray_wsss.data.schema import IMAGE_SCHEMA, ROWS_PER_GROUP, DatasetMetadata, write_table_atomically
 from ray_wsss.errors import UserError
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages
 from ray_wsss.runs.read_chunks import ROWS_PER_CHUNK
@@ -106,7 +107,7 @@ class ScaleBenchmark:
         stage = Stage(
             stage_class=Sleeper,
             arguments={"seconds": self.seconds},
-            prepare=PrepareImages(sam_side_px=_IMAGE_PX),
+            prepare=PrepareImages(frame=InputFrame(_IMAGE_PX)),
         )
         with _cpu_of_this_process() as cpu:
             report = run_chunks(

@@ -16,8 +16,8 @@ from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.models.classifier import Classifier
+from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.models.sam.build import build_sam
-from ray_wsss.models.sam.encoder import SamEncoder
 from ray_wsss.models.store import load_classifier
 from ray_wsss.training.classifier import ClassifierStep, check_trainable
 from ray_wsss.training.cpm import Cpm

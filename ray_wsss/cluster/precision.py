@@ -11,7 +11,7 @@ from ray_wsss.cluster.connect import ray_session
 from ray_wsss.config import EncoderPrecision, Recipe
 from ray_wsss.config.resources import Cluster, Resources, Share, Workers
 from ray_wsss.errors import UserError
-from ray_wsss.models.sam.encoder import Capability, precision_on
+from ray_wsss.models.promptable.precision import Capability, precision_on
 from ray_wsss.runs.dependencies import noted_precision, settled, with_absolute_paths
 
 log = logging.getLogger(__name__)

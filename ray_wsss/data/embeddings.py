@@ -1,4 +1,6 @@
-"""SAM's image embeddings on disk: fp16, or int8 with a scale per channel.
+"""Image embeddings of a promptable model on disk: fp16, or int8 with a scale per channel.
+
+An embedding is one feature map (SAM) or several (SAM 2.1). Several are stored one after the other.
 
 EMBEDDINGS/shards/part-000000.parquet  see ``EMBEDDING_SCHEMA``
 """
@@ -6,10 +8,11 @@ EMBEDDINGS/shards/part-000000.parquet  see ``EMBEDDING_SCHEMA``
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +21,6 @@ from numpy.typing import NDArray
 from ray_wsss.data.reader import ShardReader
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
     from torch import Tensor
 
 EmbeddingDtype = Literal["fp16", "int8"]
@@ -28,15 +30,17 @@ EMBEDDING_SCHEMA = pa.schema(
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("height", pa.int32()),  # pixels of the image
         pa.field("width", pa.int32()),
-        # D, h, w; not a list of fixed size, in which pyarrow before 26 can't read a null.
+        # D, h, w of each map in turn; not a list of fixed size, in which pyarrow before 26 can't read a null.
         pa.field("shape", pa.list_(pa.int32())),
-        pa.field("embedding", pa.binary()),  # row-major: int8 if there is a scale, else fp16
-        pa.field("scale", pa.list_(pa.float32())),  # int8 only, (D,): factor of each channel's values
+        pa.field("embedding", pa.binary()),  # maps in turn, row-major: int8 if there is a scale, else fp16
+        pa.field("scale", pa.list_(pa.float32())),  # int8 only: factor of each channel's values, maps in turn
         pa.field("error", pa.string()),  # why there is no embedding; null if there is one
     ]
 )
 GROUP_BYTES = 2 * 2**20
-"""Bytes of a row group: one embedding of Meta's SAM, because training reads single ones at random."""
+"""Bytes of a row group: one embedding of SAM, because training reads single ones at random."""
+Shape = tuple[int, int, int]
+"""Channels D, height h and width w of a map."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,38 +48,52 @@ class StoredEmbedding:
     """An embedding in the form it is stored in."""
 
     values: NDArray[np.float16 | np.int8]
-    """(D, h, w); int8 values are to be multiplied by ``scale``."""
+    """(V,) values of all maps, one map after the other; int8 values are to be multiplied by ``scale``."""
+    shapes: tuple[Shape, ...]
+    """Shape of each map."""
     scale: NDArray[np.float32] | None = None
-    """(D,) for int8; None for fp16."""
+    """One for each channel of all maps, for int8; None for fp16."""
 
 
-def store_embeddings(
-    embeddings: Float[Tensor, "N D h w"], dtype: EmbeddingDtype
-) -> list[StoredEmbedding | ValueError]:
-    """Round embeddings to the type they are stored in, on their device.
+def store_embeddings(maps: Sequence[Tensor], dtype: EmbeddingDtype) -> list[StoredEmbedding | ValueError]:
+    """Round the embeddings of N images, maps (N, D, h, w), to the type they are stored in, on their device.
 
     int8 is symmetric: the largest absolute value of a channel becomes 127.
 
     Returns:
         One entry per embedding: an error if values are not finite, or too large for fp16.
     """
-    largest = embeddings.abs().amax((2, 3))
+    channels = [values.abs().amax((2, 3)) for values in maps]
     if dtype == "fp16":
-        values, scale = embeddings.half().cpu().numpy(), None
+        values, scale = _join([values.half() for values in maps]), None
     else:
-        steps = largest.clamp(min=1e-12) / 127
-        rounded = (embeddings / steps[..., None, None]).round().clamp(-127, 127)
-        values, scale = rounded.char().cpu().numpy(), steps.cpu().numpy()
+        steps = [largest.clamp(min=1e-12) / 127 for largest in channels]
+        values, scale = _join([_to_int8(*pair) for pair in zip(maps, steps)]), _join(steps)
+    shapes: Any = tuple(tuple(values.shape[1:]) for values in maps)
     most = float(np.finfo(np.float16).max) if dtype == "fp16" else math.inf
     stored: list[StoredEmbedding | ValueError] = []
-    for at, highest in enumerate(largest.amax(1).tolist()):
+    for at, highest in enumerate(_highest(channels)):
         if not math.isfinite(highest):
             stored.append(ValueError("SAM's embedding has values that are not finite"))
         elif highest > most:
             stored.append(ValueError(f"SAM's embedding has the value {highest:g}, beyond half precision"))
         else:
-            stored.append(StoredEmbedding(values[at], scale[at] if scale is not None else None))
+            stored.append(StoredEmbedding(values[at], shapes, scale[at] if scale is not None else None))
     return stored
+
+
+def _to_int8(values: Tensor, steps: Tensor) -> Tensor:
+    return (values / steps[..., None, None]).round().clamp(-127, 127).char()
+
+
+def _join(parts: Sequence[Tensor]) -> NDArray[Any]:
+    """Arrays of N rows, side by side on the host as one array (N, V)."""
+    return np.concatenate([part.flatten(1).cpu().numpy() for part in parts], 1)
+
+
+def _highest(channels: Sequence[Tensor]) -> list[float]:
+    """Largest of the values (N, D) of all maps, by image; NaN if one is."""
+    return reduce(lambda a, b: a.maximum(b), [values.amax(1) for values in channels]).tolist()
 
 
 class EmbeddingCache:
@@ -111,11 +129,18 @@ class EmbeddingCache:
             )
         scale = np.array(row["scale"], np.float32) if row["scale"] is not None else None
         values = np.frombuffer(row["embedding"], np.float16 if scale is None else np.int8)
-        return StoredEmbedding(values.reshape(row["shape"]), scale)
+        shapes = _shapes_of(row["shape"])
+        if len(values) != (expected := sum(math.prod(shape) for shape in shapes)):
+            raise ValueError(f"{self.folder} has {len(values)} values of its embedding; expected {expected}")
+        return StoredEmbedding(values, shapes, scale)
 
     def require(self, image_ids: list[str], dataset: Path) -> None:
         """Raise UserError unless all these images of ``dataset`` are in the cache."""
         self._shards.require(image_ids, dataset, "embed")
+
+
+def _shapes_of(numbers: list[int]) -> tuple[Shape, ...]:
+    return tuple(zip(*(numbers[k::3] for k in range(3))))
 
 
 def open_embeddings(folder: Path) -> EmbeddingCache:

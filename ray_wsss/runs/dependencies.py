@@ -14,8 +14,8 @@ from ray_wsss.data.image_files.near_duplicates import find_near_duplicates
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
-from ray_wsss.models.sam.build import weights_sha256
-from ray_wsss.models.sam.encoder import precision_on
+from ray_wsss.models.promptable.build import weights_sha256
+from ray_wsss.models.promptable.precision import precision_on
 from ray_wsss.models.store import read_class_names
 from ray_wsss.runs.manifest import dataset_hash, file_hash, read_manifest, require_finished
 from ray_wsss.storage import parse_path

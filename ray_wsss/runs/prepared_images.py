@@ -13,6 +13,7 @@ from PIL import Image
 
 from ray_wsss.data.embeddings import open_embeddings
 from ray_wsss.data.images import decode_image, probe_image
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.runs.failures import fault_of, reason_of
 from ray_wsss.runs.read_chunks import IMAGE_COLUMNS, Chunk, read_chunk
 
@@ -31,9 +32,9 @@ class PreparedImage:
     sam_pixels: NDArray[np.uint8] | None = None
     """(a, b, 3) RGB input of SAM's encoder; None if it takes ``pixels`` or an embedding replaces it."""
     embedding: NDArray[np.float16 | np.int8] | None = None
-    """(D, h, w) SAM embedding, as `data.embeddings` stores it; None without stored embeddings."""
+    """(V,) embedding, as `data.embeddings` stores it; None without stored embeddings."""
     embedding_scale: NDArray[np.float32] | None = None
-    """(D,) scale of each channel of an int8 embedding, else None."""
+    """(C,) scale of each channel of an int8 embedding, else None."""
     encoded: bytes | None = None
     """File of an image that is labelled in tiles, else None. The actor decodes it (`decode`), one at a time:
     a chunk of such images, decoded, would not fit into memory."""
@@ -65,7 +66,7 @@ class PrepareImages:
 
     Args:
         max_side_px: longest side of ``PreparedImage.pixels``; None for stages that run SAM only.
-        sam_side_px: long side of SAM's input, in pixels.
+        frame: SAM's input.
         tile_px: side of the tiles in which larger images are labelled; they are neither shrunk nor decoded.
             None: no tiles.
         embeddings: folder of SAM's embeddings, which are read instead of making SAM's input.
@@ -77,7 +78,7 @@ class PrepareImages:
         self,
         *,
         max_side_px: int | None = None,
-        sam_side_px: int,
+        frame: InputFrame,
         tile_px: int | None = None,
         embeddings: Path | None = None,
         resize: bool = True,
@@ -85,7 +86,7 @@ class PrepareImages:
         self.max_side_px, self.tile_px, self.resize_all = max_side_px, tile_px, resize
         # Absolute, since the process that reads them may have another working directory.
         self.embeddings = embeddings.absolute() if embeddings is not None else None
-        self.sam_side_px = sam_side_px
+        self.frame = frame
 
     def __call__(self, chunk: Chunk) -> list[PreparedImage]:
         """Prepare each row of a chunk, in order; for a row that fails, ``error`` gives the reason."""
@@ -140,9 +141,9 @@ class PrepareImages:
             return {"embedding": found.values, "embedding_scale": found.scale}
         height, width = pixels.shape[:2]
         self._check_thickness((height, width))
-        if not self.resize_all and max(height, width) <= self.sam_side_px:
+        if not self.resize_all and max(height, width) <= self.frame.side_px:
             return {"sam_pixels": pixels} if working is not pixels else {}
-        sam_height, sam_width = _sam_hw((height, width), self.sam_side_px)
+        sam_height, sam_width = self.frame.inner_hw((height, width))
         resized = Image.fromarray(pixels).resize((sam_width, sam_height), Image.Resampling.BILINEAR)
         return {"sam_pixels": np.array(resized)}
 
@@ -160,7 +161,7 @@ class PrepareImages:
         """Raise ValueError if SAM's input, made of the image or of a tile, would have a side of 0 pixels."""
         most = self.tile_px or max(image_hw)
         height, width = (min(side, most) for side in image_hw)
-        if min(_sam_hw((height, width), self.sam_side_px)) < 1:
+        if min(self.frame.inner_hw((height, width))) < 1:
             raise ValueError(f"{image_hw[1]}x{image_hw[0]} pixels are too thin for SAM's input")
 
     def _needs_tiles(self, image_hw: tuple[int, int]) -> bool:
@@ -169,12 +170,6 @@ class PrepareImages:
         from ray_wsss.ops.tiles import needs_tiles
 
         return needs_tiles(image_hw, self.tile_px)
-
-
-def _sam_hw(image_hw: tuple[int, int], side_px: int) -> tuple[int, int]:
-    """Size of an image in SAM's input, as segment_anything's ResizeLongestSide computes it, without torch."""
-    scale = side_px / max(image_hw)
-    return int(image_hw[0] * scale + 0.5), int(image_hw[1] * scale + 0.5)
 
 
 def _shrink(pixels: NDArray[np.uint8], max_side_px: int) -> NDArray[np.uint8]:

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ray_wsss.config import PromptingConfig
-from ray_wsss.models.sam.encoder import sam_input_hw
+from ray_wsss.models.promptable.interface import PromptableModel
 from ray_wsss.ops.pseudo_label import LabelContest, stability_score
 from ray_wsss.ops.resize import slices_of
 from ray_wsss.stages.cams import PairCams
@@ -27,7 +26,12 @@ class Contest:
 
 
 def hold_contest(
-    sam: Sam, cams: PairCams, masks: PairMasks, num_images: int, config: PromptingConfig, max_pixels: int
+    sam: PromptableModel,
+    cams: PairCams,
+    masks: PairMasks,
+    num_images: int,
+    config: PromptingConfig,
+    max_pixels: int,
 ) -> Contest:
     """The labels and masks of `point_prompts.aggregate`, and scores, from a few pairs at a time.
 
@@ -40,7 +44,7 @@ def hold_contest(
         max_pixels: most pixels of pairs in memory as floats, also counted in SAM's frame.
     """
     image_hw = (cams.cam.shape[-2], cams.cam.shape[-1])
-    frame_hw = sam_input_hw(sam, image_hw)
+    frame_hw = sam.frame.inner_hw(image_hw)
     of_pair = max(image_hw[0] * image_hw[1], frame_hw[0] * frame_hw[1])
     contest = LabelContest(num_images, image_hw, cams.cam, cams.num_classes)
     covered = torch.zeros_like(cams.cam, dtype=torch.bool)

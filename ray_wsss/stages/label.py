@@ -23,7 +23,8 @@ from ray_wsss.data.images import encode_mask
 from ray_wsss.data.rle import encode_rles, rle_areas
 from ray_wsss.data.schema import ROWS_PER_GROUP
 from ray_wsss.label_format import LabelFormat, LabelMap, label_format, labels_to_array
-from ray_wsss.models.sam.encoder import load_encoder
+from ray_wsss.models.promptable.encoder import load_encoder
+from ray_wsss.models.promptable.interface import Embeddings
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.device import upload
 from ray_wsss.ops.resize import group_by_size, resize_label_maps, slices_of
@@ -91,7 +92,7 @@ class SamLabeller:
 
     Args:
         classifier: output of train-classifier.
-        images: approximate number of images to encode in total (`models.sam.encoder.load_encoder`).
+        images: approximate number of images to encode in total (`models.promptable.encoder.load_encoder`).
     """
 
     rows_per_group = ROWS_PER_GROUP
@@ -213,7 +214,7 @@ class SamLabeller:
         return lambda: columns
 
     def _decode(
-        self, embeddings: Tensor, cams: Sequence[PairCams], points_yx: Sequence[list[Tensor]]
+        self, embeddings: Embeddings, cams: Sequence[PairCams], points_yx: Sequence[list[Tensor]]
     ) -> list[PairMasks]:
         size = self.sam_config.decode_batch_size
         if self.config.prompts != "points":

@@ -22,7 +22,7 @@ from ray_wsss.data.image_files.convert import decode_upright
 from ray_wsss.data.images import decode_mask
 from ray_wsss.errors import UserError, did_you_mean
 from ray_wsss.label_format import LabelMap
-from ray_wsss.models.sam.build import sam_side_px
+from ray_wsss.models.promptable.build import input_frame
 from ray_wsss.ops.resize import resize_maps, scale_images, shrink, to_tensor
 from ray_wsss.ops.tiles import needs_tiles
 from ray_wsss.runs.classifier_side import warn_of_large_views
@@ -113,7 +113,7 @@ class ImageLabeller:
         warn_of_large_views(self.config, folder)
         self.prepare = PrepareImages(
             max_side_px=recipe.label.max_side_px,
-            sam_side_px=sam_side_px(recipe.sam),
+            frame=input_frame(recipe.sam),
             tile_px=recipe.label.tile_px,
         )
         self.has_warned = False

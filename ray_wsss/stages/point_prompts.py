@@ -9,21 +9,16 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Integer
-from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ray_wsss.config import PromptingConfig
-from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
-from ray_wsss.models.sam.encoder import sam_input_hw
+from ray_wsss.models.promptable.interface import Embeddings, PromptableModel
 from ray_wsss.ops.device import upload
 from ray_wsss.ops.peaks import find_peaks, keep_global_maximum
 from ray_wsss.ops.prompt_batches import bucket_by_count, points_to_sam_frame
 from ray_wsss.ops.pseudo_label import assign_labels, confidence_map, mask_scores
 from ray_wsss.ops.resize import resize_maps, slices_of
 from ray_wsss.stages.cams import PairCams
-
-WHOLE = 3
-"""Index of the decoder output for the whole object: multimask output 2 comes after the single-mask output."""
 
 NO_MASK = -1e4
 """Logit of pixels that certainly are outside a mask; finite, so that products with it are finite."""
@@ -100,8 +95,8 @@ def find_prompts(
 
 
 def decode_pairs(
-    sam: Sam,
-    embeddings: Float[Tensor, "B D h w"],
+    sam: PromptableModel,
+    embeddings: Embeddings,
     cams: Sequence[PairCams],
     points_yx: Sequence[list[Tensor]],
     mask_output: str,
@@ -119,7 +114,7 @@ def decode_pairs(
     in_frame: list[Tensor] = []
     for group_cams, group in zip(cams, points_yx):
         cam_hw = (group_cams.cam.shape[-2], group_cams.cam.shape[-1])
-        frame_hw = sam_input_hw(sam, cam_hw)
+        frame_hw = sam.frame.inner_hw(cam_hw)
         if group:
             together = points_to_sam_frame(torch.cat(group)[None], cam_hw, frame_hw)[0]
             in_frame += together.split([len(points) for points in group])
@@ -133,8 +128,8 @@ def decode_pairs(
 
 
 def decode_sets(
-    sam: Sam,
-    embeddings: Float[Tensor, "B D h w"],
+    sam: PromptableModel,
+    embeddings: Embeddings,
     image_index: Tensor,
     points_xy: Sequence[Tensor],
     mask_output: str,
@@ -149,25 +144,33 @@ def decode_sets(
         mask_output: which of SAM's mask outputs to take (`config.PromptingConfig`).
         batch_size: prompt sets per decoder call.
     """
-    low = 4 * embeddings.shape[-1]
-    logits = embeddings.new_full((len(points_xy), low, low), -torch.inf)
-    predicted_iou = embeddings.new_zeros(len(points_xy))
+    logits, predicted_iou = no_masks(sam, embeddings, len(points_xy))
     for chosen in _buckets([len(points) for points in points_xy], batch_size):
         points = torch.stack([points_xy[k] for k in chosen])
         at = torch.tensor(chosen)
         image_of = upload(image_index[at], embeddings.device)
-        masks, iou = decode_prompts(sam, embeddings[image_of], points, points.new_ones(points.shape[:2]))
+        masks, iou = sam.decode(embeddings[image_of], points, points.new_ones(points.shape[:2]))
         at = upload(at, embeddings.device)
-        logits[at], predicted_iou[at] = choose_masks(masks, iou, mask_output)
+        logits[at], predicted_iou[at] = choose_masks(sam, masks, iou, mask_output)
     return logits, predicted_iou
 
 
+def no_masks(
+    sam: PromptableModel, embeddings: Embeddings, count: int
+) -> tuple[Float[Tensor, "N a b"], Float[Tensor, " N"]]:
+    """Logits of -inf and predicted IoUs of 0 of prompt sets without a mask, on the device."""
+    side = sam.mask_side_px
+    nothing = torch.full((count, side, side), -torch.inf, device=embeddings.device)
+    return nothing, nothing.new_zeros(count)
+
+
 def choose_masks(
-    masks: Float[Tensor, "N 4 a b"], iou: Float[Tensor, "N 4"], mask_output: str
+    sam: PromptableModel, masks: Float[Tensor, "N K a b"], iou: Float[Tensor, "N K"], mask_output: str
 ) -> tuple[Float[Tensor, "N a b"], Float[Tensor, " N"]]:
     """The decoder output that ``mask_output`` names (`config.PromptingConfig`), and its predicted IoU."""
     if mask_output == "whole":
-        return masks[:, WHOLE], iou[:, WHOLE]
+        assert sam.whole is not None, "this model has no output for the whole object"
+        return masks[:, sam.whole], iou[:, sam.whole]
     rows = torch.arange(len(iou), device=iou.device)
     which = 1 + iou[:, 1:].argmax(1)
     return masks[rows, which], iou[rows, which]
@@ -182,7 +185,7 @@ def _buckets(counts: Sequence[int], batch_size: int) -> Iterator[list[int]]:
 
 
 def aggregate(
-    sam: Sam, cams: PairCams, masks: PairMasks, num_images: int, config: PromptingConfig
+    sam: PromptableModel, cams: PairCams, masks: PairMasks, num_images: int, config: PromptingConfig
 ) -> tuple[Integer[Tensor, "B H W"], Tensor]:
     """Pseudo labels of a group of images of one size, and masks (N, H, W) bool of its pairs.
 
@@ -191,10 +194,10 @@ def aggregate(
     return compete(upscale_masks(sam, cams, masks), masks.predicted_iou, cams, num_images, config)
 
 
-def upscale_masks(sam: Sam, cams: PairCams, masks: PairMasks) -> Float[Tensor, "N H W"]:
+def upscale_masks(sam: PromptableModel, cams: PairCams, masks: PairMasks) -> Float[Tensor, "N H W"]:
     """Logits of the masks of a group of images, at the size of the images; NaN or -inf without prompts."""
     image_hw = (cams.cam.shape[-2], cams.cam.shape[-1])
-    return upscale_logits(sam, masks.logits[:, None], sam_input_hw(sam, image_hw), image_hw)[:, 0]
+    return sam.upscale(masks.logits[:, None], sam.frame.inner_hw(image_hw), image_hw)[:, 0]
 
 
 def compete(

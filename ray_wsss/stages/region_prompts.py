@@ -4,26 +4,23 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
 from ray_wsss.config import LabelConfig
-from ray_wsss.models.sam.decoder import decode_prompts
-from ray_wsss.models.sam.encoder import sam_input_hw
+from ray_wsss.models.promptable.interface import Embeddings, PromptableModel
 from ray_wsss.ops.regions import box_around, peak_regions
 from ray_wsss.stages.cams import PairCams
-from ray_wsss.stages.point_prompts import PairMasks, choose_masks
+from ray_wsss.stages.point_prompts import PairMasks, choose_masks, no_masks
 
 _SURE = 10.0
 """Logit of a mask prompt inside the mask, and minus the logit outside: SAM's mask prompts are logits."""
 
 
 def decode_regions(
-    sam: Sam,
-    embeddings: Float[Tensor, "B D h w"],
+    sam: PromptableModel,
+    embeddings: Embeddings,
     cams: Sequence[PairCams],
     points_yx: Sequence[list[Tensor]],
     config: LabelConfig,
@@ -38,7 +35,7 @@ def decode_regions(
     pair_of: list[int] = []
     ends = [0]
     for group, group_points in zip(cams, points_yx):
-        frame_hw = sam_input_hw(sam, (group.cam.shape[-2], group.cam.shape[-1]))
+        frame_hw = sam.frame.inner_hw((group.cam.shape[-2], group.cam.shape[-1]))
         for pair, (cam, points) in enumerate(zip(group.cam.cpu().numpy(), group_points), start=ends[-1]):
             if len(points):
                 regions = peak_regions(cam, points.cpu().numpy(), config.tau)
@@ -47,17 +44,14 @@ def decode_regions(
                 pair_of += [pair] * len(made)
         ends.append(ends[-1] + len(group_points))
     image_of = torch.cat([group.image_index for group in cams])
-    low = 4 * embeddings.shape[-1]
-    logits = embeddings.new_full((ends[-1], low, low), -torch.inf)
-    predicted_iou = embeddings.new_zeros(ends[-1])
+    logits, predicted_iou = no_masks(sam, embeddings, ends[-1])
     for start in range(0, len(prompts), batch_size):
-        batch = torch.from_numpy(np.stack(prompts[start : start + batch_size])).to(embeddings)
+        batch = torch.from_numpy(np.stack(prompts[start : start + batch_size])).to(logits)
         pairs = torch.tensor(pair_of[start : start + batch_size])
         kind = "mask_logits" if config.prompts == "mask" else "boxes_xyxy"
         images = image_of[pairs].to(embeddings.device)
-        masks, iou = choose_masks(
-            *decode_prompts(sam, embeddings[images], None, None, **{kind: batch}), config.mask_output
-        )
+        found = sam.decode(embeddings[images], **{kind: batch})
+        masks, iou = choose_masks(sam, *found, config.mask_output)
         for pair, mask in zip(pairs.tolist(), masks):
             torch.maximum(logits[pair], mask, out=logits[pair])
         predicted_iou.index_add_(0, pairs.to(iou.device), iou)
@@ -70,7 +64,7 @@ def decode_regions(
 
 
 def _make_prompts(
-    sam: Sam, regions: NDArray[np.int32], kind: str, frame_hw: tuple[int, int]
+    sam: PromptableModel, regions: NDArray[np.int32], kind: str, frame_hw: tuple[int, int]
 ) -> list[NDArray[np.float32]]:
     """Prompts of a pair: boxes (4,) in SAM's frame (left, top, right, bottom), or a mask (1, 4h, 4w)."""
     if kind == "mask":
@@ -80,10 +74,11 @@ def _make_prompts(
     return [(np.array(box_around(region)) * to_frame).astype(np.float32) for region in covered]
 
 
-def _mask_logits(sam: Sam, inside: NDArray[np.bool_], frame_hw: tuple[int, int]) -> NDArray[np.float32]:
+def _mask_logits(
+    sam: PromptableModel, inside: NDArray[np.bool_], frame_hw: tuple[int, int]
+) -> NDArray[np.float32]:
     """Logits (1, 4h, 4w) of a mask of the image, as SAM's decoder outputs them; padding is outside."""
-    side = sam.image_encoder.img_size
-    low = sam.prompt_encoder.mask_input_size
+    side, low = sam.frame.side_px, (sam.mask_side_px, sam.mask_side_px)
     signs = torch.from_numpy(np.where(inside, 1.0, -1.0).astype(np.float32))[None, None]
     frame = F.interpolate(signs, frame_hw, mode="bilinear", align_corners=False)
     square = F.pad(frame, (0, side - frame_hw[1], 0, side - frame_hw[0]), value=-1.0)

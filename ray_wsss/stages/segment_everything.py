@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ray_wsss.config import SamConfig, SegmentsConfig
 from ray_wsss.data.images import encode_segments
 from ray_wsss.data.schema import ROWS_PER_GROUP
-from ray_wsss.models.sam.encoder import load_encoder
-from ray_wsss.models.sam.everything import FoundMasks, find_masks, masks_at_image_size
+from ray_wsss.models.promptable.encoder import load_encoder
+from ray_wsss.models.promptable.everything import FoundMasks, find_masks, masks_at_image_size
 from ray_wsss.ops.resize import resize_map, working_hw
 from ray_wsss.ops.segments import paint_segments, rank_masks
 from ray_wsss.runs.prepared_images import PreparedImage
@@ -45,7 +45,7 @@ class SegmentEverything:
     An image that fails gets a row with the reason in ``error``; the other images are still segmented.
 
     Args:
-        images: approximate number of images to encode in total (`models.sam.encoder.load_encoder`).
+        images: approximate number of images to encode in total (`models.promptable.encoder.load_encoder`).
     """
 
     rows_per_group = ROWS_PER_GROUP

@@ -15,8 +15,8 @@ from ray_wsss.data.reader import ShardReader, failed_images
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
-from ray_wsss.models.sam.build import build_decoder
-from ray_wsss.models.sam.encoder import load_encoder
+from ray_wsss.models.promptable.build import build_decoder
+from ray_wsss.models.promptable.encoder import load_encoder
 from ray_wsss.ops.cam import list_classes
 from ray_wsss.ops.device import mixed_precision, upload
 from ray_wsss.ops.losses import StepLosses, classification_loss

@@ -10,21 +10,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Integer
-from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
 from ray_wsss.config import CpmConfig
 from ray_wsss.models.classifier import Classifier
-from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
-from ray_wsss.models.sam.encoder import SamEncoder, sam_input_hw
+from ray_wsss.models.promptable.encoder import SamEncoder
+from ray_wsss.models.promptable.interface import Embeddings, PromptableModel
 from ray_wsss.ops.cam import make_cam
 from ray_wsss.ops.cpm_loss import cpm_loss
 from ray_wsss.ops.device import mixed_precision, upload
 from ray_wsss.ops.geometry import Geometry
 from ray_wsss.ops.prompt_batches import pad_points, points_to_sam_frame
 from ray_wsss.stages.cams import PairCams, find_cams
-from ray_wsss.stages.embed import restore_embedding
+from ray_wsss.stages.embed import restore_embeddings
 from ray_wsss.stages.point_prompts import NO_MASK, choose_masks, compete, find_peak_mask
 from ray_wsss.training.host_plan import HostPlan, make_plan
 from ray_wsss.training.loop import Batch, share_of
@@ -62,7 +61,12 @@ class Cpm:
     """
 
     def __init__(
-        self, source: SamEncoder | Sam, config: CpmConfig, *, decode_batch_size: int = 32, bf16: bool = False
+        self,
+        source: SamEncoder | PromptableModel,
+        config: CpmConfig,
+        *,
+        decode_batch_size: int = 32,
+        bf16: bool = False,
     ) -> None:
         self.encoder = source if isinstance(source, SamEncoder) else None
         self.sam = source.sam if isinstance(source, SamEncoder) else source
@@ -81,13 +85,14 @@ class Cpm:
             cams = find_cams(model, images, plan.image_labels, scales=self.config.scales, flip=False)
         points_yx, valid = find_points(cams, self.config)
         if self.config.view == "image":
-            embeddings = restore_embedding(batch["embedding"], batch.get("embedding_scale"))
+            stored = batch["embedding"], batch.get("embedding_scale")
+            embeddings = restore_embeddings(*stored, self.sam.map_shapes)
             views = self._images_of(plan, cams)
         else:
             assert self.encoder is not None, "view=crop needs SAM's image encoder"
             # Encode in parts, to bound the memory.
             parts = images.split(self.encoder.batch_size)
-            embeddings = torch.cat([self.encoder.encode(self._prepare(part)) for part in parts])
+            embeddings = Embeddings.cat([self.encoder.encode(self._prepare(part)) for part in parts])
             views = [self._crops_of(cams)]
         points_xy = torch.zeros_like(points_yx, dtype=torch.float)
         for view in views:
@@ -109,13 +114,13 @@ class Cpm:
 
     def _prepare(self, images: Float[Tensor, "B 3 P P"]) -> Tensor:
         """Square crops as SAM's input: resized on the device (antialiased), with SAM's normalisation."""
-        size = self.sam.image_encoder.img_size
+        size = self.sam.frame.side_px
         resized = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
         return self.sam.preprocess(resized * 255)
 
     def _crops_of(self, cams: PairCams) -> View:
         """View of the crops themselves, for all pairs at once."""
-        side, size = cams.cam.shape[-1], self.sam.image_encoder.img_size
+        side, size = cams.cam.shape[-1], self.sam.frame.side_px
         whole = Geometry(scaled_hw=(side, side), top=0, left=0, crop_px=side, flip=False)
         return View(slice(None), whole, (size, size))
 
@@ -127,7 +132,7 @@ class Cpm:
             pairs = slice(start, start + count)
             start += count
             if count:
-                views.append(View(pairs, geometry, sam_input_hw(self.sam, image_hw)))
+                views.append(View(pairs, geometry, self.sam.frame.inner_hw(image_hw)))
         return views
 
 
@@ -186,8 +191,8 @@ def find_points(cams: PairCams, config: CpmConfig) -> tuple[Int[Tensor, "N K 2"]
 
 
 def decode_padded(
-    sam: Sam,
-    embeddings: Float[Tensor, "B D h w"],
+    sam: PromptableModel,
+    embeddings: Embeddings,
     image_index: Tensor,
     points_xy: Float[Tensor, "N K 2"],
     valid: Bool[Tensor, "N K"],
@@ -203,15 +208,15 @@ def decode_padded(
         mask_output: which of SAM's mask outputs to take (`config.PromptingConfig`).
         batch_size: prompt sets per decoder call.
     """
-    low = 4 * embeddings.shape[-1]
-    logits = embeddings.new_empty(len(points_xy), low, low)
-    predicted_iou = embeddings.new_empty(len(points_xy))
+    side = sam.mask_side_px
+    logits = points_xy.new_empty(len(points_xy), side, side)
+    predicted_iou = points_xy.new_empty(len(points_xy))
     image_of = upload(image_index, embeddings.device)
     ones = torch.ones_like(valid, dtype=torch.float)
     for start in range(0, len(points_xy), batch_size):
         at = slice(start, start + batch_size)
-        masks, iou = decode_prompts(sam, embeddings[image_of[at]], points_xy[at], ones[at], valid=valid[at])
-        logits[at], predicted_iou[at] = choose_masks(masks, iou, mask_output)
+        masks, iou = sam.decode(embeddings[image_of[at]], points_xy[at], ones[at], valid=valid[at])
+        logits[at], predicted_iou[at] = choose_masks(sam, masks, iou, mask_output)
     without = ~valid.any(1)
     return logits.masked_fill_(without[:, None, None], NO_MASK), predicted_iou.masked_fill_(without, 0)
 
@@ -231,8 +236,8 @@ def crop_to_frame(
 
 
 def masks_to_crop(
-    sam: Sam, logits: Float[Tensor, "N a b"], geometry: Geometry, frame_hw: tuple[int, int]
+    sam: PromptableModel, logits: Float[Tensor, "N a b"], geometry: Geometry, frame_hw: tuple[int, int]
 ) -> Float[Tensor, "N P P"]:
     """Map low-resolution mask logits of the whole image to its crop; padding belongs to no mask."""
-    scaled = upscale_logits(sam, logits[:, None], frame_hw, geometry.scaled_hw)[:, 0]
+    scaled = sam.upscale(logits[:, None], frame_hw, geometry.scaled_hw)[:, 0]
     return geometry.place(scaled, fill=NO_MASK)

@@ -43,7 +43,7 @@ class TrainingCrops(Dataset):
 
     - with ``labels``: ``pseudo_label`` (P, P), uint8 or int32 by `label_format`; padding is ignored;
     - with ``segments``: ``segments`` (P, P) int32 (0: uncovered pixels and padding);
-    - with ``embeddings``: ``embedding`` (D, h, w) of the whole image, as stored; ``embedding_scale`` (D,), if
+    - with ``embeddings``: ``embedding`` (V,) of the whole image, as stored; ``embedding_scale`` (C,), if
       one is stored; ``image_hw`` (2,), the size of the image in pixels; the crop's ``geometry``
       (`pack_geometry`);
     - in place of a broken image: ``broken``, (draw, image_id, reason) of that image. The other entries are

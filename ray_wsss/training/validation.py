@@ -20,7 +20,8 @@ from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata
 from ray_wsss.figures.overview import OverviewRow, render_overview
 from ray_wsss.label_format import LabelMap, labels_to_array
 from ray_wsss.models.classifier import Classifier
-from ray_wsss.models.sam.encoder import load_encoder
+from ray_wsss.models.promptable.encoder import load_encoder
+from ray_wsss.models.promptable.interface import Embeddings
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
 from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts, threshold_ious
 from ray_wsss.ops.resize import resize_map, shrink
@@ -177,7 +178,7 @@ class _Pictured:
         self.sam_config, self.device = recipe.sam, device
         self.sam, self.encoder = (cpm.sam, cpm.encoder) if cpm is not None else (None, None)
         self.records = sample.first(PICTURES)
-        self.embeddings: list[Tensor] = []
+        self.embeddings: list[Embeddings] = []
 
     def draw(self, model: Classifier) -> NDArray[np.uint8] | None:
         if self.sam is not None and self.records and not self.embeddings:

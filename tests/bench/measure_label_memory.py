@@ -19,6 +19,7 @@ from PIL import Image
 from ray_wsss.config import LabelConfig, SamConfig
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.classifier import ClassifierSpec, build_classifier
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.models.store import save_model
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages
@@ -66,7 +67,7 @@ def make_images(
     small = Image.fromarray(make_scene(7, 96, 128).image)
     encoded = io.BytesIO()
     small.resize((image_hw[1], image_hw[0])).save(encoded, "JPEG")
-    prepare = PrepareImages(max_side_px=1024, sam_side_px=IMAGE_SIZE_PX, tile_px=tile_px)
+    prepare = PrepareImages(max_side_px=1024, frame=InputFrame(IMAGE_SIZE_PX), tile_px=tile_px)
     pixels = np.array(Image.open(encoded))
     return [prepare.prepare(str(k), pixels, tuple(range(classes))) for k in range(count)]
 

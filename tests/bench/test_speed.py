@@ -15,10 +15,10 @@ from skimage.filters import gaussian
 
 from ray_wsss.config import SamConfig, SegmentsConfig
 from ray_wsss.data.scenes import make_scene
+from ray_wsss.models.promptable.encoder import SamEncoder
+from ray_wsss.models.promptable.everything import find_masks
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.decoder import decode_prompts
-from ray_wsss.models.sam.encoder import SamEncoder
-from ray_wsss.models.sam.everything import find_masks
 from ray_wsss.ops.metrics import ConfusionMatrix, ThresholdCounts
 from ray_wsss.ops.peaks import find_peaks
 
@@ -77,7 +77,7 @@ def test_peaks_against_scikit_image(cams: np.ndarray) -> None:
 @torch.inference_mode()
 def test_decoder_against_sam_predictor(sam) -> None:
     images = [make_scene(seed).image for seed in range(32)]
-    embeddings = SamEncoder(sam)(images)
+    (embeddings,) = SamEncoder(sam)(images).maps
     generator = torch.Generator().manual_seed(0)
     points = 127 * torch.rand(32, 2, 2, generator=generator)
     ones = torch.ones(32, 2)

@@ -17,6 +17,7 @@ from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.errors import TooManyFailedError
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.prepared_images import PrepareImages
 from ray_wsss.runs.run_report import RunReport
@@ -54,7 +55,7 @@ def dots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _run(dots: Path, out: Path, is_poison: Callable[[int], bool], share: float = 0.5) -> RunReport:
     return run_chunks(
         Output(out, "embed", {}),
-        Stage(stage_class=_poisoned(is_poison), arguments={}, prepare=PrepareImages(sam_side_px=16)),
+        Stage(stage_class=_poisoned(is_poison), arguments={}, prepare=PrepareImages(frame=InputFrame(16))),
         dataset=dots,
         resources=Resources(actors=1),
         cluster=Cluster(),

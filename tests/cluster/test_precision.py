@@ -14,7 +14,7 @@ from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.config.resources import Cluster, Resources, Workers
 from ray_wsss.errors import UserError
-from ray_wsss.models.sam.encoder import Capability, precision_on
+from ray_wsss.models.promptable.precision import Capability, precision_on
 from ray_wsss.runs.dependencies import sam_settings
 from ray_wsss.runs.manifest import Output
 

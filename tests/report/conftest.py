@@ -12,7 +12,7 @@ from ray_wsss.cluster.stages.train_classifier import run_train_classifier
 from ray_wsss.config import Recipe
 from ray_wsss.config.resources import Cluster, Workers
 from ray_wsss.data.schema import DatasetMetadata, write_errors, write_table_atomically
-from ray_wsss.models.sam.build import sam_side_px
+from ray_wsss.models.promptable.build import input_frame
 from ray_wsss.models.segmenter import SegmenterSpec
 from ray_wsss.runs.dependencies import dataset_settings, settings_of
 from ray_wsss.runs.history import recorded_run
@@ -60,7 +60,7 @@ def _label(recipe: Recipe, dataset: Path, classifier: Path, out: Path) -> None:
     output = Output(out, "label", settings | {"classifier": file_hash(classifier / "model.safetensors")})
     output.begin()
     stage = SamLabeller(recipe.label, recipe.sam, classifier)
-    prepare = PrepareImages(max_side_px=recipe.label.max_side_px, sam_side_px=sam_side_px(recipe.sam))
+    prepare = PrepareImages(max_side_px=recipe.label.max_side_px, frame=input_frame(recipe.sam))
     (chunk,) = plan_chunks(dataset)
     images = prepare(chunk)
     images[-1] = replace(images[-1], error=FAILED)

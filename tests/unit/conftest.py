@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from segment_anything.modeling import Sam
 
 from ray_wsss.config import EmbedConfig, SamConfig, SegmentsConfig
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.embeddings import EmbeddingDtype
 from ray_wsss.data.scene_coco import write_scene_coco
 from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.models.sam.build import build_sam
+from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.models.segmenter import SegmenterSpec
 from ray_wsss.models.store import save_model
@@ -48,7 +49,7 @@ def skip_if_emulated() -> Callable[[str], None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_sam() -> Sam:
+def tiny_sam() -> SegmentAnything:
     """SAM with the weights that ship with the package."""
     return build_sam(SamConfig(name="tiny"))
 
@@ -120,7 +121,7 @@ def make_views(scene_dataset, tmp_path_factory) -> Callable[[EmbeddingDtype], di
         folders = {name: tmp_path_factory.mktemp(name) for name in stages}
         for name, stage in stages.items():
             for chunk in plan_chunks(scene_dataset):
-                table, tally = stage(PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunk))
+                table, tally = stage(PrepareImages(frame=InputFrame(IMAGE_SIZE_PX))(chunk))
                 Parts(folders[name], "").write(chunk, table, tally)
         return folders
 

@@ -19,6 +19,7 @@ from ray_wsss.data.images import decode_mask, encode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata
 from ray_wsss.errors import UserError
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.report.gallery_source import GallerySource, choose_images
 from ray_wsss.report.survey import survey
@@ -117,7 +118,7 @@ def old_labels(rows, tmp_path_factory) -> Path:
 
 def _label(dataset: Path, labeller: SamLabeller) -> tuple[pa.Table, Any]:
     (chunk,) = plan_chunks(dataset)
-    prepare = PrepareImages(max_side_px=LABELS.max_side_px, sam_side_px=IMAGE_SIZE_PX)
+    prepare = PrepareImages(max_side_px=LABELS.max_side_px, frame=InputFrame(IMAGE_SIZE_PX))
     # As on a cluster, where images go from one process to another.
     return labeller(unpack_images(pack_images(prepare(chunk))))
 

@@ -44,10 +44,12 @@ def _encoder() -> tuple[float, float]:
     """GiB of ViT-H's weights, and the peak of a batch."""
     from segment_anything import build_sam_vit_h
 
-    from ray_wsss.models.sam.encoder import SamEncoder, precision_on
+    from ray_wsss.models.promptable.encoder import SamEncoder
+    from ray_wsss.models.promptable.precision import precision_on
+    from ray_wsss.models.sam.model import SegmentAnything
 
     with torch.device("cuda"):
-        sam = build_sam_vit_h()
+        sam = SegmentAnything.of(build_sam_vit_h())
     config = SamConfig(name="vit_h")
     encoder = SamEncoder(sam, precision_on(config, "cuda"), config.encode_batch_size)
     weights = torch.cuda.memory_allocated() / 2**30

@@ -8,7 +8,7 @@ from ray_wsss.cluster.run_chunks import RunOptions, Stage
 from ray_wsss.config import Recipe
 from ray_wsss.config.resources import Resources
 from ray_wsss.data.schema import DatasetMetadata
-from ray_wsss.models.sam.build import sam_side_px
+from ray_wsss.models.promptable.build import input_frame
 from ray_wsss.runs.prepared_images import PrepareImages
 
 
@@ -52,7 +52,7 @@ def sam_stage(
         prepare=PrepareImages(
             max_side_px=max_side_px,
             tile_px=tile_px,
-            sam_side_px=sam_side_px(recipe.sam),
+            frame=input_frame(recipe.sam),
             embeddings=embeddings,
             resize=resources.device == "cpu",  # with a GPU, the actor resizes
         ),

@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from segment_anything import sam_model_registry
-from segment_anything.modeling import Sam
-from torch import nn
 
 from ray_wsss.config import SamConfig
 from ray_wsss.errors import UserError
-from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX, build_tiny_sam, tiny_checkpoint
+from ray_wsss.models.sam.model import SegmentAnything
+from ray_wsss.models.sam.tiny import build_tiny_sam, tiny_checkpoint
 from ray_wsss.models.weights import read_weights
 from ray_wsss.storage import cached_file, fetch_once, parse_path
 
@@ -48,40 +47,21 @@ PUBLISHED = {
 }
 
 
-def sam_side_px(config: SamConfig) -> int:
-    """Long side of an image in SAM's input, in pixels, known without building SAM."""
-    return IMAGE_SIZE_PX if config.name == "tiny" else 1024
-
-
-def build_sam(config: SamConfig) -> Sam:
+def build_sam(config: SamConfig) -> SegmentAnything:
     """Build SAM with its weights, on the CPU, in eval mode, without gradients.
 
     Raises:
         UserError: the checkpoint can't be found, downloaded or read, or does not fit this SAM.
     """
     path = resolve_checkpoint(config)
-    sam = build_tiny_sam() if config.name == "tiny" else sam_model_registry[config.name]()
+    tiny = config.name == "tiny"
+    sam = build_tiny_sam() if tiny else SegmentAnything.of(sam_model_registry[config.name]())
     try:
         sam.load_state_dict(read_weights(path, "sam.checkpoint"))
     except RuntimeError as error:
         first = str(error).splitlines()[0]
         raise UserError(f"sam.checkpoint {path} does not fit SAM {config.name}: {first}") from error
     return sam.eval().requires_grad_(False)
-
-
-class NoEncoder(nn.Module):
-    """Stands in for SAM's image encoder where embeddings come from elsewhere: its size, no weights."""
-
-    def __init__(self, img_size: int) -> None:
-        super().__init__()
-        self.img_size = img_size
-
-
-def build_decoder(config: SamConfig) -> Sam:
-    """Build SAM as `build_sam` does, but without its image encoder, which has 99 % of ViT-H's weights."""
-    sam = build_sam(config)
-    sam.register_module("image_encoder", NoEncoder(sam.image_encoder.img_size))
-    return sam
 
 
 def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
@@ -119,7 +99,7 @@ def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
     return path
 
 
-def weights_sha256(config: SamConfig) -> str:
+def sam_sha256(config: SamConfig) -> str:
     """Hex SHA-256 of SAM's weights. For Meta's it is known without a download.
 
     Raises:

@@ -9,8 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import cast
 
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import nn
+
+from ray_wsss.models.sam.model import SegmentAnything
 
 IMAGE_SIZE_PX = 128
 PATCH_PX = 8
@@ -23,13 +25,13 @@ def tiny_checkpoint() -> Path:
     return Path(str(files("ray_wsss.models.sam") / "tiny.safetensors"))
 
 
-def build_tiny_sam() -> Sam:
+def build_tiny_sam() -> SegmentAnything:
     """Build an untrained tiny SAM: 128 px input, embedding (64, 16, 16), low-resolution masks 64 x 64.
 
     SAM's input normalisation is kept, so images are prepared as for Meta's checkpoints.
     """
     grid = IMAGE_SIZE_PX // PATCH_PX
-    sam = Sam(
+    sam = SegmentAnything(
         image_encoder=ImageEncoderViT(
             img_size=IMAGE_SIZE_PX,
             patch_size=PATCH_PX,

@@ -16,7 +16,7 @@ from ray_wsss.config import LabelConfig, SamConfig
 from ray_wsss.data.coco import encode_rle
 from ray_wsss.label_format import LabelMap, label_format, labels_to_array
 from ray_wsss.models.classifier import Classifier
-from ray_wsss.models.sam.encoder import SamEncoder
+from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.ops.pseudo_label import LabelContest, stability_score
 from ray_wsss.ops.tiles import TileGrid
 from ray_wsss.runs.tally import Tally

@@ -15,8 +15,9 @@ from ray_wsss.benchmark.matmul import MatmulPeak, encoder_flops
 from ray_wsss.benchmark.sam import compare
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.data.scenes import make_scene
+from ray_wsss.models.promptable.encoder import SamEncoder
+from ray_wsss.models.promptable.prepare import prepare_images
 from ray_wsss.models.sam.build import build_sam
-from ray_wsss.models.sam.encoder import SamEncoder, prepare_images
 
 JOB = Path(__file__).parents[3] / "jobs" / "benchmark.py"
 
@@ -100,10 +101,11 @@ def test_operations_by_hand(tiny_sam):
 
 def test_another_sam_is_seen(tiny_sam):
     """So a mask IoU of 1 says something."""
-    other = SamEncoder(build_sam(PRESETS["demo"].sam))
+    sam = build_sam(PRESETS["demo"].sam)
+    other = SamEncoder(sam)
     inputs = prepare_images(tiny_sam, [make_scene(seed).image for seed in range(4)])
     assert compare(tiny_sam, other, inputs)["mask_iou"] == 1
-    for parameter in other.sam.image_encoder.neck[-1].parameters():
+    for parameter in sam.image_encoder.neck[-1].parameters():
         parameter.neg_()
     figures = compare(tiny_sam, other, inputs)
     assert figures["mask_iou"] < 0.99

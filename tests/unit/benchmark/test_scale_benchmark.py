@@ -10,6 +10,7 @@ import pytest
 from ray_wsss.benchmark.projection import Deployment, project
 from ray_wsss.benchmark.scale import Sleeper, common_time, read_times, steady_rate, write_dots
 from ray_wsss.errors import UserError
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.runs.parts import Parts
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages
 from ray_wsss.runs.read_chunks import plan_chunks
@@ -36,7 +37,7 @@ def test_what_the_sleeping_stage_writes_is_what_is_read(tmp_path: Path) -> None:
     chunks = plan_chunks(dataset)
     assert [chunk.rows for chunk in chunks] == [64] * 5
     assert write_dots(dataset, 5) == dataset
-    images = PrepareImages(sam_side_px=16)(chunks[4])
+    images = PrepareImages(frame=InputFrame(16))(chunks[4])
     assert {image.error for image in images} == {None}
     parts, stage = Parts(tmp_path / "out", ""), Sleeper(0.01)
     for chunk in chunks:

@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from ray_wsss.benchmark.naive_cpm import NaiveCpm
 from ray_wsss.config import AugmentConfig, CpmConfig
-from ray_wsss.models.sam.encoder import SamEncoder
+from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.training.cpm import Cpm
 from ray_wsss.training.crops import TrainingCrops

@@ -31,7 +31,7 @@ def embedding() -> np.ndarray:
 
 def store_embedding(embedding: np.ndarray, dtype: EmbeddingDtype) -> StoredEmbedding:
     """One alone."""
-    (stored,) = store_embeddings(torch.tensor(embedding.copy())[None], dtype)
+    (stored,) = store_embeddings([torch.tensor(embedding.copy())[None]], dtype)
     if isinstance(stored, ValueError):
         raise stored
     return stored
@@ -73,13 +73,13 @@ def test_shapes_of_fixed_size_are_read(tmp_path, embedding):
     write_cache(tmp_path, [entry("good", embedding)], schema)
     assert pq.read_schema(tmp_path / "shards" / "part-000000.parquet").equals(schema)
     found = EmbeddingCache(tmp_path).read("good", (60, 80))
-    np.testing.assert_array_equal(found.values, embedding.astype(np.float16))
+    np.testing.assert_array_equal(found.values, embedding.astype(np.float16).ravel())
 
 
 def test_half_precision_is_numpys(embedding):
     stored = store_embedding(embedding, "fp16")
     assert stored.scale is None
-    np.testing.assert_array_equal(stored.values, embedding.astype(np.float16))
+    np.testing.assert_array_equal(stored.values, embedding.astype(np.float16).ravel())
 
 
 def test_bytes_are_within_half_a_step_of_their_channel(embedding):
@@ -87,8 +87,9 @@ def test_bytes_are_within_half_a_step_of_their_channel(embedding):
     stored = store_embedding(embedding, "int8")
     assert stored.values.dtype == np.int8
     assert stored.scale is not None
-    assert (np.abs(stored.values).max(axis=(1, 2)) == [127, 0, 127]).all()
-    restored = stored.values * stored.scale[:, None, None]
+    values = stored.values.reshape(embedding.shape)
+    assert (np.abs(values).max(axis=(1, 2)) == [127, 0, 127]).all()
+    restored = values * stored.scale[:, None, None]
     half_step = np.abs(embedding).max(axis=(1, 2)) / 127 / 2
     assert (np.abs(restored - embedding).max(axis=(1, 2)) <= half_step * 1.0001).all()
 
@@ -98,7 +99,7 @@ def test_bytes_keep_any_channel_to_half_a_step(embedding):
     stored = store_embedding(embedding, "int8")
     assert stored.scale is not None
     exact = embedding.astype(np.float64)
-    restored = stored.values * stored.scale.astype(np.float64)[:, None, None]
+    restored = stored.values.reshape(embedding.shape) * stored.scale.astype(np.float64)[:, None, None]
     half_step = np.maximum(np.abs(exact).max(axis=(1, 2)), 1e-12) / 127 / 2
     assert (np.abs(restored - exact).max(axis=(1, 2)) <= half_step * 1.0001).all()
 
@@ -123,7 +124,7 @@ def test_values_beyond_half_precision_are_refused(embedding):
 @pytest.mark.parametrize("dtype", ["fp16", "int8"])
 def test_one_that_can_not_be_stored_does_not_stop_the_others(embedding, dtype):
     broken = np.where(embedding > 0, np.nan, embedding)
-    first, second, third = store_embeddings(torch.tensor(np.stack([embedding, broken, -embedding])), dtype)
+    first, second, third = store_embeddings([torch.tensor(np.stack([embedding, broken, -embedding]))], dtype)
     assert isinstance(second, ValueError)
     for stored, alone in ((first, embedding), (third, -embedding)):
         assert isinstance(stored, StoredEmbedding)
@@ -135,7 +136,7 @@ def test_embeddings_come_back_by_image_id(tmp_path, embedding):
     cache = EmbeddingCache(tmp_path)
     assert cache.image_ids == ["half", "bytes"]
     half, small = cache.read("half", (60, 80)), cache.read("bytes", (60, 80))
-    np.testing.assert_array_equal(half.values, embedding.astype(np.float16))
+    np.testing.assert_array_equal(half.values, embedding.astype(np.float16).ravel())
     expected = store_embedding(embedding[::-1], "int8")
     np.testing.assert_array_equal(small.values, expected.values)
     np.testing.assert_array_equal(small.scale, expected.scale)

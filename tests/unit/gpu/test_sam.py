@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ray_wsss.benchmark.sam import CudaGraph, compare
+from ray_wsss.benchmark.sam import CudaGraph, compare, encode_with
 from ray_wsss.config import SamConfig, SegmentsConfig
 from ray_wsss.data.scenes import make_scene
+from ray_wsss.models.promptable.encoder import SamEncoder, load_encoder
+from ray_wsss.models.promptable.everything import find_masks, masks_at_image_size
+from ray_wsss.models.promptable.prepare import prepare_images
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.decoder import decode_prompts
-from ray_wsss.models.sam.encoder import SamEncoder, load_encoder, prepare_images
-from ray_wsss.models.sam.everything import find_masks, masks_at_image_size
 
 IMAGES = [make_scene(seed, *hw).image for seed, hw in enumerate([(64, 96), (96, 64), (96, 96), (200, 150)])]
 REDUCED = ["tf32", "bf16", "fp16"]
@@ -25,7 +26,7 @@ def sam(tiny_sam, device):
 
 def test_the_encoder_gives_what_the_cpu_gives(tiny_sam, sam):
     here, there = SamEncoder(deepcopy(tiny_sam))(IMAGES), SamEncoder(sam)(IMAGES)
-    assert_close(there.cpu(), here, atol=2e-3, rtol=1e-3)
+    assert_close(there.maps[0].cpu(), here.maps[0], atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("precision", REDUCED)
@@ -41,16 +42,16 @@ def test_less_precision_gives_nearly_the_same_masks(sam, precision, device):
 
 def test_images_from_the_host_and_inputs_on_the_device_agree(sam):
     encoder = SamEncoder(sam, batch_size=2)
-    assert_close(encoder(IMAGES), encoder.encode(prepare_images(sam, IMAGES)), atol=2e-3, rtol=1e-3)
+    assert_close(encoder(IMAGES).maps, encoder.encode(prepare_images(sam, IMAGES)).maps, atol=2e-3, rtol=1e-3)
 
 
 def test_twice_the_same(sam):
     encoder = SamEncoder(sam)
-    assert torch.equal(encoder(IMAGES), encoder(IMAGES))
+    assert torch.equal(*(encoder(IMAGES).maps[0] for _ in range(2)))
 
 
 def test_the_decoder_gives_what_the_cpu_gives(tiny_sam, sam, device):
-    embeddings = SamEncoder(deepcopy(tiny_sam))(IMAGES)
+    (embeddings,) = SamEncoder(deepcopy(tiny_sam))(IMAGES).maps
     points = torch.rand(len(IMAGES), 3, 2, generator=torch.Generator().manual_seed(0)) * 127
     labels = torch.ones(len(IMAGES), 3)
     here = decode_prompts(tiny_sam, embeddings, points, labels)
@@ -77,7 +78,7 @@ def test_automatic_masks(tiny_sam, sam, device):
 def test_compiled_blocks(device):
     eager = SamEncoder(build_sam(SamConfig(name="tiny")).to(device))
     compiled = load_encoder(SamConfig(name="tiny", precision="fp32", compile="on"), device)
-    assert_close(compiled(IMAGES), eager(IMAGES), atol=5e-3, rtol=1e-3)
+    assert_close(compiled(IMAGES).maps, eager(IMAGES).maps, atol=5e-3, rtol=1e-3)
 
 
 def test_a_cuda_graph_gives_the_same(sam, device):
@@ -85,9 +86,9 @@ def test_a_cuda_graph_gives_the_same(sam, device):
         pytest.skip("only GPUs have CUDA graphs")
     encoder, inputs = SamEncoder(sam), prepare_images(sam, IMAGES)
     with torch.no_grad():
-        graph = CudaGraph(encoder.encode)
+        graph = CudaGraph(encode_with(encoder))
         graph(inputs.flip(0))
-        assert_close(graph(inputs), encoder.encode(inputs))
+        assert_close(graph(inputs), encoder.encode(inputs).maps[0])
 
 
 def test_encoding_never_waits(sam, never_waits):

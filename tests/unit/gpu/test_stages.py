@@ -12,6 +12,7 @@ import torch
 from ray_wsss.config import EmbedConfig, LabelConfig, PredictConfig, SamConfig, SegmentsConfig
 from ray_wsss.data.images import decode_mask, decode_segments
 from ray_wsss.data.scenes import make_scene
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages
 from ray_wsss.runs.read_chunks import plan_chunks
@@ -28,7 +29,7 @@ SEGMENTS = SegmentsConfig(points_per_side=4, stability_score_thresh=0.8)
 
 @pytest.fixture(scope="module")
 def images(scene_dataset: Path) -> list[PreparedImage]:
-    prepare = PrepareImages(max_side_px=100, sam_side_px=IMAGE_SIZE_PX)
+    prepare = PrepareImages(max_side_px=100, frame=InputFrame(IMAGE_SIZE_PX))
     return [image for chunk in plan_chunks(scene_dataset) for image in prepare(chunk)]
 
 

@@ -14,7 +14,7 @@ from ray_wsss.config import AugmentConfig, Recipe
 from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.models.data_parallel import match_one_worker
-from ray_wsss.models.sam.encoder import SamEncoder
+from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.models.store import load_segmenter
 from ray_wsss.training.classifier import ClassifierStep
 from ray_wsss.training.cpm import Cpm

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ray_wsss.config import SamConfig
 from ray_wsss.data.scenes import make_scene
+from ray_wsss.models.promptable.prepare import prepare_images
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
-from ray_wsss.models.sam.encoder import prepare_images
 
 SCENES, POINTS, SIDE = 128, 4, 128
 

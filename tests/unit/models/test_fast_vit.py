@@ -6,15 +6,18 @@ from typing import TypeVar
 import pytest
 import torch
 from segment_anything import sam_model_registry
-from segment_anything.modeling import ImageEncoderViT, Sam
+from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 from torch.testing import assert_close
 
 from ray_wsss.config import SamConfig
 from ray_wsss.data.scenes import make_scene
+from ray_wsss.models.promptable.encoder import SamEncoder, load_encoder
+from ray_wsss.models.promptable.interface import Embeddings
+from ray_wsss.models.promptable.prepare import prepare_images
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.decoder import decode_prompts
-from ray_wsss.models.sam.encoder import SamEncoder, load_encoder, prepare_images
+from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.models.sam.tiny import build_tiny_sam
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -29,9 +32,9 @@ def disturbed(module: Network) -> Network:
 
 
 @torch.no_grad()
-def assert_equals_stock(sam: Sam, inputs: torch.Tensor) -> None:
+def assert_equals_stock(sam: SegmentAnything, inputs: torch.Tensor) -> None:
     """Embeddings and, for a few points of each image, mask logits."""
-    expected, found = sam.image_encoder(inputs), SamEncoder(sam).encode(inputs)
+    expected, found = sam.image_encoder(inputs), SamEncoder(sam).encode(inputs).maps[0]
     assert_close(found, expected, rtol=0, atol=1e-4)
     points = sam.image_encoder.img_size * torch.rand(len(inputs), 2, 2)
     labels = torch.ones(len(inputs), 2)
@@ -56,10 +59,10 @@ def test_masks_in_less_precision(precision, skip_if_emulated):
     inputs = prepare_images(stock, [make_scene(seed).image for seed in range(32)])
     generator = torch.Generator().manual_seed(0)
     points, labels = 127 * torch.rand(32, 1, 2, generator=generator), torch.ones(32, 1)
-    embeddings = encoder.encode(inputs)
+    (embeddings,) = encoder.encode(inputs).maps
     assert embeddings.dtype == torch.float32
     theirs = decode_prompts(stock, stock.image_encoder(inputs), points, labels)[0] > 0
-    ours = decode_prompts(encoder.sam, embeddings, points, labels)[0] > 0
+    ours = encoder.sam.decode(Embeddings((embeddings,)), points, labels)[0] > 0
     there = theirs.any(-1).any(-1)
     iou = ((ours & theirs).sum((2, 3)) / (ours | theirs).sum((2, 3)))[there]
     assert len(iou) > 64
@@ -69,7 +72,7 @@ def test_masks_in_less_precision(precision, skip_if_emulated):
 
 @pytest.mark.slow
 def test_vit_b_equals_stock():
-    sam = disturbed(sam_model_registry["vit_b"]())
+    sam = disturbed(SegmentAnything.of(sam_model_registry["vit_b"]()))
     assert_equals_stock(sam, prepare_images(sam, [make_scene(0).image]))
 
 
@@ -95,7 +98,7 @@ def test_windows_that_do_not_divide_the_image(window, use_rel_pos):
     sam.image_encoder = encoder
     inputs = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        assert_close(SamEncoder(sam).encode(inputs), encoder(inputs), rtol=0, atol=1e-4)
+        assert_close(SamEncoder(sam).encode(inputs).maps[0], encoder(inputs), rtol=0, atol=1e-4)
 
 
 def test_the_state_dict_stays(tiny_sam):
@@ -113,7 +116,7 @@ def test_weights_that_change_count(tiny_sam):
     sam.load_state_dict(tiny_sam.state_dict())
     inputs = prepare_images(sam, [make_scene(0).image])
     with torch.no_grad():
-        before = SamEncoder(sam).encode(inputs)
+        (before,) = SamEncoder(sam).encode(inputs).maps
         disturbed(sam)
-        assert (SamEncoder(sam).encode(inputs) - before).abs().max() > 0.1
-        assert_close(SamEncoder(sam).encode(inputs), sam.image_encoder(inputs), rtol=0, atol=1e-4)
+        assert (SamEncoder(sam).encode(inputs).maps[0] - before).abs().max() > 0.1
+        assert_close(SamEncoder(sam).encode(inputs).maps[0], sam.image_encoder(inputs), rtol=0, atol=1e-4)

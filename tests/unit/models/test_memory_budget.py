@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from segment_anything import build_sam_vit_h
-from segment_anything.modeling import Sam
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
@@ -15,9 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 from ray_wsss.config import LabelConfig, PredictConfig, SamConfig, SegmentsConfig
 from ray_wsss.models.classifier import ClassifierSpec, build_classifier
+from ray_wsss.models.promptable.everything import _measure, find_masks, masks_at_image_size
+from ray_wsss.models.promptable.interface import Embeddings
 from ray_wsss.models.sam.decoder import decode_prompts
-from ray_wsss.models.sam.everything import _measure, find_masks, masks_at_image_size
 from ray_wsss.models.sam.fast_vit import fast_forward
+from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.models.segmenter import SegmenterSpec, build_segmenter
 from ray_wsss.ops.segments import paint_segments, rank_masks
 
@@ -159,8 +160,8 @@ def keep_all(side: int, max_pixels: int) -> SegmentsConfig:
     )
 
 
-def embeddings_for(sam: Sam, images: int) -> torch.Tensor:
-    return torch.randn(images, sam.prompt_encoder.embed_dim, *sam.prompt_encoder.image_embedding_size)
+def embeddings_for(sam: SegmentAnything, images: int) -> Embeddings:
+    return Embeddings(tuple(torch.randn(images, *shape) for shape in sam.map_shapes))
 
 
 def test_masks_of_everything_take_14_bytes_per_pixel(tiny_sam):

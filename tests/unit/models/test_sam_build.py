@@ -23,7 +23,7 @@ from ray_wsss.models.sam.build import (
     PublishedCheckpoint,
     build_sam,
     resolve_checkpoint,
-    weights_sha256,
+    sam_sha256,
 )
 from ray_wsss.models.sam.tiny import build_tiny_sam, tiny_checkpoint
 
@@ -289,12 +289,12 @@ def test_a_download_that_is_cut_off_leaves_nothing(tmp_path, monkeypatch):
 def test_the_hash_of_a_published_file_needs_no_file(publish, monkeypatch):
     _, cache = publish(None, "abc")
     monkeypatch.setenv("RAY_WSSS_CACHE", str(cache))
-    assert weights_sha256(VIT_B) == "abc"
+    assert sam_sha256(VIT_B) == "abc"
     assert not cache.exists()
     shipped = hashlib.sha256(tiny_checkpoint().read_bytes()).hexdigest()
     for checkpoint in (None, str(tiny_checkpoint())):
-        assert weights_sha256(SamConfig(name="tiny", checkpoint=checkpoint)) == shipped
-    assert weights_sha256(SamConfig(name="vit_b", checkpoint=str(tiny_checkpoint()))) == shipped
+        assert sam_sha256(SamConfig(name="tiny", checkpoint=checkpoint)) == shipped
+    assert sam_sha256(SamConfig(name="vit_b", checkpoint=str(tiny_checkpoint()))) == shipped
 
 
 def test_another_file_in_the_place_of_a_published_one_is_refused(publish):

@@ -10,8 +10,9 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch.testing import assert_close
 
+from ray_wsss.models.promptable.encoder import SamEncoder
+from ray_wsss.models.promptable.prepare import prepare_images
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
-from ray_wsss.models.sam.encoder import SamEncoder, prepare_images, sam_input_hw
 from ray_wsss.models.sam.tiny import build_tiny_sam
 from ray_wsss.ops.prompt_batches import points_to_sam_frame
 
@@ -78,7 +79,7 @@ def prompts(points: int) -> list[Prompt]:
 @torch.no_grad()
 def decode_together(sam: Sam, images, sets: list[Prompt], with_points: bool, with_boxes: bool):
     """Our way: every set of every image in one call; logits at each image's own size."""
-    frames = [(SIZES_HW[s.image], sam_input_hw(sam, SIZES_HW[s.image])) for s in sets]
+    frames = [(SIZES_HW[s.image], sam.frame.inner_hw(SIZES_HW[s.image])) for s in sets]
     points = torch.cat([points_to_sam_frame(s.points_yx[None], *f) for s, f in zip(sets, frames)])
     scales = [torch.tensor([new[1] / old[1], new[0] / old[0]] * 2) for old, new in frames]
     boxes = torch.stack([s.box_xyxy * scale for s, scale in zip(sets, scales)])
@@ -130,7 +131,7 @@ def test_one_call_equals_the_predictor_set_by_set(sam, images, predictors, point
 def test_upscaling_is_sams_to_the_bit(sam, image_hw):
     """Though what SAM cuts off is not made."""
     logits = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    input_hw = sam_input_hw(sam, image_hw)
+    input_hw = sam.frame.inner_hw(image_hw)
     expected = sam.postprocess_masks(logits, input_hw, image_hw)
     assert torch.equal(upscale_logits(sam, logits, input_hw, image_hw), expected)
 
@@ -140,7 +141,7 @@ def test_inputs_and_embeddings_equal_the_predictors(sam, images, predictors):
     assert inputs.shape == (len(images), 3, 128, 128)
     embeddings = SamEncoder(sam)(images)
     for n, predictor in enumerate(predictors):
-        assert sam_input_hw(sam, SIZES_HW[n]) == predictor.input_size
+        assert sam.frame.inner_hw(SIZES_HW[n]) == predictor.input_size
         assert_close(embeddings[n], predictor.features[0], rtol=0, atol=1e-4)
         height, width = predictor.input_size
         assert not inputs[n, :, height:].any()

@@ -13,17 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ray_wsss.config import SamConfig
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.errors import UserError
+from ray_wsss.models.promptable.encoder import SamEncoder, load_encoder
+from ray_wsss.models.promptable.precision import compiles, precision_on, why_slow
+from ray_wsss.models.promptable.prepare import prepare_images, resize_like_pillow
 from ray_wsss.models.sam import fast_vit
-from ray_wsss.models.sam.encoder import (
-    SamEncoder,
-    compiles,
-    load_encoder,
-    precision_on,
-    prepare_images,
-    resize_like_pillow,
-    why_slow,
-)
 from ray_wsss.models.sam.fast_vit import _block, compile_block
+from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.models.sam.tiny import build_tiny_sam
 
 SIZES_HW = [(64, 64), (64, 96), (150, 70), (128, 128), (96, 96)]
@@ -39,8 +34,8 @@ def stock(sam, images) -> torch.Tensor:
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_batches_change_nothing(tiny_sam, batch_size):
     found = SamEncoder(tiny_sam, batch_size=batch_size)(IMAGES)
-    assert not found.requires_grad
-    assert_close(found, stock(tiny_sam, IMAGES), rtol=0, atol=1e-4)
+    assert not found.maps[0].requires_grad
+    assert_close(found.maps[0], stock(tiny_sam, IMAGES), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("flex", [False, True])
@@ -53,7 +48,7 @@ def test_compiled_equals_stock(tiny_sam, flex):
         if "rel_pos" in name:
             parameter += 0.1 * torch.randn_like(parameter)
     encoder = SamEncoder(sam, batch_size=3, run_block=compile_block(flex=flex))
-    assert_close(encoder(IMAGES), stock(sam, IMAGES), rtol=0, atol=1e-4)
+    assert_close(encoder(IMAGES).maps[0], stock(sam, IMAGES), rtol=0, atol=1e-4)
     assert torch.equal(encoder(IMAGES[3:]), encoder(IMAGES)[3:])
 
 
@@ -62,14 +57,14 @@ def test_one_process_compiles_many(tiny_sam):
     """Beyond torch's limit of 8 compilations."""
     for size in range(1, 7):
         encoder = SamEncoder(tiny_sam, batch_size=size, run_block=compile_block(flex=False))
-        assert_close(encoder(IMAGES), stock(tiny_sam, IMAGES), rtol=0, atol=1e-4)
+        assert_close(encoder(IMAGES).maps[0], stock(tiny_sam, IMAGES), rtol=0, atol=1e-4)
 
 
 def test_mixed_precision_around_it_is_not_the_encoders(tiny_sam):
     encoder = SamEncoder(tiny_sam)
     with torch.autocast("cpu", torch.bfloat16):
         inside = encoder(IMAGES)
-    assert torch.equal(inside, encoder(IMAGES))
+    assert torch.equal(inside.maps[0], encoder(IMAGES).maps[0])
 
 
 def test_precision_by_device(monkeypatch):
@@ -153,7 +148,7 @@ def test_nothing_to_compile_with(tiny_sam, monkeypatch):
     lenient = SamEncoder(tiny_sam, batch_size=7, run_block=compile_block(flex=False), or_eager=True)
     with pytest.warns(UserWarning, match="it runs uncompiled, slower"):
         found = lenient(IMAGES)
-    assert torch.equal(found, SamEncoder(tiny_sam)(IMAGES))
+    assert torch.equal(found.maps[0], SamEncoder(tiny_sam)(IMAGES).maps[0])
     with warnings.catch_warnings(action="error"):
         lenient(IMAGES)
 
@@ -179,8 +174,8 @@ def test_any_failure_of_the_first_compiled_pass_is_survived(tiny_sam):
         encoder = SamEncoder(tiny_sam, run_block=fails(after, OutOfResources("shared memory")), or_eager=True)
         with pytest.warns(UserWarning, match=r"can't be compiled \(shared memory\); it runs uncompiled"):
             found = encoder(IMAGES)
-        assert torch.equal(found, SamEncoder(tiny_sam)(IMAGES))
-        assert torch.equal(encoder(IMAGES), found)  # without a second warning
+        assert torch.equal(found.maps[0], SamEncoder(tiny_sam)(IMAGES).maps[0])
+        assert torch.equal(encoder(IMAGES).maps[0], found.maps[0])  # without a second warning
     strict = SamEncoder(tiny_sam, run_block=fails(0, OutOfResources()))
     with pytest.raises(UserError, match=r"can't be compiled \(OutOfResources\); --sam.compile off"):
         strict(IMAGES)
@@ -225,8 +220,9 @@ def test_weights_reach_the_device_in_their_precision():
     total = sum(t.numel() for t in [*sam.parameters(), *sam.buffers()])
     with CopiedDtypes() as copied:
         config = SamConfig(name="tiny", precision="bf16", compile="off")
-        loaded = load_encoder(config, torch.device("meta")).sam.image_encoder
-    assert all(p.is_meta and p.dtype == torch.bfloat16 for p in loaded.parameters())
+        loaded = load_encoder(config, torch.device("meta")).sam
+    assert isinstance(loaded, SegmentAnything)
+    assert all(p.is_meta and p.dtype == torch.bfloat16 for p in loaded.image_encoder.parameters())
     assert copied.bytes == 2 * encoder + 4 * (total - encoder)
 
 

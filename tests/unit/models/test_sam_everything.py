@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import ray_wsss.models.sam.everything as everything
+import ray_wsss.models.promptable.everything as everything
 from ray_wsss.config import SegmentsConfig
 from ray_wsss.data.scenes import make_scene
-from ray_wsss.models.sam.encoder import SamEncoder
-from ray_wsss.models.sam.everything import FoundMasks, find_masks, masks_at_image_size
+from ray_wsss.models.promptable.encoder import SamEncoder
+from ray_wsss.models.promptable.everything import FoundMasks, find_masks, masks_at_image_size
+from ray_wsss.models.promptable.interface import Embeddings
 from ray_wsss.ops.segments import paint_segments, rank_masks
 
 SIZES_HW = [(96, 96), (60, 100), (150, 90), (128, 128), (210, 300)]
@@ -30,7 +31,7 @@ def images() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def embeddings(tiny_sam, images) -> Tensor:
+def embeddings(tiny_sam, images) -> Embeddings:
     return SamEncoder(tiny_sam)(images)
 
 

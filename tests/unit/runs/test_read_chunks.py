@@ -20,6 +20,7 @@ from ray_wsss.data.images import decode_image
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import IMAGE_SCHEMA
 from ray_wsss.errors import UserError
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages, pack_images
 from ray_wsss.runs.read_chunks import plan_chunks, read_chunk
 
@@ -76,7 +77,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_row_has_its_reason_and_its_neighbours_notice_nothing(tmp_path, name):
     broken, reason = BROKEN[name]
-    prepare = PrepareImages(max_side_px=64, sam_side_px=SAM_PX)
+    prepare = PrepareImages(max_side_px=64, frame=InputFrame(SAM_PX))
     images = prepared(tmp_path, [row(PNG, "before"), broken, row(JPEG, "after")], prepare)
     assert [image.image_id for image in images] == ["before", "x", "after"]
     assert [image.error is None for image in images] == [True, False, True]
@@ -99,26 +100,26 @@ def test_a_broken_row_has_its_reason_and_its_neighbours_notice_nothing(tmp_path,
     ids=["CMYK", "grey", "palette", "RGBA", "16 bits"],
 )
 def test_every_kind_of_image_becomes_rgb(tmp_path, data):
-    (image,) = prepared(tmp_path, [row(data)], PrepareImages(max_side_px=100, sam_side_px=SAM_PX))
+    (image,) = prepared(tmp_path, [row(data)], PrepareImages(max_side_px=100, frame=InputFrame(SAM_PX)))
     assert image.error is None
     np.testing.assert_array_equal(image.pixels, decode_image(data))
 
 
 def test_rows_without_labels_or_orientation_are_fine(tmp_path):
     rows = [row(PNG, image_labels=None, orientation=None), row(PNG, orientation=0), row(PNG, orientation=6)]
-    plain, zero, turned = prepared(tmp_path, rows, PrepareImages(max_side_px=100, sam_side_px=SAM_PX))
+    plain, zero, turned = prepared(tmp_path, rows, PrepareImages(max_side_px=100, frame=InputFrame(SAM_PX)))
     assert (plain.error, plain.image_labels, plain.image_hw) == (None, None, (60, 80))
     assert zero.image_hw == (60, 80)
     np.testing.assert_array_equal(turned.pixels, np.rot90(SCENE, -1))
 
 
 def test_sizes_are_those_of_the_working_copy_and_of_sams_own_resize(tmp_path):
-    (image,) = prepared(tmp_path, [row(PNG)], PrepareImages(max_side_px=40, sam_side_px=SAM_PX))
+    (image,) = prepared(tmp_path, [row(PNG)], PrepareImages(max_side_px=40, frame=InputFrame(SAM_PX)))
     assert image.image_hw == (60, 80)
     assert image.pixels is not None
     assert image.pixels.shape == (30, 40, 3)
     np.testing.assert_array_equal(image.sam_pixels, ResizeLongestSide(SAM_PX).apply_image(SCENE))
-    (image,) = prepared(tmp_path / "sam only", [row(PNG)], PrepareImages(sam_side_px=SAM_PX))
+    (image,) = prepared(tmp_path / "sam only", [row(PNG)], PrepareImages(frame=InputFrame(SAM_PX)))
     assert image.pixels is None
     assert image.sam_pixels is not None
 
@@ -126,11 +127,11 @@ def test_sizes_are_those_of_the_working_copy_and_of_sams_own_resize(tmp_path):
 def test_what_the_encoders_device_resizes_travels_as_it_is(tmp_path):
     rows = [row(PNG)]
     for name, most, same in (("label", 80, True), ("shrunk", 40, False), ("embed", None, False)):
-        prepare = PrepareImages(max_side_px=most, sam_side_px=SAM_PX, resize=False)
+        prepare = PrepareImages(max_side_px=most, frame=InputFrame(SAM_PX), resize=False)
         (image,) = prepared(tmp_path / name, rows, prepare)
         assert (image.sam_pixels is None) == same
         np.testing.assert_array_equal(image.for_sam, SCENE)
-    (large,) = prepared(tmp_path / "large", rows, PrepareImages(sam_side_px=64, resize=False))
+    (large,) = prepared(tmp_path / "large", rows, PrepareImages(frame=InputFrame(64), resize=False))
     np.testing.assert_array_equal(large.for_sam, ResizeLongestSide(64).apply_image(SCENE))
 
 
@@ -190,7 +191,7 @@ def test_text_that_is_none_is_damage(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"name3", b"n\xffme3"))
     (chunk,) = plan_chunks(tmp_path)
     with pytest.raises(UserError, match=r"part-0\.parquet is damaged"):
-        PrepareImages(sam_side_px=SAM_PX)(chunk)
+        PrepareImages(frame=InputFrame(SAM_PX))(chunk)
     write(path, [row(PNG)])
     path.write_bytes(path.read_bytes().replace(b"orientation", b"orient\xfftion"))
     with pytest.raises(UserError, match=r"part-0\.parquet is not a readable Parquet file"):
@@ -203,7 +204,7 @@ def test_columns_of_another_type_are_errors_of_their_rows(tmp_path, column):
     columns = {name: [value] for name, value in (row(PNG) | {column: other}).items()}
     pq.write_table(pa.table(columns), tmp_path / "part-0.parquet")
     (chunk,) = plan_chunks(tmp_path)
-    (image,) = PrepareImages(sam_side_px=SAM_PX)(chunk)
+    (image,) = PrepareImages(frame=InputFrame(SAM_PX))(chunk)
     assert image.error is not None
     assert "expected" in image.error
 
@@ -213,7 +214,7 @@ def test_labels_that_are_no_indices(tmp_path, label):
     columns = {name: [value] for name, value in (row(PNG) | {"image_labels": [label]}).items()}
     pq.write_table(pa.table(columns), tmp_path / "part-0.parquet")
     (chunk,) = plan_chunks(tmp_path)
-    (image,) = PrepareImages(sam_side_px=SAM_PX)(chunk)
+    (image,) = PrepareImages(frame=InputFrame(SAM_PX))(chunk)
     assert image.error is not None
     pack_images([image])
 
@@ -265,7 +266,7 @@ KINDS = {
 @pytest.mark.parametrize("name", KINDS)
 def test_pixels_of_every_kind_of_image(tmp_path, name):
     data, expected, atol = KINDS[name]
-    (image,) = prepared(tmp_path, [row(data)], PrepareImages(max_side_px=100, sam_side_px=SAM_PX))
+    (image,) = prepared(tmp_path, [row(data)], PrepareImages(max_side_px=100, frame=InputFrame(SAM_PX)))
     assert image.pixels is not None
     assert image.pixels.dtype == np.uint8
     np.testing.assert_allclose(image.pixels.astype(float), expected, rtol=0, atol=atol)
@@ -276,7 +277,7 @@ def test_pixels_of_every_kind_of_image(tmp_path, name):
 def test_the_thinnest_image_that_sam_can_look_at(tmp_path, long_side, fits, turned):
     pixels = np.zeros((1, long_side, 3), np.uint8)
     data = encoded(pixels.swapaxes(0, 1) if turned else pixels)
-    (image,) = prepared(tmp_path, [row(data)], PrepareImages(sam_side_px=SAM_PX))
+    (image,) = prepared(tmp_path, [row(data)], PrepareImages(frame=InputFrame(SAM_PX)))
     assert (image.error is None) == fits
     if fits:
         assert image.sam_pixels is not None
@@ -295,7 +296,7 @@ def test_damage_never_stops_a_chunk(tmp_path_factory, kind, damage, kept):
         data[at : at + len(others)] = others
     folder = tmp_path_factory.mktemp("damaged")
     rows = [row(bytes(data[: int(len(data) * kept)])), row(PNG, "after")]
-    damaged, after = prepared(folder, rows, PrepareImages(max_side_px=64, sam_side_px=SAM_PX))
+    damaged, after = prepared(folder, rows, PrepareImages(max_side_px=64, frame=InputFrame(SAM_PX)))
     assert (damaged.error is None) == (damaged.pixels is not None) == (damaged.sam_pixels is not None)
     assert after.error is None
 
@@ -333,6 +334,8 @@ def test_a_shard_that_is_cut_off_or_gone(tmp_path):
 @pytest.mark.parametrize("orientation", [None, 0, 1])
 def test_without_an_orientation_pixels_are_as_stored(tmp_path, orientation):
     (image,) = prepared(
-        tmp_path, [row(PNG, orientation=orientation)], PrepareImages(max_side_px=100, sam_side_px=SAM_PX)
+        tmp_path,
+        [row(PNG, orientation=orientation)],
+        PrepareImages(max_side_px=100, frame=InputFrame(SAM_PX)),
     )
     np.testing.assert_array_equal(image.pixels, SCENE)

@@ -10,6 +10,7 @@ import torch
 
 from ray_wsss.config import EmbedConfig, LabelConfig, SamConfig
 from ray_wsss.errors import UserError
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.runs.failures import fault_of, reason_of
 from ray_wsss.runs.parts import Parts
@@ -139,7 +140,7 @@ def test_a_stage_that_fails_on_marked_images_is_raised():
 
 @pytest.fixture(params=["embed", "label"])
 def real(request, classifier_dir) -> tuple[PrepareImages, SamEmbedder | SamLabeller]:
-    prepare = PrepareImages(max_side_px=64, sam_side_px=IMAGE_SIZE_PX)
+    prepare = PrepareImages(max_side_px=64, frame=InputFrame(IMAGE_SIZE_PX))
     if request.param == "embed":
         return prepare, SamEmbedder(EmbedConfig(), SAM)
     return prepare, SamLabeller(LabelConfig(scales=(1.0,), tau=0.3, min_distance_px=4), SAM, classifier_dir)
@@ -186,7 +187,7 @@ def test_a_culprit_is_as_if_it_could_not_be_decoded(real, scene_dataset, tmp_pat
 
 def test_decoding_survives_an_exception_that_no_decoder_should_raise(scene_dataset, monkeypatch):
     chunk = plan_chunks(scene_dataset)[0]
-    prepare = PrepareImages(sam_side_px=IMAGE_SIZE_PX)
+    prepare = PrepareImages(frame=InputFrame(IMAGE_SIZE_PX))
     good = prepare(chunk)
     decoded = iter(range(chunk.rows))
 

@@ -24,6 +24,7 @@ from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata, write_table_atomically
 from ray_wsss.models.classifier import Classifier
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.models.store import load_classifier
 from ray_wsss.report.gallery_source import ChosenImage, GallerySource
@@ -98,7 +99,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Size]:
 
 def label_table(labeller: SamLabeller, dataset: Path) -> pa.Table:
     (chunk,) = plan_chunks(dataset)
-    prepare = PrepareImages(max_side_px=labeller.config.max_side_px, sam_side_px=IMAGE_SIZE_PX)
+    prepare = PrepareImages(max_side_px=labeller.config.max_side_px, frame=InputFrame(IMAGE_SIZE_PX))
     return labeller(prepare(chunk))[0]
 
 

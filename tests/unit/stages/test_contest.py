@@ -8,6 +8,7 @@ import torch
 
 from ray_wsss.config import LabelConfig, PromptingConfig, SamConfig
 from ray_wsss.data.scenes import make_scene
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.ops.pseudo_label import stability_score
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages
@@ -66,7 +67,7 @@ def test_cams_and_prompts_in_parts_are_those_of_the_whole(make_classifier, max_p
 
 
 def _images() -> list[PreparedImage]:
-    prepare = PrepareImages(max_side_px=64, sam_side_px=IMAGE_SIZE_PX)
+    prepare = PrepareImages(max_side_px=64, frame=InputFrame(IMAGE_SIZE_PX))
     classes = [(0, 3), (1, 2, 5), (), (4,), (0, 1, 2, 3, 4, 5)]
     sizes = [(64, 64), (64, 96), (64, 64), (150, 200), (150, 200)]
     scenes = [make_scene(seed, *hw).image for seed, hw in enumerate(sizes)]

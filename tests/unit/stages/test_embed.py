@@ -15,7 +15,9 @@ from ray_wsss.data.coco import decode_rle
 from ray_wsss.data.embeddings import EMBEDDING_SCHEMA, EmbeddingDtype
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
-from ray_wsss.models.sam.encoder import SamEncoder
+from ray_wsss.models.promptable.encoder import SamEncoder
+from ray_wsss.models.promptable.frame import InputFrame
+from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.runs.parts import Parts
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages, pack_images, unpack_images
@@ -59,7 +61,7 @@ def caches(chunks, tmp_path_factory) -> dict[str, Path]:
         folder = folders[dtype] = tmp_path_factory.mktemp(dtype)
         embed = SamEmbedder(EmbedConfig(dtype=dtype), SAM)
         for chunk in chunks:
-            table, tally = embed(PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunk))
+            table, tally = embed(PrepareImages(frame=InputFrame(IMAGE_SIZE_PX))(chunk))
             assert table.schema.equals(EMBEDDING_SCHEMA)
             assert (tally.images, tally.errors) == (chunk.rows, 0)
             Parts(folder, "").write(chunk, table, tally, embed.rows_per_group)
@@ -69,40 +71,41 @@ def caches(chunks, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize(("dtype", "most"), [("fp16", 1e-3), ("int8", 1 / 254)])
 def test_the_cache_holds_sams_embeddings(chunks, caches, tiny_sam, dtype, most):
-    expected = SamEncoder(tiny_sam)(IMAGES)
-    prepare = PrepareImages(sam_side_px=IMAGE_SIZE_PX, embeddings=caches[dtype])
+    (expected,) = SamEncoder(tiny_sam)(IMAGES).maps
+    prepare = PrepareImages(frame=InputFrame(IMAGE_SIZE_PX), embeddings=caches[dtype])
     prepared = [image for chunk in chunks for image in prepare(chunk)]
     assert all(image.sam_pixels is None for image in prepared)
-    found = embeddings_of(SamEncoder(tiny_sam, batch_size=4), prepared)
+    (found,) = embeddings_of(SamEncoder(tiny_sam, batch_size=4), prepared).maps
     per_channel = expected.abs().amax((2, 3), keepdim=True)
     assert ((found - expected).abs() <= most * per_channel + 1e-5).all()
     assert not torch.equal(found, expected)
 
 
 def test_live_embeddings_are_the_encoders(chunks, tiny_sam):
-    prepared = PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunks[1])
-    expected = SamEncoder(tiny_sam)(IMAGES[20:])
-    assert_close(embeddings_of(SamEncoder(tiny_sam, batch_size=4), prepared), expected, atol=1e-5, rtol=1e-4)
+    prepared = PrepareImages(frame=InputFrame(IMAGE_SIZE_PX))(chunks[1])
+    (expected,) = SamEncoder(tiny_sam)(IMAGES[20:]).maps
+    (found,) = embeddings_of(SamEncoder(tiny_sam, batch_size=4), prepared).maps
+    assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_images_that_travelled_are_embedded_alike(chunks):
-    images = PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunks[1])
+    images = PrepareImages(frame=InputFrame(IMAGE_SIZE_PX))(chunks[1])
     embed = SamEmbedder(EmbedConfig(), SAM)
     assert embed(unpack_images(pack_images(images)))[0].equals(embed(images)[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cached_embeddings_travel(chunks, caches, tiny_sam, dtype):
-    images = PrepareImages(sam_side_px=IMAGE_SIZE_PX, embeddings=caches[dtype])(chunks[1])
+    images = PrepareImages(frame=InputFrame(IMAGE_SIZE_PX), embeddings=caches[dtype])(chunks[1])
     received = unpack_images(pack_images(images))
     encoder = SamEncoder(tiny_sam)
-    assert torch.equal(embeddings_of(encoder, received), embeddings_of(encoder, images))
+    assert torch.equal(*(embeddings_of(encoder, some).maps[0] for some in (received, images)))
 
 
 def test_images_that_the_cache_does_not_know_are_errors(caches, tmp_path):
     rows = [row(0, IMAGES[0]), row(99, IMAGES[0]), row(1, IMAGES[0]), row(2, IMAGES[2])]
     (chunk,) = write_dataset(tmp_path, rows)
-    prepare = PrepareImages(sam_side_px=IMAGE_SIZE_PX, embeddings=caches["fp16"])
+    prepare = PrepareImages(frame=InputFrame(IMAGE_SIZE_PX), embeddings=caches["fp16"])
     known, unknown, resized, another = prepare(chunk)
     assert known.error is another.error is None
     assert "no embedding of this image" in str(unknown.error)
@@ -118,7 +121,7 @@ def test_bytes_take_half_the_space(caches):
 
 
 def test_a_broken_image_keeps_its_reason(chunks):
-    good = PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunks[0])[0]
+    good = PrepareImages(frame=InputFrame(IMAGE_SIZE_PX))(chunks[0])[0]
     table, tally = SamEmbedder(EmbedConfig(), SAM)([PreparedImage(image_id="bad", error="cut"), good])
     bad, fine = table.to_pylist()
     assert (bad["error"], bad["embedding"], fine["error"]) == ("cut", None, None)
@@ -138,7 +141,7 @@ def labeller(classifier_dir) -> SamLabeller:
 
 
 def label(labeller: SamLabeller, chunks: list[Chunk], embeddings: Path | None = None) -> list[dict]:
-    prepare = PrepareImages(max_side_px=100, sam_side_px=IMAGE_SIZE_PX, embeddings=embeddings)
+    prepare = PrepareImages(max_side_px=100, frame=InputFrame(IMAGE_SIZE_PX), embeddings=embeddings)
     return [row for chunk in chunks for row in labeller(prepare(chunk))[0].to_pylist()]
 
 
@@ -172,9 +175,11 @@ def test_labels_from_the_cache_are_the_live_ones(chunks, caches, labeller, dtype
 )
 def test_embeddings_that_can_not_be_stored_are_errors(chunks, factor, dtype, reason):
     embed = SamEmbedder(EmbedConfig(dtype=dtype), SAM)
-    for weights in embed.encoder.sam.image_encoder.neck[-1].parameters():
+    sam = embed.encoder.sam
+    assert isinstance(sam, SegmentAnything)
+    for weights in sam.image_encoder.neck[-1].parameters():
         weights.mul_(factor)
-    table, tally = embed(PrepareImages(sam_side_px=IMAGE_SIZE_PX)(chunks[1])[:2])
+    table, tally = embed(PrepareImages(frame=InputFrame(IMAGE_SIZE_PX))(chunks[1])[:2])
     assert (tally.images, tally.errors) == ((2, 0) if reason is None else (0, 2))
     for entry in table.to_pylist():
         assert (entry["embedding"] is None) == (entry["height"] is None) == (entry["error"] is not None)

@@ -33,7 +33,8 @@ from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata, write_table_atom
 from ray_wsss.errors import UserError
 from ray_wsss.models.backbone import Backbone
 from ray_wsss.models.classifier import Classifier
-from ray_wsss.models.sam.encoder import load_encoder
+from ray_wsss.models.promptable.encoder import load_encoder
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.resize import resize_map, shrink
@@ -310,7 +311,9 @@ def run_stage(rows: list[dict[str, Any]], folder: Path, classifier: Path, config
     table = pa.Table.from_pylist(rows, schema=IMAGE_SCHEMA)
     write_table_atomically(table, folder / "shards" / "part-00000.parquet")
     (chunk,) = plan_chunks(folder)
-    prepare = PrepareImages(max_side_px=config.max_side_px, tile_px=config.tile_px, sam_side_px=IMAGE_SIZE_PX)
+    prepare = PrepareImages(
+        max_side_px=config.max_side_px, tile_px=config.tile_px, frame=InputFrame(IMAGE_SIZE_PX)
+    )
     return SamLabeller(config, SAM, classifier)(unpack_images(pack_images(prepare(chunk))))
 
 
@@ -346,7 +349,7 @@ def test_images_no_larger_than_a_tile_are_as_without(rows, classifier_dir: Path,
 def test_a_large_image_is_sent_as_its_file(rows, tmp_path: Path) -> None:
     table = pa.Table.from_pylist(rows[:3], schema=IMAGE_SCHEMA)
     write_table_atomically(table, tmp_path / "shards" / "part-00000.parquet")
-    prepare = PrepareImages(max_side_px=128, tile_px=96, sam_side_px=IMAGE_SIZE_PX)
+    prepare = PrepareImages(max_side_px=128, tile_px=96, frame=InputFrame(IMAGE_SIZE_PX))
     small, large, turned = prepare(plan_chunks(tmp_path)[0])
     assert (small.encoded, large.pixels) == (None, None)
     assert large.encoded == rows[1]["image"]
@@ -354,7 +357,7 @@ def test_a_large_image_is_sent_as_its_file(rows, tmp_path: Path) -> None:
     thin = prepare.prepare("thin", np.zeros((1, 97, 3), np.uint8), (0,))
     assert thin.image_hw == (1, 97)
     with pytest.raises(ValueError, match=r"^4000x1 pixels are too thin"):
-        PrepareImages(max_side_px=4000, tile_px=1024, sam_side_px=256).prepare(
+        PrepareImages(max_side_px=4000, tile_px=1024, frame=InputFrame(256)).prepare(
             "thinner", np.zeros((1, 4000, 3), np.uint8), (0,)
         )
 

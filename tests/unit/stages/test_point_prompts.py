@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from ray_wsss.config import PromptingConfig
 from ray_wsss.data.scenes import make_scene
-from ray_wsss.models.sam.encoder import SamEncoder
+from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.ops.resize import to_tensor
 from ray_wsss.stages.cams import find_cams
 from ray_wsss.stages.point_prompts import aggregate, decode_pairs, find_prompts

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 from segment_anything import SamPredictor
-from segment_anything.modeling import Sam
 from torch.testing import assert_close
 
 from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.data.scenes import make_scene
+from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.models.sam.decoder import upscale_logits
-from ray_wsss.models.sam.encoder import SamEncoder, sam_input_hw
+from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.ops.regions import box_around, peak_regions
 from ray_wsss.stages.cams import PairCams
 from ray_wsss.stages.region_prompts import decode_regions
@@ -39,11 +39,11 @@ def cams() -> PairCams:
 
 
 @torch.no_grad()
-def decode(sam: Sam, images: list[np.ndarray], cams: PairCams, kind: str, batch_size: int):
+def decode(sam: SegmentAnything, images: list[np.ndarray], cams: PairCams, kind: str, batch_size: int):
     embeddings = SamEncoder(sam)(images)
     config = override(PRESETS["demo"], {"label.prompts": kind, "label.tau": TAU}).label
     (masks,) = decode_regions(sam, embeddings, [cams], [POINTS], config, batch_size)
-    return masks, upscale_logits(sam, masks.logits[:, None], sam_input_hw(sam, HW), HW)[:, 0]
+    return masks, upscale_logits(sam, masks.logits[:, None], sam.frame.inner_hw(HW), HW)[:, 0]
 
 
 def regions_of(cams: PairCams, pair: int) -> np.ndarray:
@@ -52,7 +52,9 @@ def regions_of(cams: PairCams, pair: int) -> np.ndarray:
 
 @pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("kind", ["box", "boxes"])
-def test_boxes(tiny_sam: Sam, images: list[np.ndarray], cams: PairCams, kind: str, batch_size: int) -> None:
+def test_boxes(
+    tiny_sam: SegmentAnything, images: list[np.ndarray], cams: PairCams, kind: str, batch_size: int
+) -> None:
     masks, logits = decode(tiny_sam, images, cams, kind, batch_size)
     predictor = SamPredictor(tiny_sam)
     for pair in (0, 1):
@@ -71,7 +73,7 @@ def test_boxes(tiny_sam: Sam, images: list[np.ndarray], cams: PairCams, kind: st
     assert masks.predicted_iou[2] == 0
 
 
-def test_mask(tiny_sam: Sam, images: list[np.ndarray], cams: PairCams) -> None:
+def test_mask(tiny_sam: SegmentAnything, images: list[np.ndarray], cams: PairCams) -> None:
     masks, logits = decode(tiny_sam, images, cams, "mask", 8)
     side, low = tiny_sam.image_encoder.img_size, tiny_sam.prompt_encoder.mask_input_size
     for pair in (0, 1):

@@ -19,6 +19,7 @@ from ray_wsss.config import LabelConfig, SamConfig
 from ray_wsss.data.images import decode_mask
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.ops.pseudo_label import stability_score
 from ray_wsss.ops.resize import shrink, to_tensor
@@ -76,7 +77,7 @@ def labeller(classifier_dir) -> SamLabeller:
 
 
 def label(labeller: SamLabeller, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    prepare = PrepareImages(max_side_px=CONFIG.max_side_px, sam_side_px=IMAGE_SIZE_PX)
+    prepare = PrepareImages(max_side_px=CONFIG.max_side_px, frame=InputFrame(IMAGE_SIZE_PX))
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "shards" / "part-00000.parquet"
         write_table_atomically(pa.Table.from_pylist(rows, schema=IMAGE_SCHEMA), shard)

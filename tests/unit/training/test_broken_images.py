@@ -145,7 +145,7 @@ KINDS = {
     "segments cut": "PNG",
     "segments of another size": "the segment map is 64x60 pixels, its image 64x64",
     "no embedding": "has no embedding of this image",
-    "embedding cut": "cannot reshape|multiple of element size",
+    "embedding cut": "values of its embedding; expected 16|multiple of element size",
     "embedding of another size": "has the embedding of an image of 64x60 pixels",
 }
 

@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 from ray_wsss.config import AugmentConfig, Recipe
 from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
-from ray_wsss.models.sam.encoder import SamEncoder
+from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.training.classifier import ClassifierStep
 from ray_wsss.training.cpm import Cpm
 from ray_wsss.training.crops import TrainingCrops

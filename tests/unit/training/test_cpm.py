@@ -14,7 +14,8 @@ from torch.utils.data import default_collate
 from ray_wsss.config import AugmentConfig, CpmConfig
 from ray_wsss.data.images import decode_image, decode_segments
 from ray_wsss.data.reader import ShardReader
-from ray_wsss.models.sam.encoder import SamEncoder, sam_input_hw
+from ray_wsss.models.promptable.encoder import SamEncoder
+from ray_wsss.models.promptable.interface import Embeddings
 from ray_wsss.ops.geometry import Geometry
 from ray_wsss.ops.pseudo_label import confidence_map, mask_scores
 from ray_wsss.stages.cams import find_cams
@@ -65,7 +66,7 @@ def test_both_views_agree_on_a_crop_that_is_the_image(scene_dataset, made, make_
 
 
 def test_without_scaling_or_flip_the_two_geometries_are_one(tiny_sam):
-    frame_hw = sam_input_hw(tiny_sam, (50, 64))
+    frame_hw = tiny_sam.frame.inner_hw((50, 64))
     whole = Geometry(scaled_hw=(50, 64), top=0, left=0, crop_px=64, flip=False)
     points = torch.tensor([[[0, 0], [49, 63], [20, 31], [50, 10], [63, 63]]])  # the last two are padding
     given = torch.tensor([[True, False, True, True, False]])
@@ -96,7 +97,7 @@ def test_a_prompted_pixel_is_the_same_pixel_in_the_image(scene_dataset, made, ti
         shown = geometry.apply(smooth, fill=0)
         points = torch.cartesian_prod(torch.arange(1, 64, 9), torch.arange(1, 64, 9))
         points = points[geometry.inside()[0][points[:, 0], points[:, 1]]]
-        frame_hw = sam_input_hw(tiny_sam, (64, 64))
+        frame_hw = tiny_sam.frame.inner_hw((64, 64))
         points_xy, valid = crop_to_frame(points[None], torch.ones(1, len(points)) > 0, geometry, frame_hw)
         assert valid.all()
         x, y = (points_xy[0] * 64 / frame_hw[0]).round().long().unbind(1)
@@ -113,13 +114,13 @@ def test_masks_of_the_image_land_on_their_pixels(scene_dataset, made, tiny_sam):
     for k, packed in enumerate(batch["geometry"]):
         geometry = unpack_geometry(packed)
         pixels = decode_image(reader.read(reader.index_of(batch["image_id"][k]))["image"])
-        embedding = SamEncoder(tiny_sam)([pixels])
-        assert_close(batch["embedding"][k].float(), embedding[0], atol=2e-2, rtol=1e-2)
+        (embedding,) = SamEncoder(tiny_sam)([pixels]).maps
+        assert_close(batch["embedding"][k].float(), embedding.flatten(), atol=2e-2, rtol=1e-2)
         predictor = SamPredictor(tiny_sam)
         predictor.set_image(pixels)
         logits, _, low = predictor.predict(np.array([[32.0, 32.0]]), np.array([1]), return_logits=True)  # type: ignore[call-arg]
         expected = geometry.apply(torch.from_numpy(logits), fill=-1e4)
-        found = masks_to_crop(tiny_sam, torch.from_numpy(low), geometry, sam_input_hw(tiny_sam, (64, 64)))
+        found = masks_to_crop(tiny_sam, torch.from_numpy(low), geometry, tiny_sam.frame.inner_hw((64, 64)))
         assert ((found > 0) != (expected > 0)).float().mean() < 0.02
 
 
@@ -132,10 +133,11 @@ def one_pair_at_a_time(sam, model, batch: dict, config: CpmConfig) -> tuple[torc
     cams = find_cams(model, images, batch["image_labels"], scales=config.scales, flip=False)
     if config.view == "crop":
         resized = F.interpolate(images, (128, 128), mode="bilinear", antialias=True)
-        embeddings = sam.image_encoder(sam.preprocess(resized * 255))
+        embeddings = Embeddings((sam.image_encoder(sam.preprocess(resized * 255)),))
         geometries = [Geometry(scaled_hw=(64, 64), top=0, left=0, crop_px=64, flip=False)] * len(images)
     else:
-        embeddings, geometries = batch["embedding"].float(), plan.geometries
+        embeddings = Embeddings((batch["embedding"].float().unflatten(1, (64, 16, 16)),))
+        geometries = plan.geometries
     frame_hw = (128, 128)  # all images are square
     parts = []
     for image, points_yx in zip(cams.image_index, find_prompts(cams, config, guess=False)):
@@ -143,7 +145,9 @@ def one_pair_at_a_time(sam, model, batch: dict, config: CpmConfig) -> tuple[torc
         y, x = geometry.to_scaled(points_yx).unbind(1)
         shown = (y >= 0) & (y < geometry.scaled_hw[0]) & (x >= 0) & (x < geometry.scaled_hw[1])
         points_xy = torch.stack([x * 128 / geometry.scaled_hw[1], y * 128 / geometry.scaled_hw[0]], 1)[shown]
-        logits, iou = decode_sets(sam, embeddings, image[None], [points_xy], config.mask_output, 1)
+        logits, iou = decode_sets(
+            sam, Embeddings((embeddings,)), image[None], [points_xy], config.mask_output, 1
+        )
         parts.append((masks_to_crop(sam, logits, geometry, frame_hw), iou))
     logits, iou = (torch.cat(part) for part in zip(*parts))
     undecided = torch.zeros(len(images), 64, 64, dtype=torch.bool)

@@ -17,7 +17,7 @@ from ray_wsss.config.presets import PRESETS
 from ray_wsss.data.images import decode_mask
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.classifier import Classifier, ClassifierSpec
-from ray_wsss.models.sam.encoder import SamEncoder
+from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.models.store import save_model
 from ray_wsss.ops.cpm_loss import cpm_loss
 from ray_wsss.ops.metrics import ThresholdCounts

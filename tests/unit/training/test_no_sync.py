@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -24,7 +23,8 @@ from ray_wsss.config import AugmentConfig, EncoderPrecision, LabelConfig
 from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.data.scenes import make_scene
-from ray_wsss.models.sam.encoder import SamEncoder
+from ray_wsss.models.promptable.encoder import SamEncoder
+from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.ops.ssc import ssc_loss
 from ray_wsss.stages.cams import find_cams
 from ray_wsss.stages.evaluate import CamEvaluator
@@ -138,7 +138,7 @@ def gpu(monkeypatch) -> FakeGpu:
     return FakeGpu()
 
 
-def put_encoder(gpu: FakeGpu, sam: Sam, precision: EncoderPrecision = "fp32") -> SamEncoder:
+def put_encoder(gpu: FakeGpu, sam: SegmentAnything, precision: EncoderPrecision = "fp32") -> SamEncoder:
     encoder = SamEncoder(deepcopy(sam), precision, batch_size=2)
     encoder.sam = gpu.put(encoder.sam)
     return encoder
@@ -242,7 +242,7 @@ def test_encoding_never_waits(gpu, tiny_sam, monkeypatch):
     monkeypatch.setattr(Tensor, "record_stream", lambda x, stream: None)
     images = [make_scene(seed, *hw).image for seed, hw in enumerate([(64, 96), (96, 64), (300, 200)])]
     with gpu:
-        embeddings = encoder(images)
+        (embeddings,) = encoder(images).maps
     assert (embeddings.shape, embeddings.dtype) == ((3, 64, 16, 16), torch.float32)
     assert embeddings.device.type == "cuda"
     assert gpu.ops > 100

@@ -10,7 +10,7 @@ from segment_anything.modeling import ImageEncoderViT
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
-from ray_wsss.models.sam.encoder import SamEncoder
+from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.training.classifier import _load_cpm
 from ray_wsss.training.cpm import Cpm
 from ray_wsss.training.local_session import LocalSession

@@ -14,15 +14,12 @@ from operator import itemgetter
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from segment_anything.modeling import Sam
 from segment_anything.utils.amg import batched_mask_to_box, build_point_grid, calculate_stability_score
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torchvision.ops import nms
 
 from ray_wsss.config import SegmentsConfig
-from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
-from ray_wsss.models.sam.encoder import sam_input_hw
+from ray_wsss.models.promptable.interface import Embeddings, PromptableModel
 
 CPU_SLICE_PX = 2**22
 """Most logits at image size in memory at a time on a CPU, which takes twice as long with 2**24.
@@ -55,8 +52,8 @@ class FoundMasks:
 
 
 def find_masks(
-    sam: Sam,
-    embeddings: Float[Tensor, "B D h w"],
+    sam: PromptableModel,
+    embeddings: Embeddings,
     images_hw: Sequence[tuple[int, int]],
     config: SegmentsConfig,
     *,
@@ -84,7 +81,7 @@ def find_masks(
 
 @torch.no_grad()
 def masks_at_image_size(
-    sam: Sam, found: FoundMasks, image_hw: tuple[int, int], max_pixels: int
+    sam: PromptableModel, found: FoundMasks, image_hw: tuple[int, int], max_pixels: int
 ) -> Iterator[Bool[Tensor, "k H W"]]:
     """Yield the binary masks in order, in slices of at most ``max_pixels`` pixels (but at least one mask)."""
     for logits in _upscale_in_slices(sam, found.logits, image_hw, max_pixels):
@@ -93,8 +90,8 @@ def masks_at_image_size(
 
 @torch.no_grad()
 def _find_distinct(
-    sam: Sam,
-    embeddings: Tensor,
+    sam: PromptableModel,
+    embeddings: Embeddings,
     images_hw: Sequence[tuple[int, int]],
     config: SegmentsConfig,
     batch_size: int,
@@ -124,8 +121,8 @@ def _drop_duplicates(parts: Sequence[FoundMasks], box_nms_thresh: float) -> Foun
 
 
 def _find_good_masks(
-    sam: Sam,
-    embeddings: Tensor,
+    sam: PromptableModel,
+    embeddings: Embeddings,
     images_hw: Sequence[tuple[int, int]],
     config: SegmentsConfig,
     batch_size: int,
@@ -141,7 +138,7 @@ def _find_good_masks(
         points = in_frame[start : start + batch_size, None].to(embeddings.device)
         end = start + len(points)
         image_of = torch.arange(start, end, device=embeddings.device) // per_image
-        logits, iou = decode_prompts(sam, embeddings[image_of], points, points.new_ones(points.shape[:2]))
+        logits, iou = sam.decode(embeddings[image_of], points, points.new_ones(points.shape[:2]))
         for image in range(start // per_image, (end - 1) // per_image + 1):
             first, last = max(start, image * per_image), min(end, (image + 1) * per_image)
             rows = slice(first - start, last - start)
@@ -151,21 +148,20 @@ def _find_good_masks(
 
 
 def _place_grid(
-    sam: Sam, grid_xy: np.ndarray, images_hw: Sequence[tuple[int, int]]
+    sam: PromptableModel, grid_xy: np.ndarray, images_hw: Sequence[tuple[int, int]]
 ) -> tuple[Float[Tensor, "N 2"], Float[Tensor, "N 2"]]:
     """Grid points on each image in turn, in pixels of the image and in pixels of SAM's input.
 
     Both are float64: the generator rounds to float32 only inside SAM's prompt encoder.
     """
-    resize = ResizeLongestSide(sam.image_encoder.img_size)
     on_images = [grid_xy * image_hw[::-1] for image_hw in images_hw]
-    in_frame = [resize.apply_coords(xy, image_hw) for xy, image_hw in zip(on_images, images_hw)]
+    in_frame = [sam.frame.place_points(xy, image_hw) for xy, image_hw in zip(on_images, images_hw)]
     points_xy, in_frame_xy = (torch.tensor(np.array(xy)).reshape(-1, 2) for xy in (on_images, in_frame))
     return points_xy, in_frame_xy
 
 
 def _keep_good(
-    sam: Sam,
+    sam: PromptableModel,
     logits: Float[Tensor, "P 3 a b"],
     predicted_iou: Float[Tensor, "P 3"],
     points_xy: Float[Tensor, "P 2"],
@@ -187,7 +183,7 @@ def _keep_good(
 
 
 def _measure(
-    sam: Sam,
+    sam: PromptableModel,
     logits: Float[Tensor, "K a b"],
     predicted_iou: Float[Tensor, " K"],
     points_xy: Float[Tensor, "K 2"],
@@ -212,10 +208,10 @@ def _measure(
 
 
 def _upscale_in_slices(
-    sam: Sam, logits: Float[Tensor, "K a b"], image_hw: tuple[int, int], max_pixels: int
+    sam: PromptableModel, logits: Float[Tensor, "K a b"], image_hw: tuple[int, int], max_pixels: int
 ) -> Iterator[Float[Tensor, "k H W"]]:
     """Yield logits at image size, at most ``max_pixels`` at a time; without masks, one empty slice."""
-    largest_px = max(image_hw[0] * image_hw[1], sam.image_encoder.img_size**2)
+    largest_px = max(image_hw[0] * image_hw[1], sam.frame.side_px**2)
     slice_px = max_pixels if logits.is_cuda else min(max_pixels, CPU_SLICE_PX)
     for part in logits.split(max(1, slice_px // largest_px)):
-        yield upscale_logits(sam, part[:, None], sam_input_hw(sam, image_hw), image_hw)[:, 0]
+        yield sam.upscale(part[:, None], sam.frame.inner_hw(image_hw), image_hw)[:, 0]
