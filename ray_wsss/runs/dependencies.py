@@ -41,7 +41,8 @@ def settings_of(recipe: Recipe, *sections: str) -> dict[str, Any]:
     kept = {k: v for k, v in flatten(recipe).items() if k.split(".")[0] in sections}
     training = ("classifier.batch_size", "segmenter.batch_size")
     # Outputs made before these settings existed used 1 and no tiles, and lack the keys.
-    kept = {k: v for k, v in kept.items() if not (k.endswith(".head_lr_factor") and v == 1)}
+    added = (".head_lr_factor", ".correction_weight")
+    kept = {k: v for k, v in kept.items() if not (k.endswith(added) and v == 1)}
     if recipe.label.tile_px is None:
         kept = {k: v for k, v in kept.items() if k not in ("label.tile_px", "label.tile_overlap")}
     kept = {k: v for k, v in kept.items() if k in training or k.split(".")[-1] not in _INCIDENTAL}
