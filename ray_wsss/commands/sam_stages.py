@@ -90,10 +90,14 @@ class Label(_SamStage):
     """Output of train-classifier."""
     embeddings: Path | None = None
     """Output of embed, by the same SAM; saves running its image encoder again."""
+    keep: Path | None = None
+    """Data set with masks, such as corrected ones, which become the labels of the images that have the same
+    id, else file name, else content. SAM labels the others."""
     label: LabelConfig = field(default_factory=LabelConfig)
 
     def run(self) -> None:
         from ray_wsss.cluster.stages.label import run_label
 
         recipe = Recipe(label=self.label, sam=self.sam)
-        self._run(run_label, recipe, "labelled", classifier=self.classifier, embeddings=self.embeddings)
+        inputs = {"classifier": self.classifier, "embeddings": self.embeddings, "keep": self.keep}
+        self._run(run_label, recipe, "labelled", **inputs)

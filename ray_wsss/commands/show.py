@@ -77,7 +77,7 @@ class Show:
 
     def _save(self, pictures: "Sequence[LabelledPicture]", class_names: Sequence[str]) -> list[Path]:
         """Write what was asked for; without --out open it, or leave it here where there is no display."""
-        from ray_wsss.export.names import FileNames
+        from ray_wsss.data.file_names import FileNames
         from ray_wsss.figures.overview import save_overview
 
         if self.out is not None and not self.out.suffix:

@@ -65,6 +65,11 @@ class TrainSegmenter:
     """Output of label."""
     out: Path
     """Folder for the segmenter; the same command resumes an interrupted run in it."""
+    corrections: Path | None = None
+    """Data set with masks, such as corrected ones that were ingested again.
+    They replace the pseudo labels of the images that have the same id, else file name, else content."""
+    review: Path | None = None
+    """The review.csv of a report; the pseudo labels that it rejects are left out."""
     validation: Path | None = None
     """Data set with masks, to measure on during training; the best network is kept as well."""
     settings: OutputSettingsFlags = field(default_factory=OutputSettings)
@@ -83,6 +88,8 @@ class TrainSegmenter:
             out=self.out,
             workers=self.workers,
             cluster=self.cluster,
+            corrections=self.corrections,
+            review=self.review,
             validation=self.validation,
             limit=self.limit,
             overwrite=self.settings.overwrite,

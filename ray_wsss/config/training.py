@@ -184,4 +184,10 @@ class SegmenterConfig(OptimConfig):
     """Channels of the atrous spatial pyramid pooling."""
     atrous_rates: tuple[int, ...] = (6, 12, 18)
     """Dilations of its branches, in cells of the feature map (DeepLabV3: 6, 12, 18 at stride 16)."""
+    correction_weight: float = 1.0
+    """Weight of the pixels of an image with a corrected mask (--corrections); others have 1. More than 0."""
     augment: AugmentConfig = field(default_factory=_segmenter_crops)
+
+    def __post_init__(self) -> None:
+        OptimConfig.__post_init__(self)
+        check(self, lambda v: 0 < v < inf, "correction_weight", "more than 0")

@@ -68,6 +68,11 @@ class ShardReader:
             self._image_ids = [image_id for column in columns for image_id in column.to_pylist()]
         return self._image_ids
 
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of the first shard."""
+        return list(self._file(0).schema_arrow.names)
+
     def index_of(self, image_id: str) -> int:
         """Index of an image's row. Raises KeyError if the image has none."""
         if self._row_of is None:

@@ -68,7 +68,7 @@ class ExportedImage:
 
     image_id: str
     name: str
-    """File name without suffix, safe and unique, see `export.names.FileNames`."""
+    """File name without suffix, safe and unique, see `data.file_names.FileNames`."""
     number: int
     """Unique number of the image."""
     data: bytes

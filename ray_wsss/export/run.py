@@ -20,7 +20,7 @@ from ray_wsss.config.export import ExportFilter, InstancesBy
 from ray_wsss.data.schema import write_errors
 from ray_wsss.errors import UserError
 from ray_wsss.export.files import StreamedFile
-from ray_wsss.export.names import FileNames
+from ray_wsss.data.file_names import FileNames
 from ray_wsss.export.record import ExportedImage, ExportFormat, Instance, find_instances
 from ray_wsss.export.source import ExportSource, LabelledImage
 from ray_wsss.label_format import ignore_label, label_format

@@ -21,8 +21,9 @@ from ray_wsss.data.embeddings import EmbeddingCache
 from ray_wsss.data.images import decode_image, decode_mask, decode_segments
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.errors import UserError
-from ray_wsss.label_format import ignore_label, labels_to_tensor
+from ray_wsss.label_format import LabelMap, ignore_label, labels_to_tensor
 from ray_wsss.ops.geometry import Geometry
+from ray_wsss.runs.curation.masks import HandMasks
 from ray_wsss.runs.failures import fault_of, reason_of
 from ray_wsss.training.host_plan import collate, pack_geometry
 from ray_wsss.training.order import WINDOW, IterationBatches, Key
@@ -41,7 +42,9 @@ class TrainingCrops(Dataset):
     Every item has ``image`` (3, P, P) float RGB in [0, 1], ``inside`` (P, P) bool (False: padding),
     ``image_labels`` (C,) float 0/1, and ``image_id``. It also has
 
-    - with ``labels``: ``pseudo_label`` (P, P), uint8 or int32 by `label_format`; padding is ignored;
+    - with ``labels``: ``pseudo_label`` (P, P), uint8 or int32 by `label_format`; padding is ignored; with
+      ``corrections`` it is the corrected mask of an image that has one, and ``weight`` () is that of the
+      image's pixels in the loss;
     - with ``segments``: ``segments`` (P, P) int32 (0: uncovered pixels and padding);
     - with ``embeddings``: ``embedding`` (V,) of the whole image, as stored; ``embedding_scale`` (C,), if
       one is stored; ``image_hw`` (2,), the size of the image in pixels; the crop's ``geometry``
@@ -59,10 +62,13 @@ class TrainingCrops(Dataset):
         augment: AugmentConfig,
         seed: int,
         labels: Path | None = None,
+        corrections: HandMasks | None = None,
+        correction_weight: float = 1.0,
         segments: Path | None = None,
         embeddings: Path | None = None,
     ) -> None:
         self.reader = ShardReader(dataset)
+        self.corrections, self.correction_weight = corrections, correction_weight
         self.labels = ShardReader(labels) if labels is not None else None
         self.segments = ShardReader(segments) if segments is not None else None
         self.embeddings = EmbeddingCache(embeddings) if embeddings is not None else None
@@ -159,10 +165,11 @@ class TrainingCrops(Dataset):
         # whole image: the difference is one of brightness, which is random anyway, and the work is bounded.
         shown = (slice(None), *geometry.visible())
         crop[shown] = self._recolour(crop[shown], generator)
-        if record["image_labels"] is None:
+        # Of label maps, the caller has chosen the rows: a mask made by hand needs no image labels.
+        if record["image_labels"] is None and self.labels is None:
             raise ValueError("its image labels are unknown, and so no target")
         image_labels = torch.zeros(self.num_classes)
-        image_labels[record["image_labels"]] = 1
+        image_labels[record["image_labels"] or []] = 1
         item: dict[str, Any] = {
             "image": crop,
             "inside": inside,
@@ -171,13 +178,15 @@ class TrainingCrops(Dataset):
         }
         image_hw = (image.shape[1], image.shape[2])
         if self.labels is not None:
-            png = _read(self.labels, record["image_id"], "pseudo_label")
-            found = _of_size(decode_mask(png, self.num_classes), image_hw, "pseudo label")
+            found = _of_size(self._label_of(record["image_id"]), image_hw, "pseudo label")
             label, ignore = labels_to_tensor(found)[None], ignore_label(found)
             largest = int(label.masked_fill(label == ignore, 0).max())
             if largest > self.num_classes:
                 raise ValueError(f"the pseudo label has {largest}; expected at most {self.num_classes}")
             item["pseudo_label"] = geometry.apply(label, fill=ignore, nearest=True)[0]
+        if self.corrections is not None:
+            corrected = record["image_id"] in self.corrections
+            item["weight"] = torch.tensor(self.correction_weight if corrected else 1.0)
         if self.segments is not None:
             png = _read(self.segments, record["image_id"], "segment_map")
             # An image that SAM failed on has no segments; the other losses still learn from it.
@@ -192,6 +201,13 @@ class TrainingCrops(Dataset):
             item["image_hw"] = torch.tensor(image_hw)
             item["geometry"] = pack_geometry(geometry)
         return item
+
+    def _label_of(self, image_id: str) -> LabelMap:
+        """Corrected mask of an image, or else its pseudo label."""
+        if self.corrections is not None and image_id in self.corrections:
+            return self.corrections.read(image_id)
+        assert self.labels is not None
+        return decode_mask(_read(self.labels, image_id, "pseudo_label"), self.num_classes)
 
     def _recolour(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Apply colour jitter and random grey, seeding the global generator from ``generator`` meanwhile."""

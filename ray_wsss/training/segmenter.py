@@ -18,6 +18,7 @@ from ray_wsss.label_format import ignore_label
 from ray_wsss.models.segmenter import SegmenterSpec, build_segmenter
 from ray_wsss.ops.device import mixed_precision
 from ray_wsss.ops.resize import resize_maps, slices_of
+from ray_wsss.runs.curation.masks import KEPT, HandMasks
 from ray_wsss.training.crops import TrainingCrops
 from ray_wsss.training.image_labels import known_labels, log_left_out
 from ray_wsss.training.loop import Batch, Counts, Session, TrainingRun, share_of
@@ -26,17 +27,26 @@ from ray_wsss.training.validation import SegmenterValidation
 _LOGITS_AT_ONCE = 2**28
 """Logits of pixels that exist at a time, unless one image has more; with the softmax and the gradient of each
 they take about 4 GiB."""
+_LEAST_WEIGHT = 1e-6
+"""Least sum of weights to divide by; a batch without a labelled pixel has 0, and a loss of 0."""
 
 
 class SegmenterStep:
-    """Loss of one pass: cross-entropy of each pixel against the pseudo label; ignored labels are left out."""
+    """Loss of one pass: cross-entropy of each pixel against the pseudo label; ignored labels are left out.
+
+    If the batch has ``weight`` (B,), the mean over its pixels is weighted: each pixel counts as much as its
+    image's weight.
+    """
 
     def __init__(self, bf16: bool = False) -> None:
         self.bf16 = bf16
 
     def counts(self, batch: Batch) -> Counts:
-        """Number of pixels with a label that is not ignored."""
-        return {"labelled": (batch["pseudo_label"] != ignore_label(batch["pseudo_label"])).sum()}
+        """Number of pixels with a label that is not ignored, or the sum of their weights."""
+        labelled = batch["pseudo_label"] != ignore_label(batch["pseudo_label"])
+        if "weight" not in batch:
+            return {"labelled": labelled.sum()}
+        return {"labelled": (labelled.sum((1, 2)) * batch["weight"]).sum()}
 
     def __call__(
         self, model: nn.Module, batch: Batch, counts: Counts, iteration: int
@@ -44,6 +54,10 @@ class SegmenterStep:
         target = batch["pseudo_label"]
         with mixed_precision(target.device, self.bf16):
             logits = model(batch["image"])
+        if "weight" in batch:
+            total = sum_cross_entropy(logits, target, weight=batch["weight"])
+            loss = total / counts["labelled"].clamp(min=_LEAST_WEIGHT)
+            return loss, {"seg": loss}
         total = sum_cross_entropy(logits, target)
         labelled = target != ignore_label(target)
         loss = total / labelled.sum().clamp(min=1) * share_of(labelled, counts["labelled"])
@@ -54,24 +68,38 @@ def sum_cross_entropy(
     logits: Float[Tensor, "B K _h _w"],
     labels: Integer[Tensor, "B P P"],
     at_once: int = _LOGITS_AT_ONCE,
+    *,
+    weight: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, ""]:
     """Sum of the cross-entropy of all pixels that are not ignored, from logits of the head's cells.
 
     A softmax over 1,000 classes needs the logits of all of them at each pixel: 1 GiB for a crop of 512
     pixels. They are made a few images at a time, and made again for the gradient, if a batch has more logits
     than ``at_once``.
+
+    Args:
+        weight: factor of each image's pixels; None: 1.
     """
     size_hw = (labels.shape[-2], labels.shape[-1])
     parts = slices_of(len(logits), logits.shape[1] * math.prod(size_hw), at_once)
 
-    def of_part(cells: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(
-            resize_maps(cells, size_hw), target.long(), ignore_index=ignore_label(target), reduction="sum"
+    def of_part(cells: Tensor, target: Tensor, factor: Tensor | None) -> Tensor:
+        losses = F.cross_entropy(
+            resize_maps(cells, size_hw),
+            target.long(),
+            ignore_index=ignore_label(target),
+            reduction="sum" if factor is None else "none",
         )
+        return losses if factor is None else (losses.sum((1, 2)) * factor).sum()
+
+    def weight_of(part: slice) -> Tensor | None:
+        return weight[part] if weight is not None else None
 
     if len(parts) == 1:
-        return of_part(logits, labels)
-    sums = [checkpoint(of_part, logits[at], labels[at], use_reentrant=False) for at in parts]
+        return of_part(logits, labels, weight)
+    sums = [
+        checkpoint(of_part, logits[at], labels[at], weight_of(at), use_reentrant=False) for at in parts
+    ]
     return torch.stack(sums).sum()
 
 
@@ -81,6 +109,8 @@ def train_segmenter(
     labels: Path,
     session: Session,
     *,
+    corrections: HandMasks | None = None,
+    rejected: frozenset[str] = frozenset(),
     validation: Path | None = None,
     limit: ErrorLimit | None = None,
 ) -> None:
@@ -91,6 +121,8 @@ def train_segmenter(
     Args:
         recipe: settings whose epochs are resolved (`training.length.resolve_epochs`).
         labels: output of label, joined with ``dataset`` by image_id.
+        corrections: masks that replace the pseudo labels of their images.
+        rejected: ids of images whose pseudo labels are left out; corrected ones are not.
         validation: data set with ground truth, to measure the segmenter during training.
         limit: how many images may be broken; None: the default.
 
@@ -99,7 +131,7 @@ def train_segmenter(
     """
     metadata = DatasetMetadata.load(dataset)
     config = recipe.segmenter
-    rows = labelled_rows(dataset, labels, config.batch_size)
+    rows = labelled_rows(dataset, labels, config.batch_size, corrections=corrections, rejected=rejected)
     if config.batch_size // config.accumulate < 2:
         raise UserError(
             f"segmenter.batch_size is {config.batch_size} with segmenter.accumulate {config.accumulate}; "
@@ -112,6 +144,8 @@ def train_segmenter(
         augment=config.augment,
         seed=config.seed,
         labels=labels,
+        corrections=corrections,
+        correction_weight=config.correction_weight,
     )
     spec = SegmenterSpec.of(config, metadata.class_names)
     torch.manual_seed(config.seed)
@@ -124,29 +158,57 @@ def train_segmenter(
     run.train(step, SegmenterValidation(recipe, spec, validation, dataset, session.device))
 
 
-def labelled_rows(dataset: Path, labels: Path, batch_size: int, *, tell: bool = False) -> list[int]:
-    """Rows of ``dataset`` with a pseudo label. Raises UserError if they are fewer than one batch.
+def labelled_rows(
+    dataset: Path,
+    labels: Path,
+    batch_size: int,
+    *,
+    corrections: HandMasks | None = None,
+    rejected: frozenset[str] = frozenset(),
+    tell: bool = False,
+) -> list[int]:
+    """Rows of ``dataset`` to train on: those with a corrected mask, or with a pseudo label that was not rejected.
 
-    Rows whose image labels are unknown are left out, whatever ``labels`` says of them: version 0.1 labelled
-    them as background.
+    Rows whose image labels are unknown are left out, whatever ``labels`` says of them (version 0.1 labelled
+    them as background), unless they have a mask that was made by hand.
 
     Args:
-        tell: log how many images are left out for that.
+        tell: log how many images are left out because their labels are unknown.
+
+    Raises:
+        UserError: the rows are fewer than one batch.
     """
-    reader, label_reader = ShardReader(dataset), ShardReader(labels)
-    good = {
-        label_reader.image_ids[i]
-        for i in range(len(label_reader))
-        if label_reader.read(i, ["error"])["error"] is None
-    }
-    labelled = [row for row, image_id in enumerate(reader.image_ids) if image_id in good]
+    reader, by_hand = ShardReader(dataset), corrections if corrections is not None else ()
+    good, kept = _good_labels(ShardReader(labels))
     known = known_labels(reader)
-    rows = [row for row in labelled if row in known]
+    rows: list[int] = []
+    unknown = 0
+    for row, image_id in enumerate(reader.image_ids):
+        if image_id in by_hand:
+            rows.append(row)
+        elif image_id in good and image_id not in rejected:
+            usable = row in known or image_id in kept
+            unknown += not usable
+            rows += [row] if usable else []
     if tell:
-        log_left_out(len(labelled) - len(rows))
+        log_left_out(unknown)
     if len(rows) < batch_size:
         raise UserError(
             f"{dataset} and {labels} have {len(rows)} labelled images in common; expected at least one batch "
             f"of {batch_size} (segmenter.batch_size)"
         )
     return rows
+
+
+def _good_labels(labels: ShardReader) -> tuple[set[str], set[str]]:
+    """Ids of the images that labelling did not fail on, and of those whose masks it kept."""
+    good: set[str] = set()
+    kept: set[str] = set()
+    columns = ["error", *(["source"] if "source" in labels.columns else [])]
+    for row, image_id in enumerate(labels.image_ids):
+        found = labels.read(row, columns)
+        if found["error"] is None:
+            good.add(image_id)
+            if found.get("source") == KEPT:
+                kept.add(image_id)
+    return good, kept

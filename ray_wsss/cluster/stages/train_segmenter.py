@@ -1,11 +1,17 @@
 """Training of the segmenter on Ray Train."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ray_wsss.cluster.workers import fit
 from ray_wsss.config import Recipe
 from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster, Workers
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.runs.curation.masks import HandMasks, hand_masks_settings, open_hand_masks
+from ray_wsss.runs.curation.review import Review, read_review
 from ray_wsss.runs.dependencies import (
     check_validation,
     dataset_settings,
@@ -18,6 +24,8 @@ from ray_wsss.training.length import resolve_epochs
 from ray_wsss.training.loop import Session, share_of_batch
 from ray_wsss.training.segmenter import labelled_rows, train_segmenter
 
+log = logging.getLogger(__name__)
+
 
 def run_train_segmenter(
     recipe: Recipe,
@@ -27,6 +35,8 @@ def run_train_segmenter(
     out: Path,
     workers: Workers,
     cluster: Cluster,
+    corrections: Path | None = None,
+    review: Path | None = None,
     validation: Path | None = None,
     limit: ErrorLimit | None = None,
     overwrite: bool | None = None,
@@ -34,18 +44,27 @@ def run_train_segmenter(
     """Train a segmenter on the pseudo labels ``labels`` of ``dataset``.
 
     Args:
+        corrections: data set with masks, which replace the pseudo labels of their images.
+        review: file with verdicts (`runs.curation.review`); rejected pseudo labels are left out.
         validation: data set with ground truth, on which the segmenter is measured during training. It only
             decides which network is kept as the best, beside the last one.
         limit: as for `run_train_classifier`.
 
     Raises:
-        UserError: as `run_train_classifier`.
+        UserError: as `run_train_classifier`, `open_hand_masks` and `read_review`.
     """
     require_finished(labels, "label")
     recipe = with_absolute_paths(recipe)
     inputs = dataset_settings(dataset) | {"labels": file_hash(labels / "manifest.json")}
     share_of_batch(recipe.segmenter, max(1, workers.workers), "segmenter")
-    images = len(labelled_rows(dataset, labels, recipe.segmenter.batch_size, tell=True))
+    masks = open_hand_masks("--corrections", corrections, dataset) if corrections is not None else None
+    verdicts = _read_review(review, dataset, masks) if review is not None else None
+    inputs |= hand_masks_settings("corrections", corrections) | (verdicts.settings() if verdicts else {})
+    if corrections is None:
+        recipe = replace(recipe, segmenter=replace(recipe.segmenter, correction_weight=1.0))
+    rejected = verdicts.rejected if verdicts is not None else frozenset[str]()
+    chosen: Any = {"corrections": masks, "rejected": rejected}
+    images = len(labelled_rows(dataset, labels, recipe.segmenter.batch_size, tell=True, **chosen))
     recipe = resolve_epochs(recipe, "segmenter", images)
     output = Output(out, "train-segmenter", settings_of(recipe, "segmenter") | inputs)
     check_validation(validation, dataset)
@@ -58,8 +77,19 @@ def run_train_segmenter(
     measured = validation.absolute() if validation is not None else None
 
     def loop(session: Session) -> None:
-        train_segmenter(recipe, source, targets, session, validation=measured, limit=limit)
+        train_segmenter(recipe, source, targets, session, validation=measured, limit=limit, **chosen)
 
     keep = recipe.segmenter.keep_checkpoints
     fit(loop, out=out, workers=workers, cluster=cluster, keep_checkpoints=keep)
     output.finish()
+
+
+def _read_review(path: Path, dataset: Path, masks: HandMasks | None) -> Review:
+    """Verdicts on the labels of ``dataset``; the log tells how many images they leave out."""
+    image_ids = ShardReader(dataset).image_ids
+    found = read_review(path, image_ids, dataset)
+    corrected = sum(image_id in masks for image_id in found.rejected) if masks is not None else 0
+    log.info(found.describe(len(found.rejected) - corrected, len(image_ids)))
+    if corrected:
+        log.info("%s more rejected images have corrected masks, which are used", f"{corrected:,}")
+    return found

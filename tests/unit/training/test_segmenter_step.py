@@ -23,13 +23,20 @@ def batch() -> dict[str, Any]:
     return {"image": torch.rand(8, 3, 32, 32, generator=generator), "pseudo_label": labels}
 
 
+@pytest.fixture(params=[False, True], ids=["even", "weighted"])
+def weighed(request, batch) -> dict[str, Any]:
+    """The batch, with weights of its images or without."""
+    return batch | ({"weight": torch.tensor([1.0, 3, 0.5, 2, 1, 1, 4, 0.1])} if request.param else {})
+
+
 @pytest.fixture(scope="module")
 def model(segmenter_dir):
     """In eval mode, since the batch norm of the head would see only a share of the batch."""
     return load_segmenter(segmenter_dir)[0]
 
 
-def test_the_loss_is_the_mean_over_all_labelled_pixels(model, batch):
+def test_the_loss_is_the_mean_over_all_labelled_pixels(model, weighed):
+    batch = weighed
     step = SegmenterStep()
     loss, parts = step(model, batch, step.counts(batch), 0)
     per_pixel = F.cross_entropy(
@@ -37,13 +44,15 @@ def test_the_loss_is_the_mean_over_all_labelled_pixels(model, batch):
         batch["pseudo_label"].long().clamp(max=6),
         reduction="none",
     )
-    assert_close(loss, per_pixel[batch["pseudo_label"] != 255].mean())
+    weight = torch.ones(8, 32, 32) * batch.get("weight", torch.ones(8))[:, None, None]
+    weight = weight * (batch["pseudo_label"] != 255)
+    assert_close(loss, (per_pixel * weight).sum() / weight.sum())
     assert parts["seg"] is loss
 
 
 @pytest.mark.parametrize("images", [1, 2, 4])
-def test_the_mean_over_passes_and_workers_is_the_gradient_of_the_whole_batch(model, batch, images):
-    step = SegmenterStep()
+def test_the_mean_over_passes_and_workers_is_the_gradient_of_the_whole_batch(model, weighed, images):
+    batch, step = weighed, SegmenterStep()
 
     def gradient_of(part: dict, counts: dict) -> tuple[torch.Tensor, torch.Tensor]:
         loss, _ = step(model, part, counts, 0)
@@ -56,3 +65,9 @@ def test_the_mean_over_passes_and_workers_is_the_gradient_of_the_whole_batch(mod
     gradients, losses = zip(*(gradient_of(part, mean_counts) for part in parts))
     assert_close(torch.stack(gradients).mean(0), whole, atol=1e-5, rtol=1e-4)
     assert_close(torch.stack(losses).mean(), whole_loss)
+
+
+def test_a_batch_without_a_labelled_pixel_has_no_loss(model, weighed):
+    batch = weighed | {"pseudo_label": torch.full((8, 32, 32), 255, dtype=torch.uint8)}
+    step = SegmenterStep()
+    assert step(model, batch, step.counts(batch), 0)[0] == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_wsss.export.names import FileNames
+from ray_wsss.data.file_names import FileNames
 
 HARD = ["../../x", "/etc/passwd", "a/b.jpg", "a_b.png", "A_B", "..", "", "\0", "a\\b", "x" * 400, "x" * 500]
 

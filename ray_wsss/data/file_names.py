@@ -35,7 +35,7 @@ class FileNames:
     def __init__(self, image_ids: Iterable[str]) -> None:
         keys, numbers = array("Q"), array("q")
         for image_id in image_ids:
-            name = _plain(image_id)
+            name = plain_name(image_id)
             keys.append(_key(name))
             numbers.append(_number(name))
         values, counts = np.unique(np.frombuffer(keys, np.uint64), return_counts=True)
@@ -45,17 +45,18 @@ class FileNames:
 
     def name(self, image_id: str) -> str:
         """File name of an image, without suffix."""
-        plain = _plain(image_id)
+        plain = plain_name(image_id)
         if _key(plain) not in self._clashing and not _ends_like_digest(plain):
             return plain
         return f"{plain}-{hashlib.sha256(image_id.encode()).hexdigest()[:_DIGEST]}"
 
     def number(self, image_id: str, position: int) -> int:
         """Number of an image; ``position`` is its place in the export, from 0."""
-        return _number(_plain(image_id)) if self._numbered else position + 1
+        return _number(plain_name(image_id)) if self._numbered else position + 1
 
 
-def _plain(image_id: str) -> str:
+def plain_name(image_id: str) -> str:
+    """Name of an image as if no other image had it; `FileNames` tells clashing ones apart."""
     path = PurePosixPath(image_id)
     stem = image_id[: -len(path.suffix)] if path.suffix.lower() in IMAGE_SUFFIXES else image_id
     word = re.sub(r"[^\w.-]", "_", unicodedata.normalize("NFC", stem)).strip(".-")

@@ -1,0 +1,1 @@
+"""What people add to pseudo labels: corrected masks, verdicts, and where to look first."""

@@ -1,0 +1,1 @@
+"""Stages that take what people have added: masks made by hand."""
