@@ -14,7 +14,8 @@ from ray.data import TaskPoolStrategy
 
 from ray_wsss.cluster.actors import iterate
 from ray_wsss.cluster.capacity import live_nodes
-from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.growing import task_session
+from ray_wsss.cluster.names import title_of
 from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.resources import Cluster
 from ray_wsss.data.schema import DatasetMetadata
@@ -57,7 +58,7 @@ def run_ingest(
     summaries = []
     if source.rows:
         rows = SourceRows.of(source.rows)
-        with ray_session(cluster.address, verbose=cluster.verbose):
+        with task_session(cluster, "ingest"):
             tasks, requests = _share_requests(requests_per_host) if rows.any_remote else (None, 1)
             ingest = IngestShard(
                 out.absolute(),
@@ -77,7 +78,7 @@ def run_ingest(
                 batch_format="pyarrow",
                 compute=TaskPoolStrategy(tasks),
             )
-            results = sorted(iterate(done), key=lambda row: row["shard"])
+            results = sorted(iterate(done, title_of(out)), key=lambda row: row["shard"])
         summaries = [to_summary(row["summary"]) for row in results]
     return finish_ingest(out, source, summaries, max_errors, ORDER_SEED, decode)
 

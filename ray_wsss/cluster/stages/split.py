@@ -14,7 +14,9 @@ import ray.data
 from numpy.typing import NDArray
 
 from ray_wsss.cluster.actors import chunk_of, iterate, plan_rows
-from ray_wsss.cluster.connect import own_errors, ray_session
+from ray_wsss.cluster.connect import own_errors
+from ray_wsss.cluster.growing import task_session
+from ray_wsss.cluster.names import title_of
 from ray_wsss.cluster.stages.ingest import to_summary
 from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.resources import Cluster
@@ -45,7 +47,7 @@ def run_split(
         raise UserError("--out names a folder twice; expected a folder for each part")
     for out in outs:
         begin_ingest(out)
-    with ray_session(cluster.address, verbose=cluster.verbose):
+    with task_session(cluster, "split"):
         parts = divide(_describe(dataset), fractions, seed)
         for out, rows in zip(outs, parts):
             if not len(rows):
@@ -95,7 +97,7 @@ def _copy(
     copy = partial(_copy_shards, copy_shard=CopyShard(dataset))
     done = blocks.map_batches(copy, batch_size=None, batch_format="pyarrow")
     summaries: list[list[ShardSummary]] = [[] for _ in parts]
-    for row in sorted(iterate(done), key=lambda row: (row["part"], row["shard"])):
+    for row in sorted(iterate(done, title_of(outs[0])), key=lambda row: (row["part"], row["shard"])):
         summaries[row["part"]].append(to_summary(row["summary"]))
     return summaries
 
