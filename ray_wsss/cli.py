@@ -11,6 +11,7 @@ from ray_wsss.commands.registry import parse, print_completion
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import DEFAULT_PRESET, PRESETS
+from ray_wsss.config.resources import Cluster
 from ray_wsss.config.settings_file import apply_settings, load_settings
 from ray_wsss.console import logged_to
 from ray_wsss.errors import UserError
@@ -44,11 +45,14 @@ def _run(argv: list[str]) -> int:
         return 0
     try:
         command = parse(argv, *_defaults(argv))
+        if argv[0] == "submit":
+            _check_submitted(list(command.command))
         if runs_in_a_copy():
             refuse_paths_in_the_copy(command)
         keep_freed_memory()
-        with logged_to():
-            command.run()
+        cluster = getattr(command, "cluster", Cluster())
+        with logged_to(as_json=cluster.log_format == "json"):
+            return command.run() or 0
     except KeyboardInterrupt:
         print("interrupted; the same command resumes the run", file=sys.stderr)
         return 130
@@ -59,7 +63,15 @@ def _run(argv: list[str]) -> int:
             traceback.print_exc()
         print(f"ray-wsss: {_describe(error)}", file=sys.stderr)
         return 1
-    return 0
+
+
+def _check_submitted(words: list[str]) -> None:
+    """Tell here what is wrong with a command that is to run elsewhere."""
+    if not words:
+        raise UserError(
+            "submit has no command; expected one after --, such as ray-wsss submit -- demo --out DIR"
+        )
+    parse(words, *_defaults(words))
 
 
 def _describe(error: Exception) -> str:

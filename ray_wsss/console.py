@@ -1,31 +1,46 @@
 """Console output of commands and scripts: the log messages of the package, and how far its work is."""
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TextIO
 
 
 class _ToStream(logging.Handler):
-    """Prints log messages as plain lines and flushes each, so a log in a pipe can be read during the run.
+    """Prints log messages as lines and flushes each, so a log in a pipe can be read during the run.
 
     Args:
         stream: stream to print to; None for standard output, looked up at each message.
+        as_json: whether a line is a JSON object with time, level, logger and message, or the message alone.
     """
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO | None, *, as_json: bool) -> None:
         super().__init__()
-        self.stream = stream
+        self.stream, self.as_json = stream, as_json
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(record.getMessage(), file=self.stream or sys.stdout, flush=True)
+        line = _describe(record) if self.as_json else record.getMessage()
+        print(line, file=self.stream or sys.stdout, flush=True)
+
+
+def _describe(record: logging.LogRecord) -> str:
+    """A message as JSON; the time is UTC, in ISO 8601 with milliseconds."""
+    at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+    told = {"time": at, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+    return json.dumps(told, ensure_ascii=False)
 
 
 @contextmanager
-def logged_to(stream: TextIO | None = None) -> Iterator[None]:
-    """Print the package's log messages (INFO and above) as plain lines, by default to standard output."""
-    logger, handler = logging.getLogger("ray_wsss"), _ToStream(stream)
+def logged_to(stream: TextIO | None = None, *, as_json: bool = False) -> Iterator[None]:
+    """Print the package's log messages (INFO and above) as lines, by default to standard output.
+
+    Args:
+        as_json: whether each line is a JSON object with time, level, logger and message.
+    """
+    logger, handler = logging.getLogger("ray_wsss"), _ToStream(stream, as_json=as_json)
     level = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)

@@ -9,8 +9,10 @@ import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
-from ray_wsss.cluster.capacity import check_resources
+from ray_wsss.cluster.capacity import check_resources, room_for_processes
 from ray_wsss.cluster.connect import own_errors
+from ray_wsss.cluster.growing import can_grow
+from ray_wsss.cluster.names import title_of
 from ray_wsss.config.resources import Resources
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.memory import keep_freed_memory
@@ -86,7 +88,7 @@ def map_stage(
     if resources.actors == 0:
         return iterate_here(map(row_of, chunks), _TableActor, stage, arguments, extra)
     rows = map_actors(plan_rows(chunks), _TableActor, stage, arguments, resources, len(chunks), extra)
-    return iterate(rows)
+    return iterate(rows, f"{title_of(dataset)}-{stage.__name__}")
 
 
 def plan_rows(chunks: Sequence[Chunk]) -> Dataset:
@@ -114,7 +116,10 @@ def map_actors(
     count: int,
     extra: Mapping[str, Any],
 ) -> Dataset:
-    """Run blocks of one row through a fixed pool of actors.
+    """Run blocks of one row through a pool of actors.
+
+    The pool is fixed. On a cluster that grows it begins with the actors that there is room for, at least one,
+    and takes in the others when their nodes are up.
 
     Args:
         actor: class that hands a block to the stage.
@@ -126,11 +131,8 @@ def map_actors(
     Raises:
         UserError: the cluster is too small for the pool.
     """
-    check_resources(
-        count=resources.actors,
-        share=resources.share,
-        what=f"{stage.__name__} with {resources.actors} actors",
-        spare_cpus=resources.cpus_to_decode,
+    pool = _pool_of(
+        min(resources.actors, count), resources, f"{stage.__name__} with {resources.actors} actors"
     )
     threads = max(1, int(resources.cpus_per_actor))
     return blocks.map_batches(
@@ -138,15 +140,27 @@ def map_actors(
         # One row is one block. Ray 2.60 refuses batch_size=None with GPUs (ray-project/ray#53810).
         batch_size=1,
         batch_format="pyarrow",
-        # A fixed pool: in Ray 2.60 the size of an autoscaling pool swings up and down on a cluster that
-        # scales automatically (ray-project/ray#59144, ray-project/ray#41956). Ray's max_errored_blocks stays
-        # 0, since with -1 a fixed pool hangs when an actor dies (ray-project/ray#62746).
-        compute=ActorPoolStrategy(size=min(resources.actors, count)),
+        # Ray's max_errored_blocks stays 0, since with -1 a fixed pool hangs when an actor dies
+        # (ray-project/ray#62746).
+        compute=pool,
         num_cpus=resources.cpus_per_actor,
         num_gpus=resources.gpus_per_actor,
         memory=resources.share.by_name.get("memory"),
+        label_selector=dict(resources.share.labels) or None,
         fn_constructor_kwargs={"arguments": arguments, "threads": threads, **extra},
     )
+
+
+def _pool_of(count: int, resources: Resources, what: str) -> ActorPoolStrategy:
+    """A pool of ``count`` actors, or of as many as there is room for until a cluster has grown."""
+    spare = resources.decode_share
+    room = room_for_processes(resources.actors, resources.share, spare)
+    if 0 < room < count and can_grow():
+        # A pool between two sizes only here: its size swings up and down on a cluster that scales
+        # (ray-project/ray#59144, ray-project/ray#41956), and each actor loads its networks anew.
+        return ActorPoolStrategy(min_size=room, max_size=count)
+    check_resources(count=resources.actors, share=resources.share, what=what, spare=spare)
+    return ActorPoolStrategy(size=count)
 
 
 def _actor_of(stage: type, actor: type[StageActor]) -> type[StageActor]:
@@ -170,7 +184,12 @@ def iterate_here(
         yield from only(block).to_pylist()
 
 
-def iterate(rows: Dataset) -> Generator[dict[str, Any]]:
-    """Yield rows as they arrive at the driver. An exception of a stage is raised without Ray's wrapper."""
+def iterate(rows: Dataset, name: str) -> Generator[dict[str, Any]]:
+    """Yield rows as they arrive at the driver. An exception of a stage is raised without Ray's wrapper.
+
+    Args:
+        name: name of the work in Ray's dashboard.
+    """
+    rows.set_name(name)
     with own_errors():
         yield from rows.iter_rows()

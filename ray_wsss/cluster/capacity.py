@@ -1,6 +1,7 @@
 """Checks that a cluster has room for the processes of a command; without room Ray would wait for ever."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,25 +14,48 @@ ACCELERATOR = "accelerator_type:"
 """Start of the name of the resource by which Ray marks the type of a node's GPUs."""
 
 
-def check_resources(*, count: int, share: Share, what: str, spare_cpus: float = 0) -> None:
+def check_resources(*, count: int, share: Share, what: str, spare: Share | None = None) -> None:
     """Raise UserError if the cluster has no room for some processes; Ray would wait for ever.
 
     Args:
         count: number of processes.
         share: resources of each process; a process does not spread over nodes.
         what: description of the processes, for the message.
-        spare_cpus: CPUs that must stay free on one node, for tasks that read data.
+        spare: what must stay free on one node, for tasks that read data.
     """
-    nodes = live_nodes()
-    room = sum(room_on(node, share) for node in nodes)
-    cpus = sum(node.get("CPU", 0) for node in nodes)
-    # With every slot used, the CPUs left may be spread too thinly over the nodes to fit one reader.
-    left = max((node.get("CPU", 0) - room_on(node, share) * share.cpus for node in nodes), default=0)
-    full = room == count and left + 1e-6 < spare_cpus
-    if room < count or full or cpus - count * share.cpus < spare_cpus:
-        spare = f", and {counted(spare_cpus, 'CPU')} more to read data," if spare_cpus else ""
-        asked = f"{count} x {share}{spare}"
-        raise UserError(f"{what}: {asked} are asked for, but the Ray cluster has {describe_nodes(nodes)}")
+    if room_for_processes(count, share, spare) < count:
+        also = f", and {counted(spare.cpus, 'CPU')} more to read data," if spare else ""
+        asked = f"{count} x {share}{also}"
+        raise UserError(
+            f"{what}: {asked} are asked for, but the Ray cluster has {describe_nodes(live_nodes())}"
+        )
+
+
+def room_for_processes(most: int, share: Share, spare: Share | None = None) -> int:
+    """Number of processes, at most ``most``, that fit on the live nodes beside ``spare`` on one of them.
+
+    The arguments are those of `check_resources`.
+    """
+    alive = _alive()
+    rooms = [room_on(node["Resources"], share) if _meets(node, share.labels) else 0 for node in alive]
+    room = sum(rooms)
+    if spare is None:
+        return min(most, room)
+    # CPUs of the nodes that may read, whole, and with every slot of theirs used.
+    readers = [
+        (node["Resources"].get("CPU", 0), slots)
+        for node, slots in zip(alive, rooms)
+        if _meets(node, spare.labels)
+    ]
+    left = max((cpus - slots * share.cpus for cpus, slots in readers), default=0)
+    whole, elsewhere = sum(cpus for cpus, _ in readers), room - sum(slots for _, slots in readers)
+
+    def fits(count: int) -> bool:
+        if count == room and left + 1e-6 < spare.cpus:
+            return False  # the CPUs left may be spread too thinly over the nodes to fit one reader
+        return whole - max(0, count - elsewhere) * share.cpus >= spare.cpus
+
+    return next((count for count in range(min(most, room), 0, -1) if fits(count)), 0)
 
 
 def describe_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
@@ -41,9 +65,29 @@ def describe_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
     return f"{describe_resources(whole)} on {counted(len(nodes), 'node')}"
 
 
-def live_nodes() -> list[dict[str, float]]:
-    """Resources by name of every live node."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def live_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, float]]:
+    """Resources by name of every live node.
+
+    Args:
+        labels: conditions by key that the labels of a node must meet (`config.resources.parse_selector`).
+    """
+    return [node["Resources"] for node in _alive() if _meets(node, labels or {})]
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _meets(node: Mapping[str, Any], conditions: Mapping[str, str]) -> bool:
+    """Whether a node's labels meet Ray's conditions: ``value``, ``!value``, ``in(a,b)`` and ``!in(a,b)``."""
+    labels = node.get("Labels") or {}
+    for key, condition in conditions.items():
+        wanted = condition.removeprefix("!")
+        listed = re.fullmatch(r"in\((.*)\)", wanted)
+        values = [value.strip() for value in listed[1].split(",")] if listed else [wanted]
+        if (labels.get(key) in values) == condition.startswith("!"):
+            return False
+    return True
 
 
 def describe_cluster() -> dict[str, Any]:

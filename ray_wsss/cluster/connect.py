@@ -42,8 +42,22 @@ def ray_session(address: str | None = None, *, verbose: bool = False) -> Iterato
                 ray.shutdown()
 
 
+def check_token() -> None:
+    """Raise UserError if a cluster's token is asked for and none is there, for which Ray waits a minute."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not path.is_file():
+        raise UserError(
+            f"RAY_AUTH_MODE is token, but there is no token: neither in RAY_AUTH_TOKEN nor in {path}; "
+            "'ray get-auth-token' prints it on a machine that has it"
+        )
+
+
 def _start(address: str, verbose: bool) -> None:
     local = address == "local"
+    if not local:
+        check_token()
     # Without this variable, ray.init() of Ray 2.60 writes a token file (ray-project/ray#64755). Clusters that
     # this user starts later then ask for the token, which the job CLI does not send.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")

@@ -26,8 +26,9 @@ def decode_ahead(
         partial(decode_images, prepare=prepare),  # Ray's dashboard shows the function's name
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=resources.cpus_to_decode,
+        num_cpus=resources.decode_share.cpus,
         memory=_DECODE_MEMORY,
+        label_selector=dict(resources.decode_share.labels) or None,
     )
 
 

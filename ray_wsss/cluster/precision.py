@@ -6,8 +6,9 @@ from pathlib import Path
 import ray
 import torch
 
-from ray_wsss.cluster.capacity import ACCELERATOR, check_resources, live_nodes, room_on
+from ray_wsss.cluster.capacity import ACCELERATOR, live_nodes, room_on
 from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.growing import room_for
 from ray_wsss.config import EncoderPrecision, Recipe
 from ray_wsss.config.resources import Cluster, Resources, Share, Workers
 from ray_wsss.errors import UserError
@@ -65,23 +66,26 @@ def _oldest(processes: Resources | Workers, cluster: Cluster) -> Capability:
         if not torch.cuda.is_available():
             raise UserError("without workers or actors, this process is to use a GPU, but torch finds none")
         return torch.cuda.get_device_capability()
-    with ray_session(cluster.address, verbose=cluster.verbose):
+    with (
+        ray_session(cluster.address, verbose=cluster.verbose),
+        room_for(count=1, share=processes.share, what="a process with SAM", cluster=cluster),
+    ):
         return min(ask_gpus(processes.share))
 
 
 def ask_gpus(share: Share) -> list[Capability]:
-    """Compute capabilities of the GPUs of a Ray cluster: one of each type on nodes with room for ``share``.
-
-    Raises:
-        UserError: no node has room.
-    """
-    check_resources(count=1, share=share, what="a process with SAM")
-    nodes = [node for node in live_nodes() if room_on(node, share)]
+    """Compute capabilities of the GPUs of a Ray cluster: one of each type, with room for ``share``."""
+    nodes = [node for node in live_nodes(share.labels) if room_on(node, share)]
     # Ray names the type of a node's GPUs as a resource; nodes without that name count as one type.
     kinds = {next((name for name in node if name.startswith(ACCELERATOR)), None) for node in nodes}
     asked = [
         ray.remote(_capability)
-        .options(num_cpus=0, num_gpus=_SLIVER, resources={kind: 0.001} if kind else None)
+        .options(
+            num_cpus=0,
+            num_gpus=_SLIVER,
+            resources={kind: 0.001} if kind else None,
+            label_selector=dict(share.labels) or None,
+        )
         .remote()
         for kind in kinds
     ]

@@ -29,7 +29,9 @@ from ray_wsss.cluster.actors import (
 from ray_wsss.cluster.capacity import describe_cluster
 from ray_wsss.cluster.connect import ray_session
 from ray_wsss.cluster.decode import decode_ahead, decode_images
+from ray_wsss.cluster.growing import room_for
 from ray_wsss.cluster.metrics import StageMetrics
+from ray_wsss.cluster.names import title_of
 from ray_wsss.cluster.progress import ImageProgress
 from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster, Resources
@@ -173,7 +175,7 @@ def _work_off(
 ) -> None:
     output = run.output
     with (
-        session_of(resources, cluster),
+        session_of(resources, cluster, output.stage),
         ImageProgress(output.stage, run.images, report.done_before) as progress,
         recorded_run(output.out, **where(resources)) as figures,
     ):
@@ -182,12 +184,26 @@ def _work_off(
 
 
 @contextmanager
-def session_of(resources: Resources, cluster: Cluster) -> Iterator[None]:
-    """Connect to Ray, whose own progress bars stay hidden; without actors there is nothing to connect."""
+def session_of(resources: Resources, cluster: Cluster, what: str) -> Iterator[None]:
+    """Connect to Ray, whose own progress bars stay hidden; without actors there is nothing to connect.
+
+    Args:
+        what: the command, which a cluster that grows gets nodes for.
+    """
     if resources.actors == 0:
         yield
         return
-    with ray_session(cluster.address, verbose=cluster.verbose):
+    with (
+        ray_session(cluster.address, verbose=cluster.verbose),
+        room_for(
+            count=resources.actors,
+            share=resources.share,
+            spare=resources.decode_share,
+            least=1,
+            what=what,
+            cluster=cluster,
+        ),
+    ):
         DataContext.get_current().enable_progress_bars = cluster.verbose
         yield
 
@@ -205,9 +221,10 @@ def _pipeline(run: ChunkRun, stage: Stage, resources: Resources) -> Generator[di
         blocks = (decode_images(row_of(chunk), lambda rows: prepare(chunk_of(rows))) for chunk in chunks)
         return iterate_here(blocks, _ChunkActor, stage.stage_class, stage.arguments, extra)
     prepared = decode_ahead(plan_rows(chunks), lambda rows: prepare(chunk_of(rows)), resources)
-    return iterate(
-        map_actors(prepared, _ChunkActor, stage.stage_class, stage.arguments, resources, len(chunks), extra)
+    done = map_actors(
+        prepared, _ChunkActor, stage.stage_class, stage.arguments, resources, len(chunks), extra
     )
+    return iterate(done, title_of(run.output.out))
 
 
 def count_done(

@@ -15,9 +15,11 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import nn
 
-from ray_wsss.cluster.capacity import check_resources, describe_cluster
+from ray_wsss.cluster.capacity import describe_cluster
 from ray_wsss.cluster.connect import ray_session, storage_of, unwrap
+from ray_wsss.cluster.growing import room_for
 from ray_wsss.cluster.metrics import TrainingMetrics
+from ray_wsss.cluster.names import training_name
 from ray_wsss.config.resources import Cluster, Workers
 from ray_wsss.console import logged_to
 from ray_wsss.errors import TooManyFailedError, UserError
@@ -103,15 +105,15 @@ def fit(
             assert last is not None, "a finished run has a checkpoint"
             figures |= _figures(last)
     else:
-        with ray_session(cluster.address, verbose=cluster.verbose), _follow(out / PROGRESS_LOG):
-            check_resources(
-                count=workers.workers,
-                share=workers.share,
-                what=f"training with {workers.workers} workers",
-            )
-            with recorded_run(out, workers=asdict(workers), cluster=describe_cluster()) as figures:
-                last = fit_on_ray(loop, out.absolute(), workers, keep_checkpoints)
-                figures |= _figures(last)
+        what = f"training with {workers.workers} workers"
+        with (
+            ray_session(cluster.address, verbose=cluster.verbose),
+            room_for(count=workers.workers, share=workers.share, what=what, cluster=cluster),
+            _follow(out / PROGRESS_LOG),
+            recorded_run(out, workers=asdict(workers), cluster=describe_cluster()) as figures,
+        ):
+            last = fit_on_ray(loop, out.absolute(), workers, keep_checkpoints)
+            figures |= _figures(last)
     export_model(last, out)
 
 
@@ -141,15 +143,17 @@ def fit_on_ray(
     Raises:
         UserError, FloatingPointError: as the loop raised them.
     """
+    name = training_name(out)
     trainer = TorchTrainer(
         lambda: _run_worker(loop, out, max(1, int(workers.cpus_per_worker))),
         scaling_config=ScalingConfig(
             num_workers=workers.workers,
             use_gpu=workers.gpus_per_worker > 0,
             resources_per_worker=workers.share.by_name,
+            label_selector=dict(workers.share.labels) or None,
         ),
         run_config=RunConfig(
-            name="ray_train",
+            name=name,
             **storage_of(out),
             checkpoint_config=CheckpointConfig(num_to_keep=keep),
             failure_config=FailureConfig(max_failures=workers.max_failures),
@@ -163,7 +167,7 @@ def fit_on_ray(
     if result.return_value is not None:
         raise result.return_value
     assert result.checkpoint is not None
-    return out / "ray_train" / PurePosixPath(result.checkpoint.path).name
+    return out / name / PurePosixPath(result.checkpoint.path).name
 
 
 def _run_worker(

@@ -21,6 +21,7 @@ from ray_wsss.commands.report import WriteReport
 from ray_wsss.commands.run_all import RunAll
 from ray_wsss.commands.sam_stages import Embed, Label, SegmentEverything
 from ray_wsss.commands.show import Show
+from ray_wsss.commands.submit import Submit
 from ray_wsss.commands.sweep import Sweep
 from ray_wsss.commands.train import TrainClassifier, TrainSegmenter
 from ray_wsss.config import Recipe
@@ -76,6 +77,7 @@ COMMANDS: dict[str, type | Group] = {
     "sweep": Sweep,
     "compare-prompts": ComparePrompts,
     "demo": Demo,
+    "submit": Submit,
 }
 
 

@@ -1,7 +1,9 @@
 """Where a command runs: on which Ray, with which processes, with which share of a node each."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from ray_wsss.errors import UserError
 
@@ -15,6 +17,15 @@ class Cluster:
     Without it $RAY_ADDRESS or the cluster of the job, else a new Ray on this machine."""
     verbose: bool = False
     """Show the log of Ray, its progress bars, and stack traces."""
+    wait_for_nodes: float | None = None
+    """Minutes to wait for nodes if the cluster has no room for the command's processes, 0 or more.
+    Without it 30 on a cluster that grows, whose autoscaler is asked for the nodes, and 0 on others."""
+    log_format: Literal["text", "json"] = "text"
+    """Format of the command's log lines. json: one object a line, with time, level, logger and message."""
+
+    def __post_init__(self) -> None:
+        if self.wait_for_nodes is not None and self.wait_for_nodes < 0:
+            raise UserError(f"--wait-for-nodes is {self.wait_for_nodes:g}; expected 0 or more minutes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +35,8 @@ class Share:
     cpus: float
     gpus: float = 0
     memory_gib: float = 0
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Labels of the nodes that may have the process, as by `parse_selector`."""
 
     @property
     def by_name(self) -> dict[str, float]:
@@ -35,13 +48,36 @@ class Share:
         return {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_gib * 2**30}
 
     def __str__(self) -> str:
-        return describe_resources(self._all)
+        wanted = ", ".join(f"{key}={value}" for key, value in self.labels.items())
+        return describe_resources(self._all) + (f" on nodes with {wanted}" if wanted else "")
 
 
 def describe_resources(by_name: Mapping[str, float]) -> str:
     """``2 CPUs, 1 GPU and 4 GiB of memory``."""
     cpus, gpus, memory = (by_name.get(kind, 0) for kind in ("CPU", "GPU", "memory"))
     return f"{counted(cpus, 'CPU')}, {counted(gpus, 'GPU')} and {memory / 2**30:.3g} GiB of memory"
+
+
+def parse_selector(text: str | None, flag: str) -> dict[str, str]:
+    """Conditions by label key from Ray's notation, such as ``market=spot,zone=in(a,b)``; empty for None.
+
+    A condition is a value, ``!value``, ``in(a,b)`` or ``!in(a,b)``.
+
+    Args:
+        flag: name of the flag, for the message.
+
+    Raises:
+        UserError: a part is not KEY=CONDITION.
+    """
+    found: dict[str, str] = {}
+    for part in re.split(r",(?![^(]*\))", text) if text else ():
+        match = re.fullmatch(r"\s*([^=\s]+)=(!?in\([^()]+\)|!?[^()!\s]+)\s*", part)
+        if match is None:
+            raise UserError(
+                f"{flag} has '{part}'; expected KEY=VALUE, with VALUE, !VALUE, in(A,B) or !in(A,B)"
+            )
+        found[match[1]] = match[2]
+    return found
 
 
 def counted(count: float, what: str) -> str:
@@ -61,8 +97,15 @@ class Resources:
     """GPUs of an actor, 0 or more; actors with a fraction share a GPU."""
     memory_gib_per_actor: float = 1
     """Memory of its node that Ray reserves for an actor, in GiB, 0 or more. It is not a limit."""
+    label_selector: str | None = None
+    """Labels of the nodes that may have an actor, such as ray.io/accelerator-type=H100,market=!spot.
+    Values may be VALUE, !VALUE, in(A,B) or !in(A,B). Without it any node may."""
+    decode_label_selector: str | None = None
+    """Labels of the nodes that may decode images for the actors. Without it any node may."""
 
     def __post_init__(self) -> None:
+        parse_selector(self.decode_label_selector, "--decode-label-selector")
+        parse_selector(self.label_selector, "--label-selector")
         if self.actors < 0:
             raise UserError(f"the number of actors is {self.actors}; expected 0 or more")
         if self.cpus_per_actor <= 0 or self.gpus_per_actor < 0:
@@ -76,20 +119,26 @@ class Resources:
     @property
     def share(self) -> Share:
         """Share of one actor."""
-        return Share(cpus=self.cpus_per_actor, gpus=self.gpus_per_actor, memory_gib=self.memory_gib_per_actor)
+        return Share(
+            cpus=self.cpus_per_actor,
+            gpus=self.gpus_per_actor,
+            memory_gib=self.memory_gib_per_actor,
+            labels=parse_selector(self.label_selector, "--label-selector"),
+        )
+
+    @property
+    def decode_share(self) -> Share:
+        """Share of a task that decodes images: one CPU, or as many as an actor without a GPU has, if fewer.
+
+        With half a CPU each, an actor and its decoding task fit on a node with one CPU.
+        """
+        cpus = 1 if self.gpus_per_actor > 0 else min(1, self.cpus_per_actor)
+        return Share(cpus=cpus, labels=parse_selector(self.decode_label_selector, "--decode-label-selector"))
 
     @property
     def device(self) -> str:
         """Torch device of an actor."""
         return "cuda" if self.gpus_per_actor > 0 else "cpu"
-
-    @property
-    def cpus_to_decode(self) -> float:
-        """CPUs of a task that decodes images: one, or as many as an actor without a GPU has, if fewer.
-
-        With half a CPU each, an actor and its decoding task fit on a node with one CPU.
-        """
-        return 1 if self.gpus_per_actor > 0 else min(1, self.cpus_per_actor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +155,12 @@ class Workers:
     """Memory of its node that Ray reserves for a worker, in GiB, 0 or more. It is not a limit."""
     max_failures: int = 3
     """Times that training resumes automatically after a worker or its node died; 0 or more."""
+    label_selector: str | None = None
+    """Labels of the nodes that may have a worker, such as ray.io/accelerator-type=H100,market=!spot.
+    Values may be VALUE, !VALUE, in(A,B) or !in(A,B). Without it any node may."""
 
     def __post_init__(self) -> None:
+        parse_selector(self.label_selector, "--label-selector")
         if self.workers < 0:
             raise UserError(f"workers is {self.workers}; expected 0 or more")
         if self.cpus_per_worker <= 0:
@@ -128,5 +181,8 @@ class Workers:
     def share(self) -> Share:
         """Share of one worker."""
         return Share(
-            cpus=self.cpus_per_worker, gpus=self.gpus_per_worker, memory_gib=self.memory_gib_per_worker
+            cpus=self.cpus_per_worker,
+            gpus=self.gpus_per_worker,
+            memory_gib=self.memory_gib_per_worker,
+            labels=parse_selector(self.label_selector, "--label-selector"),
         )

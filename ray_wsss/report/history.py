@@ -100,7 +100,7 @@ def describe_training(folder: StageFolder) -> Training | None:
 
 def _load_history(folder: Path) -> list[dict[str, float]]:
     """History of the finished training, else of its last readable checkpoint; empty without either."""
-    checkpoints = [*folder.glob(f"checkpoints/*/{PROGRESS}"), *folder.glob(f"ray_train/*/{PROGRESS}")]
+    checkpoints = [*folder.glob(f"checkpoints/*/{PROGRESS}"), *folder.glob(f"*/checkpoint_*/{PROGRESS}")]
     for path in (folder / PROGRESS, *sorted(checkpoints, key=lambda path: path.parent.name, reverse=True)):
         try:
             found = json.loads(path.read_text(encoding="utf-8"))["history"]
@@ -139,8 +139,13 @@ def _where(run: Mapping[str, Any]) -> list[str]:
     for kind in ("resources", "workers"):
         given = run.get(kind, {})
         if given:
-            lines.append(", ".join(f"{name.replace('_', ' ')}: {value:g}" for name, value in given.items()))
+            told = {name.replace("_", " "): value for name, value in given.items() if value is not None}
+            lines.append(", ".join(f"{name}: {_short(value)}" for name, value in told.items()))
     return lines
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _plain(value: Any) -> str:

@@ -61,13 +61,21 @@ class RealCluster:
             "OMP_NUM_THREADS": "1",
         }
 
-    def start(self) -> None:
-        """The head, without CPUs: it has the job server and the drivers of jobs."""
+    def start(self, *flags: str) -> None:
+        """The head, without CPUs: it has the job server and the drivers of jobs.
+
+        Args:
+            flags: further flags of ``ray start``.
+        """
         generate = [str(BIN / "ray"), "get-auth-token", "--generate"]
         subprocess.run(generate, env=self.env, check=True, capture_output=True)
         ports = ["--port", str(self.gcs_port), "--dashboard-port", str(self.http_port)]
-        self._start_node("--head", "--num-cpus", "0", *ports)
-        wait_until(lambda: self.run_job("true")[0] == 0, "the job server")
+        self._start_node("--head", "--num-cpus", "0", *ports, *flags)
+        wait_until(self._head_takes_jobs, "the job server")
+
+    def _head_takes_jobs(self) -> bool:
+        assert self.nodes[0].poll() is None, (self.folder / "node_0.log").read_text()[-2000:]
+        return self.run_job("true")[0] == 0
 
     def add_node(self, cpus: int, gpus: int = 0) -> None:
         address = ["--address", f"127.0.0.1:{self.gcs_port}"]

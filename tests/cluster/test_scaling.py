@@ -89,8 +89,8 @@ def test_what_a_pool_of_actors_and_their_decoding_have_room_on(
     resources = Resources(actors=actors, cpus_per_actor=cpus, gpus_per_actor=gpus)
 
     def check() -> None:
-        spare = resources.cpus_to_decode
-        check_resources(count=actors, share=resources.share, what="a pool", spare_cpus=spare)
+        spare = resources.decode_share
+        check_resources(count=actors, share=resources.share, what="a pool", spare=spare)
 
     if fits:
         check()

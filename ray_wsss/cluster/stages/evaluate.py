@@ -1,12 +1,11 @@
 """Evaluation on Ray: an actor pool counts confusions, and the driver adds them up."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from ray_wsss.cluster.actors import map_stage
-from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.run_chunks import session_of
 from ray_wsss.config import Recipe
 from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.data.reader import ShardReader
@@ -76,7 +75,7 @@ def run_evaluate(
         measures.append((SegmenterEvaluator.load, arguments | {"device": device}))
     if not measures:
         raise UserError("nothing to evaluate: give --classifier, --labels or --segmenter")
-    with ray_session(cluster.address, verbose=cluster.verbose) if resources.actors else nullcontext():
+    with session_of(resources, cluster, "evaluate"):
         counted = map_stage(
             dataset,
             [*IMAGE_COLUMNS, "mask"],

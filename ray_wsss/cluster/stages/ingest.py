@@ -15,7 +15,8 @@ from ray.data import Dataset, TaskPoolStrategy
 
 from ray_wsss.cluster.actors import iterate
 from ray_wsss.cluster.capacity import live_nodes
-from ray_wsss.cluster.connect import ray_session
+from ray_wsss.cluster.growing import task_session
+from ray_wsss.cluster.names import title_of
 from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.resources import Cluster
 from ray_wsss.data.schema import DatasetMetadata
@@ -69,7 +70,7 @@ def run_ingest(
     summaries: list[ShardSummary] = []
     if rows:
         shards = write_plan(out, plan_shards(rows, ROWS_PER_SHARD, ORDER_SEED, source.clumps))
-        with ray_session(cluster.address, verbose=cluster.verbose):
+        with task_session(cluster, "ingest"):
             tasks, requests = _share_requests(requests_per_host) if rows.any_remote else (None, 1)
             ingest = IngestShard(
                 out.absolute(),
@@ -88,7 +89,7 @@ def run_ingest(
                 batch_format="pyarrow",
                 compute=TaskPoolStrategy(tasks),
             )
-            summaries, kept = collect_summaries(done, [shards])[0]
+            summaries, kept = collect_summaries(done, [shards], title_of(out))[0]
         if goes_on:
             log.info("kept %d of %d shards of %s, from an interrupted ingest", kept, shards, out)
     return finish_ingest(out, source, summaries, max_errors, ORDER_SEED, decode)
@@ -117,16 +118,19 @@ def describe(summary: ShardSummary, part: int, shard: int, *, kept: bool) -> dic
     return {"part": part, "shard": shard, "kept": kept, "summary": json.dumps(to_json(summary))}
 
 
-def collect_summaries(done: Dataset, shards: Sequence[int]) -> list[tuple[list[ShardSummary], int]]:
+def collect_summaries(
+    done: Dataset, shards: Sequence[int], name: str
+) -> list[tuple[list[ShardSummary], int]]:
     """Summaries of each data set's shards in order, and how many shards were there before.
 
     Args:
         done: rows of `describe`, in any order.
         shards: number of shards of each data set.
+        name: name of the work in Ray's dashboard.
     """
     found: list[dict[int, ShardSummary]] = [{} for _ in shards]
     kept = [0] * len(shards)
-    for row in iterate(done):
+    for row in iterate(done, name):
         # At once: as text, the hashes in a summary take three times the memory.
         found[row["part"]][row["shard"]] = to_summary(json.loads(row["summary"]))
         kept[row["part"]] += row["kept"]

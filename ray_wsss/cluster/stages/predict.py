@@ -12,6 +12,7 @@ from ray.data import Dataset
 
 from ray_wsss.cluster.actors import iterate, iterate_here, map_actors
 from ray_wsss.cluster.decode import decode_ahead, decode_images
+from ray_wsss.cluster.names import title_of
 from ray_wsss.cluster.progress import ImageProgress
 from ray_wsss.cluster.run_chunks import (
     DoneBlock,
@@ -120,7 +121,7 @@ def _predict(
     if done:
         log.info("%s images are done already", f"{done:,}")
     with (
-        session_of(resources, run["cluster"]),
+        session_of(resources, run["cluster"], "predict"),
         ImageProgress("predict", done + len(missing), done) as progress,
         recorded_run(out, **where(resources)) as figures,
     ):
@@ -148,7 +149,8 @@ def _pipeline(
         decoded = (decode_images(pa.Table.from_pylist([row]), prepare_rows) for row in map(_row_of, blocks))
         return iterate_here(decoded, _FolderActor, FolderPredictor, arguments, extra)
     ahead = decode_ahead(_plan(blocks), prepare_rows, resources)
-    return iterate(map_actors(ahead, _FolderActor, FolderPredictor, arguments, resources, len(blocks), extra))
+    done = map_actors(ahead, _FolderActor, FolderPredictor, arguments, resources, len(blocks), extra)
+    return iterate(done, title_of(arguments["folder"].out))
 
 
 class _FolderActor(ImagesActor):

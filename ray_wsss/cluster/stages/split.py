@@ -13,7 +13,9 @@ import ray.data
 from numpy.typing import NDArray
 
 from ray_wsss.cluster.actors import chunk_of, plan_rows
-from ray_wsss.cluster.connect import own_errors, ray_session
+from ray_wsss.cluster.connect import own_errors
+from ray_wsss.cluster.growing import task_session
+from ray_wsss.cluster.names import title_of
 from ray_wsss.cluster.stages.ingest import collect_summaries, describe
 from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.resources import Cluster
@@ -55,7 +57,7 @@ def run_split(
         raise UserError("--out names a folder twice; expected a folder for each part")
     settings = [dataset_hash(dataset), list(fractions), seed, ROWS_PER_SHARD]
     goes_on = [begin_ingest(out, digest_settings([*settings, part])) for part, out in enumerate(outs)]
-    with ray_session(cluster.address, verbose=cluster.verbose):
+    with task_session(cluster, "split"):
         parts = divide(_describe(dataset), fractions, seed)
         for out, rows in zip(outs, parts):
             if not len(rows):
@@ -108,7 +110,7 @@ def _copy(
     blocks = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     copy = partial(_copy_shards, copy_shard=CopyShard(dataset))
     done = blocks.map_batches(copy, batch_size=None, batch_format="pyarrow")
-    return collect_summaries(done, [-(-len(rows) // ROWS_PER_SHARD) for rows in parts])
+    return collect_summaries(done, [-(-len(rows) // ROWS_PER_SHARD) for rows in parts], title_of(outs[0]))
 
 
 def _copy_shards(tasks: pa.Table, copy_shard: CopyShard) -> pa.Table:

@@ -13,7 +13,7 @@ def trials_at_once(workers: Workers, most: int | None = None) -> tuple[int, str]
     Raises:
         UserError: as `plan_trials`.
     """
-    return plan_trials(live_nodes(), workers, most)
+    return plan_trials(live_nodes(workers.share.labels), workers, most)
 
 
 def plan_trials(

@@ -14,6 +14,8 @@ from typing import Any
 from ray import tune
 
 from ray_wsss.cluster.connect import ray_session, storage_of
+from ray_wsss.cluster.growing import room_for
+from ray_wsss.cluster.names import title_of
 from ray_wsss.cluster.precision import settle_precision
 from ray_wsss.cluster.tune.concurrency import trials_at_once
 from ray_wsss.cluster.tune.recorder import Recorder
@@ -112,7 +114,16 @@ def run_sweep(
     else:
         output.reopen()
         _set_up_tune()
-        with ray_session(cluster.address, verbose=cluster.verbose):
+        with (
+            ray_session(cluster.address, verbose=cluster.verbose),
+            room_for(
+                count=workers.workers * (options.max_concurrent or 1),
+                share=workers.share,
+                least=workers.workers,
+                what="sweep",
+                cluster=cluster,
+            ),
+        ):
             _tune(task, space, options, scheduler, waiting, total, verbose=cluster.verbose)
     trials = load_trials(out)
     left = [trial.name for trial in trials if trial.status not in ENDED]
@@ -215,7 +226,7 @@ def _tune(
             scheduler=make_scheduler(scheduler, space, earlier),
         ),
         run_config=tune.RunConfig(
-            name="session",
+            name=title_of(task.out),
             **storage_of(folder),
             verbose=2 if verbose else 0,
             # Restarts drivers that died with their node; errors in training are not raised (`TrialTask.run`).

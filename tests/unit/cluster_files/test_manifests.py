@@ -91,7 +91,7 @@ def test_groups_are_for_cpus_and_gpus_and_have_bounds(load: Callable[[str], Conf
     groups = _groups(load("raycluster.yaml"))
     assert set(groups) == {"cpu", "gpu"}
     for name, group in groups.items():
-        assert 1 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
         (container,) = group["template"]["spec"]["containers"]
         assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (name == "gpu")
 

@@ -1,0 +1,100 @@
+"""Submitting commands to a Ray cluster as jobs."""
+
+import asyncio
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import requests
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from ray_wsss.cluster.connect import check_token
+from ray_wsss.errors import UserError
+from ray_wsss.version import __version__
+
+_SET_UP_S = 600
+"""Seconds that the cluster may take to make the job's environment, such as to unpack a working directory."""
+
+
+def submit(
+    words: Sequence[str],
+    *,
+    address: str | None,
+    working_dir: Path | None,
+    env: Mapping[str, str],
+    submission_id: str | None,
+    labels: Mapping[str, str],
+    follow: bool,
+) -> int:
+    """Submit ``ray-wsss WORDS`` to the job server of a cluster.
+
+    Args:
+        words: command and flags.
+        address: address of the job server; None: ``$RAY_API_SERVER_ADDRESS``, else this machine's.
+        working_dir: folder that is uploaded, without what its ``.gitignore`` and ``.rayignore`` list, and
+            that the job runs in; None: the nodes have the package.
+        env: environment variables of the job.
+        submission_id: name of the job; None: Ray makes one.
+        labels: conditions on the labels of the node that runs the command itself
+            (`config.resources.parse_selector`); empty: the head.
+        follow: print the job's log to its end. Ctrl-C then ends the following, not the job.
+
+    Returns:
+        Exit status: 0 if the job succeeded or is not followed, else 1.
+
+    Raises:
+        UserError: there is no job server, it refuses the token or the job, or a token is missing.
+    """
+    check_token()
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
+    runtime_env: dict[str, Any] = {"env_vars": dict(env)} if env else {}
+    if working_dir is not None:
+        runtime_env["working_dir"] = str(working_dir)
+        runtime_env["config"] = {"setup_timeout_seconds": _SET_UP_S}
+    try:
+        client = JobSubmissionClient(address)
+        name = client.submit_job(
+            entrypoint=shlex.join(["python", "-m", "ray_wsss", *words]),
+            submission_id=submission_id,
+            runtime_env=runtime_env,
+            metadata=_describe(words),
+            entrypoint_label_selector=dict(labels) or None,
+        )
+    except (RuntimeError, ConnectionError, ValueError, requests.RequestException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the job server at {address} does not take the job: {reason}") from error
+    print(f"job {name}: {address}/#/jobs/{name}", flush=True)
+    if not follow:
+        print(f"ray job logs --address {address} --follow {name}")
+        return 0
+    return _follow(client, name)
+
+
+def _describe(words: Sequence[str]) -> dict[str, str]:
+    """Metadata of a job, which the dashboard shows: command, flags that name files, and version."""
+    shown = ("--dataset", "--classifier", "--labels", "--out")
+    files = {word[2:]: value for word, value in pairwise(words) if word in shown}
+    return {"command": f"ray-wsss {words[0]}", "ray-wsss": __version__, **files}
+
+
+def _follow(client: JobSubmissionClient, name: str) -> int:
+    async def show() -> None:
+        async for lines in client.tail_job_logs(name):
+            sys.stdout.write(lines)
+            sys.stdout.flush()
+
+    try:
+        asyncio.run(show())
+    except KeyboardInterrupt:
+        print(f"\nthe job goes on; 'ray job stop {name}' ends it", file=sys.stderr)
+        return 128 + signal.SIGINT
+    info = client.get_job_info(name)
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    reason = (info.message or "no reason given").splitlines()[0]
+    raise UserError(f"job {name} ended as {info.status.value}: {reason}")
