@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ray_wsss.errors import UserError
+from ray_wsss.runs.read_chunks import chunks_per_plan
 
 STORE_PUTS_PER_S = 3500
 """Writes per second that S3 accepts at least per prefix (its manual). Above, it may answer "slow down"."""
@@ -83,6 +84,7 @@ def project(deployment: Deployment) -> dict[str, Any]:
     chunks_per_s = images_per_s / d.images_per_chunk
     driver_cores = chunks_per_s * d.driver_cpu_s_per_chunk
     in_flight = PREPARED_AHEAD * d.actors_per_node
+    planned = min(chunks, chunks_per_plan(actors))
     return {
         "run": {"images_per_s": images_per_s, "hours": d.images / images_per_s / 3600, "actors": actors},
         "head": {
@@ -91,8 +93,9 @@ def project(deployment: Deployment) -> dict[str, Any]:
             "driver_cores": driver_cores,
             "most_images_per_s": d.images_per_chunk / d.driver_cpu_s_per_chunk,
             "drivers": math.ceil(driver_cores),
-            "plan_minutes": chunks * d.plan_s_per_chunk / 60,
-            "plan_gb": chunks * d.plan_kb_per_chunk / 1e6,
+            "plans": math.ceil(chunks / planned),
+            "plan_minutes": planned * d.plan_s_per_chunk / 60,
+            "plan_gb": planned * d.plan_kb_per_chunk / 1e6,
         },
         "object_store": {"gb_per_node": in_flight * d.images_per_chunk * d.prepared_mb / 1000},
         "metadata": {

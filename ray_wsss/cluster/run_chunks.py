@@ -41,6 +41,7 @@ from ray_wsss.runs.history import RunSetup, recorded_run
 from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.parts import Parts
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages, unpack_images
+from ray_wsss.runs.read_chunks import chunks_per_plan
 from ray_wsss.runs.resilient import run_stage
 from ray_wsss.runs.run_report import Failures, RunReport
 from ray_wsss.runs.tally import Tally
@@ -220,11 +221,22 @@ def _pipeline(run: ChunkRun, stage: Stage, resources: Resources) -> Generator[di
     if resources.actors == 0:
         blocks = (decode_images(row_of(chunk), lambda rows: prepare(chunk_of(rows))) for chunk in chunks)
         return iterate_here(blocks, _ChunkActor, stage.stage_class, stage.arguments, extra)
-    prepared = decode_ahead(plan_rows(chunks), lambda rows: prepare(chunk_of(rows)), resources)
-    done = map_actors(
-        prepared, _ChunkActor, stage.stage_class, stage.arguments, resources, len(chunks), extra
-    )
-    return iterate(done, title_of(run.output.out))
+    return _in_rounds(run, stage, resources, extra)
+
+
+def _in_rounds(
+    run: ChunkRun, stage: Stage, resources: Resources, extra: dict[str, Any]
+) -> Generator[dict[str, Any]]:
+    """Run a plan of Ray Data after the other, so that the plan of a large data set fits the head."""
+    prepare, chunks = stage.prepare, run.missing
+    size = chunks_per_plan(resources.actors)
+    for first in range(0, len(chunks), size):
+        of_round = chunks[first : first + size]
+        prepared = decode_ahead(plan_rows(of_round), lambda rows: prepare(chunk_of(rows)), resources)
+        done = map_actors(
+            prepared, _ChunkActor, stage.stage_class, stage.arguments, resources, len(of_round), extra
+        )
+        yield from iterate(done, title_of(run.output.out))
 
 
 def count_done(

@@ -21,6 +21,15 @@ IMAGE_COLUMNS = ("image_id", "image", "orientation", "image_labels")
 """Columns of a data set that stages read for their images."""
 
 
+def chunks_per_plan(actors: int) -> int:
+    """Most chunks that a run hands to Ray at a time, since each takes 0.7 ms and 6 kB of the head.
+
+    The least is about a million images, planned in 11 s. Actors start anew with each plan, which takes a
+    minute with ViT-H, so each gets chunks for an hour (at 4 images/s).
+    """
+    return max(16_384, 256 * actors)
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Consecutive rows of one shard: ``rows`` of them, from ``first_row`` (counted from 0) on."""

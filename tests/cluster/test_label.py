@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ray_wsss.cluster import run_chunks
 from ray_wsss.cluster.stages.label import run_label
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
@@ -22,7 +24,9 @@ from ray_wsss.data.images import decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata
 from ray_wsss.errors import UserError
+from ray_wsss.runs import chunk_run
 from ray_wsss.runs.manifest import read_manifest
+from ray_wsss.runs.read_chunks import plan_chunks
 from ray_wsss.runs.run_report import RunReport
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -56,6 +60,21 @@ def test_two_actors_make_the_same_labels(
     assert one == two
     assert summary.total.images == 24
     assert summary.total.masks == sum(len(row["segments"]) for row in one.values())
+
+
+def test_a_data_set_that_takes_several_plans_gets_the_same_labels(
+    small_recipe: Recipe,
+    dataset: Path,
+    classifier: Path,
+    labels: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chunk_run, "plan_chunks", partial(plan_chunks, rows=10))  # 10, 10 and 4 images
+    monkeypatch.setattr(run_chunks, "chunks_per_plan", lambda actors: 2)
+    _label(small_recipe, dataset, classifier, tmp_path / "out")
+    assert len(list((tmp_path / "out" / "shards").iterdir())) == 3
+    assert _rows(tmp_path / "out") == _rows(labels)
 
 
 def test_a_finished_run_is_left_alone(
