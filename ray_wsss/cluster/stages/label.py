@@ -61,11 +61,12 @@ def run_label(
             there are tiles, or as `open_hand_masks` and `run_chunks`.
     """
     _check(recipe, dataset, classifier, embeddings, prompts_from)
+    if classifier is not None:
+        check_classes(dataset, classifier, "classifier")
     device = run["resources"].device
     recipe = settle_stage(recipe, out, "label", run, encodes=embeddings is None)
     depends_on, arguments = dict[str, Any](), dict[str, Any]()
     if classifier is not None:
-        check_classes(dataset, classifier, "classifier")
         recipe = replace(recipe, label=with_classifier_side(recipe.label, classifier))
         warn_of_large_views(recipe.label, classifier)
         warn_of_small_views(recipe.label, dataset)
