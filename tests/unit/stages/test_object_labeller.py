@@ -214,6 +214,7 @@ def test_both_uses_cams_where_there_are_no_objects(labeller, rows, classifier_di
     assert [rles(found[1]), rles(found[3])] == [rles(rows[0]), rles(rows[1])]
     assert found[0] == label(SamLabeller(CONFIG, SAM, classifier_dir), [by_cams])[0]
     assert [s["object_index"] for s in found[0]["segments"]] == [None, None]
+    assert label(mixed, []) == []  # as where all masks of a chunk were kept
 
 
 def test_prompts_of_one_shape_share_decoder_calls(monkeypatch, labeller):
