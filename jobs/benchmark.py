@@ -1,6 +1,7 @@
 """Benchmarks of speed; each one compares several ways to do the same work within one run.
 
     python jobs/benchmark.py label --images 2000 --json label.json
+    python jobs/benchmark.py objects --images 1000 --boxes 8
     python jobs/benchmark.py train --sam vit_b --checkpoint random --batch-size 2 --steps 2
     python jobs/benchmark.py sam --model vit_b --batch-size 2 --images 2
     python jobs/benchmark.py scale --nodes 1 2 4 8 16
@@ -22,6 +23,7 @@ import tyro
 
 from ray_wsss.benchmark.inputs import make_classifier, make_dataset, make_embeddings, make_random_sam
 from ray_wsss.benchmark.label import LabelBenchmark
+from ray_wsss.benchmark.objects import ObjectBenchmark
 from ray_wsss.benchmark.projection import Deployment, project
 from ray_wsss.benchmark.sam import SamBenchmark
 from ray_wsss.benchmark.scale import ScaleBenchmark
@@ -122,6 +124,26 @@ class Train(_Benchmark):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Objects(_Benchmark):
+    """Annotated boxes: one box per decoder call, and the engine's batches of many images."""
+
+    images: int = 1000
+    """Number of generated scenes, at least 1."""
+    boxes: int = 8
+    """Boxes in each scene, at least 1."""
+
+    def run(self) -> dict[str, Any]:
+        """The figures of `ObjectBenchmark`."""
+        if self.images < 1 or self.boxes < 1:
+            raise UserError(
+                f"--images is {self.images} and --boxes {self.boxes}; expected at least 1 of each"
+            )
+        return ObjectBenchmark(
+            recipe=self._recipe(), images=self.images, boxes=self.boxes, device=self.device
+        ).run()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sam:
     """SAM's image encoder: segment_anything's image by image and in batches, ours, compiled, on Ray."""
 
@@ -215,6 +237,7 @@ class Project(Deployment):
 
 _COMMANDS: Any = (
     Annotated[Label, tyro.conf.subcommand("label")]
+    | Annotated[Objects, tyro.conf.subcommand("objects")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sam, tyro.conf.subcommand("sam")]
     | Annotated[Scale, tyro.conf.subcommand("scale")]

@@ -242,7 +242,7 @@ def segmenter(dataset: Path, small_recipe: Recipe, tmp_path_factory: pytest.Temp
     return out
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def genuine_data() -> Path:
     """The folder of genuine COCO and VOC images beside the project; it is no part of the project."""
     folder = Path(__file__).parents[2] / "shared" / "data"

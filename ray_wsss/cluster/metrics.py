@@ -8,7 +8,7 @@ from ray_wsss.runs.tally import Tally
 
 _COUNTS = {
     "images": "Images that were done",
-    "prompts": "Points that SAM was prompted with",
+    "prompts": "Points and boxes that SAM was prompted with",
     "masks": "Masks that SAM made",
     "errors": "Images that failed",
 }

@@ -10,12 +10,13 @@ from ray_wsss.config.resources import Cluster
 
 @dataclass(frozen=True, kw_only=True)
 class ComparePrompts:
-    """Label with points, boxes and masks as prompts, measure each, and draw the paper's Figure 1."""
+    """Label with points, boxes and masks as prompts, measure each, and draw the paper's Figure 1.
+    Boxes and points that the data set itself has are compared too."""
 
     dataset: Path
     """Data set written by ingest, with masks."""
     classifier: Path
-    """Output of train-classifier; its CAMs make all prompts."""
+    """Output of train-classifier; its CAMs make the prompts that the data set doesn't have."""
     out: Path
     """Folder for the labels of each kind, metrics.json and figure.png.
     The same command resumes an interrupted run in it."""

@@ -109,7 +109,8 @@ class ExportVoc(_SplitExport):
     VOC has room for 254 classes."""
 
     instances: InstancesBy = "components"
-    """Objects: connected components, or all pixels of a class in an image as one."""
+    """Objects: annotated ones if boxes or points prompted SAM, else connected components;
+    or all pixels of a class in an image as one."""
     boundary_px: int = 0
     """Width of the band on either side of an outline that becomes 255 (ignore), in pixels, 0 or more."""
     format_name: ClassVar[str] = "voc"
@@ -136,7 +137,8 @@ class ExportCoco(_SplitExport):
     """COCO: an instances JSON with masks as RLE, scores and points."""
 
     instances: InstancesBy = "components"
-    """Instances: connected components, or all pixels of a class in an image as one."""
+    """Instances: annotated objects if boxes or points prompted SAM, else connected components;
+    or all pixels of a class in an image as one."""
     polygons: bool = False
     """Write polygons instead of RLE; a cut joins each hole to its outline."""
     format_name: ClassVar[str] = "coco"
@@ -153,7 +155,7 @@ class ExportCoco(_SplitExport):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportYolo(_SplitExport):
-    """YOLO segmentation: a text file of polygons per image, one per connected component, and data.yaml."""
+    """YOLO segmentation: a text file of polygons per image, one per object or component, and data.yaml."""
 
     format_name: ClassVar[str] = "yolo"
 
@@ -169,7 +171,8 @@ class ExportLabelStudio(_Export):
     """Label Studio: tasks with brush predictions to correct, and the labelling interface for them."""
 
     instances: InstancesBy = "components"
-    """Regions: connected components, or all pixels of a class in an image as one."""
+    """Regions: annotated objects if boxes or points prompted SAM, else connected components;
+    or all pixels of a class in an image as one."""
     url_prefix: str = "/data/local-files/?d="
     """Start of an image's address in a task, before images/NAME.jpg.
     The default is for local storage with --out as its root."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ray_wsss.commands.flags import (
     ClusterFlags,
@@ -36,7 +36,7 @@ class _SamStage:
     sam: SamConfig = field(default_factory=SamConfig)
 
     def _run(
-        self, stage: "Callable[..., RunReport]", recipe: Recipe, what: str, **inputs: Path | None
+        self, stage: "Callable[..., RunReport]", recipe: Recipe, what: str, **inputs: Path | str | None
     ) -> None:
         from ray_wsss.runs.run_report import describe_run
 
@@ -84,10 +84,15 @@ class SegmentEverything(_SamStage):
 
 @dataclass(frozen=True, kw_only=True)
 class Label(_SamStage):
-    """Step 5: make pseudo labels; peaks of the CAMs prompt SAM, its masks become a label map per image."""
+    """Step 5: make pseudo labels; peaks of the CAMs prompt SAM, its masks become a label map per image.
+    Boxes and points that the data set has can prompt it instead (--prompts-from)."""
 
-    classifier: Path
-    """Output of train-classifier."""
+    classifier: Path | None = None
+    """Output of train-classifier. Not needed with --prompts-from annotations."""
+    prompts_from: Literal["cams", "annotations", "both"] = "cams"
+    """What prompts SAM. cams: peaks of the classifier's CAMs, a mask for each class of an image.
+    annotations: boxes and points of the data set's objects, a mask for each object.
+    both: annotations where an image has objects, CAMs elsewhere."""
     embeddings: Path | None = None
     """Output of embed, by the same SAM; saves running its image encoder again."""
     keep: Path | None = None
@@ -100,4 +105,4 @@ class Label(_SamStage):
 
         recipe = Recipe(label=self.label, sam=self.sam)
         inputs = {"classifier": self.classifier, "embeddings": self.embeddings, "keep": self.keep}
-        self._run(run_label, recipe, "labelled", **inputs)
+        self._run(run_label, recipe, "labelled", prompts_from=self.prompts_from, **inputs)

@@ -27,12 +27,17 @@ _CELL_INCHES = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """Label single images and show image, CAM, points and mask side by side; needs no data set, no Ray."""
+    """Label single images and show image, CAM, points and mask side by side; needs no data set, no Ray.
+    With --labels and --dataset it shows images that were labelled, with their boxes and points."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files."""
-    classifier: Path
-    """Output of train-classifier."""
+    """Image files; with --labels, ids of images of --dataset."""
+    classifier: Path | None = None
+    """Output of train-classifier, which labels the images."""
+    labels: Path | None = None
+    """Output of label, which is shown instead; needs --dataset."""
+    dataset: Path | None = None
+    """Data set that --labels belong to."""
     classes: tuple[str, ...] = ()
     """Classes in the images. Without it the classes that the classifier finds in each."""
     threshold: float = 0.5
@@ -45,9 +50,13 @@ class Show:
     sam: SamConfig = field(default_factory=SamConfig)
 
     def run(self) -> None:
+        self._check()
+        if self.labels is not None:
+            self._show_labels()
+            return
         from ray_wsss.stages.label_images import ImageLabeller
 
-        self._check()
+        assert self.classifier is not None
         print(f"loading the classifier and SAM {self.sam.name}", flush=True)
         recipe = Recipe(label=self.label, sam=self.sam)
         settings = {k: v for k, v in flatten(recipe).items() if k.split(".")[0] in ("label", "sam")}
@@ -68,6 +77,10 @@ class Show:
             raise UserError(f"--threshold is {self.threshold}; expected a probability in [0, 1]")
         if not self.images:
             raise UserError("there are no images; expected one or more files")
+        if (self.classifier is None) == (self.labels is None):
+            raise UserError("expected either --classifier, or --labels with --dataset")
+        if (self.labels is None) != (self.dataset is None):
+            raise UserError("--labels and --dataset belong together; expected both or none")
         if self.out is None or not self.out.suffix:
             return
         if self.out.suffix.lower() != ".png":
@@ -75,19 +88,35 @@ class Show:
         if any(self.out.resolve() == image.resolve() for image in self.images):
             raise UserError(f"--out {self.out} is one of the images; expected another file")
 
+    def _show_labels(self) -> None:
+        from ray_wsss.data.schema import DatasetMetadata
+        from ray_wsss.stages.labelled_rows import read_rows
+
+        assert self.labels is not None
+        assert self.dataset is not None
+        ids = [str(image) for image in self.images]
+        rows = list(read_rows(self.labels, self.dataset, ids))
+        for path in self._save_rows(rows, ids, DatasetMetadata.load(self.dataset).class_names):
+            print(f"{path} shows it")
+
     def _save(self, pictures: "Sequence[LabelledPicture]", class_names: Sequence[str]) -> list[Path]:
+        ids = _names([parse_path(picture.source) for picture in pictures])
+        return self._save_rows([as_row(picture) for picture in pictures], ids, class_names)
+
+    def _save_rows(
+        self, rows: "Sequence[OverviewRow]", ids: Sequence[str], class_names: Sequence[str]
+    ) -> list[Path]:
         """Write what was asked for; without --out open it, or leave it here where there is no display."""
         from ray_wsss.data.file_names import FileNames
         from ray_wsss.figures.overview import save_overview
 
         if self.out is not None and not self.out.suffix:
-            ids = _names([parse_path(p.source) for p in pictures])
             names = FileNames(ids)
-            files = {self.out / f"{names.name(i)}_labels.png": [p] for i, p in zip(ids, pictures)}
+            files = {self.out / f"{names.name(i)}_labels.png": [row] for i, row in zip(ids, rows)}
         else:
-            files = {self.out or _default_file(): list(pictures)}
+            files = {self.out or _default_file(): list(rows)}
         for path, members in files.items():
-            save_overview([as_row(p) for p in members], class_names, path, cell_inches=_CELL_INCHES)
+            save_overview(members, class_names, path, cell_inches=_CELL_INCHES)
         if self.out is None and has_display():
             webbrowser.open(next(iter(files)).absolute().as_uri())
         return list(files)

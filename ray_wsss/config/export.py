@@ -18,7 +18,8 @@ class ExportFilter:
     """
 
     min_score: float | None = None
-    """Lowest score of a mask: SAM's predicted IoU times the mean CAM, in [0, 1]. Needs --labels.
+    """Lowest score of a mask: SAM's predicted IoU, times the mean CAM if there is one, in [0, 1].
+    Needs --labels.
     Masks below it are left out; label maps have ignored pixels in their place."""
     min_area_px: int = 1
     """Smallest area of an instance, in pixels, at least 1.

@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 
 from ray_wsss.config.checks import check, check_choices, check_tiles, overlap_of_tiles
 
+ObjectMask = Literal["auto", "single", "best_iou", "whole"]
+ObjectPrompts = Literal["all", "boxes", "points"]
 SamName = Literal["tiny", "vit_b", "vit_l", "vit_h"]
 EncoderPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
 
@@ -104,11 +106,20 @@ class LabelConfig(PromptingConfig):
     """Kind of prompt for a class. points: all of its peaks (paper).
     The others are made of the region above tau around the peaks:
     box: one box around it; boxes: a box for each peak's part of it; mask: the region itself."""
+    object_prompts: ObjectPrompts = "all"
+    """What of an annotated object prompts SAM, with --prompts-from annotations or both.
+    all: its box and its points together; boxes: its box alone; points: its points alone.
+    An object that lacks what is asked for is prompted with what it has."""
+    object_mask: ObjectMask = "auto"
+    """Which of SAM's masks an annotated object gets. single: output 0, for prompts that leave no doubt.
+    best_iou: of the three others the one with the highest predicted IoU; whole: output 3.
+    auto: best_iou for a lone point, else single, as segment_anything advises."""
     flip: bool = True
     """Add the class maps of the mirrored image at every scale; doubles the work."""
     max_side_px: int = 1024
     """Longest side at which an image is labelled, in pixels, at least 32.
-    Larger images are scaled down, and their labels scaled back up."""
+    Larger images are scaled down, and their labels scaled back up.
+    Masks of annotated objects always have the size of their image."""
     classifier_side_px: int | None = None
     """Longest side at which the classifier sees an image, in pixels, at least 32; scales multiply it.
     Larger images are scaled down for it alone; CAMs, SAM and masks keep the size of max_side_px.

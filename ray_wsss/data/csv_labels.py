@@ -1,4 +1,4 @@
-"""Image labels from a table of ``path,label;label`` lines, of one-hot columns, or of one path a line."""
+"""Labels and objects of images from a table: of labels, places, one-hot columns, or one path a line."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -11,6 +11,7 @@ from ray_wsss.data.schema import SourceRow, check_class_names
 from ray_wsss.data.source import Source
 from ray_wsss.data.sources.locations import Locator
 from ray_wsss.data.sources.names import Names
+from ray_wsss.data.sources.placed_labels import PlacedLabels
 from ray_wsss.data.sources.rows import SourceRows
 from ray_wsss.data.sources.table_lines import NONE, LabelTable
 from ray_wsss.errors import UserError
@@ -34,7 +35,9 @@ def read_csv(
     Class names are ``classes`` in their order, else the one-hot columns in theirs, else all labels sorted.
     A path is relative to ``images`` or, without it, to the folder of the table; or it is a URI (https, s3,
     gs). A blank label column leaves the labels unknown; lines with the same path add their labels together.
-    An image that has both a class and none of them becomes an error row. The first line is a header if its
+    An image that has both a class and none of them becomes an error row. A line may say where its label is:
+    a point ``path,label,x,y``, with 1 (on the object) or 0 (beside it) behind it, or a box
+    ``path,label,x1,y1,x2,y2``, in pixels (`data.sources.placed_labels`). The first line is a header if its
     path has no image extension and no such file exists. The table is UTF-8, with or without a byte order
     mark.
 
@@ -56,7 +59,8 @@ def read_csv(
     if none_label is not None and none_label in (classes or ()):
         raise UserError(f"--none-label is '{none_label}', which is also a class; expected another word")
     lines = LabelTable(table, root, none_label, one_hot)
-    said = _read_lines(lines, classes)
+    placed = PlacedLabels()
+    said = _read_lines(lines, classes, placed)
     if not len(said.names):
         raise UserError(f"{table} lists no image; expected lines of 'path,label;label'")
     used = frozenset[str]().union(*(labels for labels, _ in said.statements))
@@ -70,7 +74,7 @@ def read_csv(
     remarks = []
     if none_label is not None and NONE not in used:
         remarks.append(f"no line of {table} has the label '{none_label}' (--none-label)")
-    rows = SourceRows.of(_rows(said, class_names, Locator(root)))
+    rows = SourceRows.of(_rows(said, class_names, Locator(root), placed))
     return Source(kind="csv", class_names=class_names, rows=rows, remarks=remarks)
 
 
@@ -85,7 +89,8 @@ class _Lines:
     """Different statements: a million lines make few."""
 
 
-def _read_lines(table: LabelTable, classes: Sequence[str] | None) -> _Lines:
+def _read_lines(table: LabelTable, classes: Sequence[str] | None, placed: PlacedLabels) -> _Lines:
+    """Read the lines of a table; ``placed`` receives them, for their boxes and points."""
     names, statement_of, known = Names(), array("I"), dict[Statement, int]()
     for line in table.lines():
         statement = line.labels, line.unknown_class
@@ -93,6 +98,7 @@ def _read_lines(table: LabelTable, classes: Sequence[str] | None) -> _Lines:
             _check_labels(line.labels, classes, f"{table.table} line {line.number}")
         statement_of.append(known.setdefault(statement, len(known)))
         names.add(line.path)
+        placed.add(line)
     return _Lines(names, statement_of, list(known))
 
 
@@ -120,7 +126,9 @@ def _check_labels(labels: Labels, classes: Sequence[str] | None, where: str) -> 
         raise UserError(f"{where} has label '{strange[0]}'; expected one of: {', '.join(classes or ())}")
 
 
-def _rows(said: _Lines, class_names: Sequence[str], locator: Locator) -> Iterator[SourceRow]:
+def _rows(
+    said: _Lines, class_names: Sequence[str], locator: Locator, placed: PlacedLabels
+) -> Iterator[SourceRow]:
     class_of = {name: index for index, name in enumerate(class_names)}
     for image_id, (labels, unknown) in _by_image(said):
         path, error = locator.locate(image_id)
@@ -132,5 +140,6 @@ def _rows(said: _Lines, class_names: Sequence[str], locator: Locator) -> Iterato
             path=path,
             image_labels=tuple(sorted(class_of[name] for name in named)) if labels and not unknown else None,
             error=error,
-            remarks=((_PARTLY_UNKNOWN, f"class '{unknown}'"),) if unknown else (),
+            annotations=placed.annotations_of(image_id, class_of),
+            remarks=((_PARTLY_UNKNOWN, f"class '{unknown}'"),) if unknown else placed.remarks_of(image_id),
         )

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from ray_wsss.data.coco import encode_rle
 
+_MOST_AREAS = 255
+"""Masks whose areas pycocotools computes at a time: it puts their number into a byte, and NumPy 2 objects."""
+
 
 def encode_rles(masks: Bool[Tensor, "N H W"]) -> list[str]:
     """Encode N masks as the counts of compressed RLE. A GPU sends only the starts of runs, all at once."""
@@ -23,7 +26,8 @@ def encode_rles(masks: Bool[Tensor, "N H W"]) -> list[str]:
 def rle_areas(counts: Sequence[str], image_hw: tuple[int, int]) -> list[int]:
     """Number of pixels of each mask, from its counts."""
     rles: Any = [{"counts": of_mask.encode("ascii"), "size": list(image_hw)} for of_mask in counts]
-    return [int(area) for area in np.atleast_1d(coco_mask.area(rles))] if rles else []
+    parts = [rles[at : at + _MOST_AREAS] for at in range(0, len(rles), _MOST_AREAS)]
+    return [int(area) for part in parts for area in np.atleast_1d(coco_mask.area(part))]
 
 
 def encode_by_runs(masks: Bool[Tensor, "N H W"]) -> list[str]:

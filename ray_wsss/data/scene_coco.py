@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
+from scipy.ndimage import distance_transform_edt
 
 from ray_wsss.console import tell_progress
 from ray_wsss.data.coco import encode_rle
@@ -30,7 +33,10 @@ def write_scene_coco(folder: Path, name: str, seeds: range, size_px: int = 96) -
         tell_progress(done, len(seeds))
     content = {
         "info": {"description": "ray_wsss generated scenes"},
-        "categories": [{"id": k + 1, "name": class_name} for k, class_name in enumerate(CLASS_NAMES)],
+        "categories": [
+            {"id": k + 1, "name": class_name, "keypoints": ["middle"], "skeleton": []}
+            for k, class_name in enumerate(CLASS_NAMES)
+        ],
         "images": images,
         "annotations": annotations,
     }
@@ -40,7 +46,7 @@ def write_scene_coco(folder: Path, name: str, seeds: range, size_px: int = 96) -
 
 
 def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """COCO annotations of the objects whose emblem is visible."""
+    """COCO annotations of the objects whose emblem is visible; a keypoint is in the middle of each."""
     found = []
     for thing in scene.objects:
         if not thing.emblem.any():
@@ -55,6 +61,15 @@ def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, A
                 "area": int(thing.body.sum()),
                 "bbox": coco_mask.toBbox(rle).tolist(),
                 "iscrowd": 0,
+                "keypoints": [*_middle(thing.body), 2],
+                "num_keypoints": 1,
             }
         )
     return found
+
+
+def _middle(body: NDArray[np.bool_]) -> tuple[int, int]:
+    """The pixel (x, y) of a mask that is farthest from its edge."""
+    depth = np.asarray(distance_transform_edt(np.pad(body, 1)))[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return int(x), int(y)

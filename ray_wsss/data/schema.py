@@ -33,6 +33,16 @@ SourceKind = Literal[
     "coco", "voc", "folder", "csv", "yolo", "label-studio", "webdataset", "parquet", "huggingface"
 ]
 
+OBJECT = pa.struct(
+    [
+        pa.field("class_index", pa.int32()),
+        # Pixels of the upright image; see `data.objects.AnnotatedObject`.
+        pa.field("box_xyxy", pa.list_(pa.float32(), 4)),  # left, top, right, bottom; null: no box
+        pa.field("points_xy", pa.list_(pa.list_(pa.float32(), 2))),
+        pa.field("point_labels", pa.list_(pa.int8())),  # 1: on the object, 0: beside it
+        pa.field("iscrowd", pa.bool_()),  # a region of many objects
+    ]
+)
 IMAGE_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -45,6 +55,8 @@ IMAGE_SCHEMA = pa.schema(
         pa.field("mask", pa.binary()),  # PNG label map, see `label_format`
         # See `near_duplicates`; null: an image without contrast. Earlier versions wrote no such column.
         pa.field("perceptual_hash", pa.int64()),
+        # Null: the source lists no objects. Earlier versions wrote no such column.
+        pa.field("objects", pa.list_(OBJECT)),
     ]
 )
 ERROR_SCHEMA = pa.schema([(name, pa.string()) for name in ("image_id", "path", "reason")])
@@ -70,8 +82,9 @@ class SourceRow:
     """Objects (id, class_index, iscrowd, segmentation, bbox); an absent segmentation or bbox is None. They
     show which way round the image is, and make its mask (`data.coco.rasterise`) unless it has a
     ``mask_path``. An empty list is all background; None makes no mask. Objects of YOLO have ``fractions``
-    instead of a segmentation (`data.sources.yolo.in_pixels`), those of Label Studio a ``brush``
-    (`data.label_studio.decode_brushes`)."""
+    and ``box_fractions`` instead (`data.sources.yolo.in_pixels`), those of Label Studio a ``brush``
+    (`data.label_studio.decode_brushes`). ``points``, if present, are (x, y, label) in pixels: label 1 on the
+    object, 0 beside it. Boxes and points are kept as prompts for SAM (`data.objects.find_objects`)."""
     byte_range: tuple[int, int] | None = None
     """(offset, size) in bytes of an image inside the file ``path``, such as a tar."""
     cell: tuple[str, int] | None = None
@@ -94,6 +107,8 @@ class DatasetMetadata:
     """Images whose labels are unknown."""
     errors: int
     has_masks: bool
+    objects: int = 0
+    """Number of annotated objects that can prompt SAM; 0 for a data set of an earlier version."""
     empty: int = 0
     """Images that have none of the classes; 0 for a data set of format version 1, which can't tell."""
     remarks: Mapping[str, int] = field(default_factory=dict)
@@ -119,8 +134,9 @@ class DatasetMetadata:
         for name in ("remarks", "passed_over", "decode"):
             if getattr(self, name):
                 content[name] = dict(getattr(self, name))
-        if self.duplicates:
-            content["duplicates"] = self.duplicates
+        for name in ("duplicates", "objects"):
+            if getattr(self, name):
+                content[name] = getattr(self, name)
         if self.order_seed is not None:
             content["order_seed"] = self.order_seed
         write_json(content, dataset / "metadata.json")
@@ -155,6 +171,7 @@ class DatasetMetadata:
                 remarks=dict(content.get("remarks", {})),
                 passed_over=dict(content.get("passed_over", {})),
                 duplicates=int(content.get("duplicates", 0)),
+                objects=int(content.get("objects", 0)),
                 decode=dict(content.get("decode", {})),
                 order_seed=content.get("order_seed"),
                 **counts,

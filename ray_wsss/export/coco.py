@@ -21,7 +21,8 @@ class CocoFormat:
     """Writes COCO, streaming images and annotations to disk.
 
     An annotation has COCO's own fields, and the scores and points that are known, under the names that
-    segment_anything's mask generator uses.
+    segment_anything's mask generator uses. That of an annotated object has ``prompt_box`` and
+    ``point_labels``, and its mask may overlap others.
 
     Args:
         polygons: write outlines instead of RLE, one per connected part. pycocotools decodes them to the same
@@ -83,10 +84,17 @@ def _known(instance: Instance) -> dict[str, Any]:
     scores = instance.scores
     if scores.score is None:
         return {}
+    of_prompt: dict[str, Any] = {"cam_mean": scores.cam_mean}
+    if scores.cam_mean is None:  # an annotated object
+        box = scores.box_xyxy
+        of_prompt = {
+            "point_labels": list(scores.point_labels),
+            "prompt_box": box and [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+        }
     return {
         "score": scores.score,
         "predicted_iou": scores.predicted_iou,
         "stability_score": scores.stability_score,
-        "cam_mean": scores.cam_mean,
         "point_coords": [list(point) for point in scores.points_xy],
+        **of_prompt,
     }

@@ -41,6 +41,17 @@ def centre_ring(region: NDArray[np.bool_]) -> Ring:
     return _merge([np.rint(c[:-1]).astype(np.int64) - 1 for c in _contours(region)])
 
 
+def join_rings(rings: list[Ring]) -> Ring:
+    """One ring through all rings, each joined to those before it by a cut between the nearest corners."""
+    joined, *others = rings
+    for ring in others:
+        distances = ((joined[:, None] - ring[None]) ** 2).sum(2)
+        at, start = np.unravel_index(distances.argmin(), distances.shape)
+        around = np.concatenate([ring[start:], ring[: start + 1]])
+        joined = np.concatenate([joined[: at + 1], around, joined[at:]])
+    return joined
+
+
 def _contours(region: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     """Closed contours (N, 2), y before x: the outer one, then the holes from left to right."""
     framed = np.pad(region.astype(np.float32), 1)

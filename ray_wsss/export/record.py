@@ -28,11 +28,18 @@ class MaskScores:
     """Mean CAM over the mask, in [0, 1]."""
     points_xy: Sequence[Sequence[float]] = ()
     """Points that prompted SAM, in pixels of the image, x before y."""
+    point_labels: Sequence[int] = ()
+    """For each point of an annotated object 1, on it, or 0, beside it; empty for peaks of a CAM."""
+    box_xyxy: Sequence[float] | None = None
+    """Box that prompted SAM for an annotated object: left, top, right, bottom in pixels of the image."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Instance:
-    """A region of one class: a connected component, or all pixels of the class in the image."""
+    """A region of one class: an annotated object, a connected component, or all pixels of the class.
+
+    Objects may overlap; `stacked` tells which is on top.
+    """
 
     class_index: int
     """Position in the exported class names, from 0."""
@@ -125,6 +132,27 @@ def find_instances(label_map: LabelMap, scores: Mapping[int, MaskScores], by: In
             )
         )
     return sorted(found, key=lambda instance: instance.class_index)
+
+
+def instance_of(class_index: int, mask: NDArray[np.bool_], scores: MaskScores) -> Instance:
+    """The instance of a mask (H, W), whose crop has no pixel if the mask has none."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, bottom = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+    left, right = (int(columns[0]), int(columns[-1]) + 1) if len(rows) else (0, 0)
+    crop = mask[top:bottom, left:right]
+    return Instance(class_index=class_index, top=top, left=left, crop=crop, scores=scores)
+
+
+def stacked(instances: Sequence[Instance]) -> list[int]:
+    """Indices of instances from the lowest to the topmost, as classes compete for the pixels of objects.
+
+    On top is the highest predicted IoU; of equal ones the lower class, then the first.
+    """
+
+    def rank(k: int) -> tuple[float, int, int]:
+        return instances[k].scores.predicted_iou or 0.0, -instances[k].class_index, -k
+
+    return sorted(range(len(instances)), key=rank)
 
 
 def find_parts(instance: Instance) -> list[Instance]:

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from ray_wsss.config.export import ExportFilter, InstancesBy
+from ray_wsss.data.coco import decode_rle
+from ray_wsss.data.file_names import FileNames
 from ray_wsss.data.schema import write_errors
 from ray_wsss.errors import UserError
 from ray_wsss.export.files import StreamedFile
-from ray_wsss.data.file_names import FileNames
-from ray_wsss.export.record import ExportedImage, ExportFormat, Instance, find_instances
+from ray_wsss.export.record import ExportedImage, ExportFormat, Instance, find_instances, instance_of, stacked
 from ray_wsss.export.source import ExportSource, LabelledImage
-from ray_wsss.label_format import ignore_label, label_format
+from ray_wsss.label_format import LabelMap, ignore_label, label_format
 from ray_wsss.runs.manifest import Output
 from ray_wsss.storage import drop_leftovers
 
@@ -86,7 +87,8 @@ def run_export(
         make_format: builds the format from a folder and class names; called after ``out`` is claimed.
         stage: name of the run in the manifest, such as "export voc".
         settings: settings of the format, for the manifest.
-        by: what counts as an instance, see `export.record.find_instances`.
+        by: what counts as an instance, see `export.record.find_instances`. Of an image that was labelled by
+            its annotated objects, "components" are these objects.
         overwrite: replace the content of ``out``, see `runs.manifest.Output.begin`.
 
     Raises:
@@ -155,12 +157,15 @@ class _Export:
         self.report.of_other_classes += int(((labels > 0) & (self.new_label[labels] == 0)).sum())
         label_map = self.new_label[labelled.label_map]
         scores = {new: labelled.scores[old] for new, old in enumerate(self.kept) if old in labelled.scores}
-        instances = []
-        for instance in find_instances(label_map, scores, self.by):
-            if self._passes(instance):
-                instances.append(instance)
-            else:
-                label_map[instance.box][instance.crop] = self.format.ignore
+        if labelled.objects and self.by == "components":
+            instances = self._objects(labelled, label_map)
+        else:
+            instances = []
+            for instance in find_instances(label_map, scores, self.by):
+                if self._passes(instance):
+                    instances.append(instance)
+                else:
+                    label_map[instance.box][instance.crop] = self.format.ignore
         return ExportedImage(
             image_id=labelled.image_id,
             name=name,
@@ -170,6 +175,27 @@ class _Export:
             label_map=label_map,
             instances=instances,
         )
+
+    def _objects(self, labelled: LabelledImage, label_map: LabelMap) -> list[Instance]:
+        """Instances of annotated objects; pixels of ``label_map`` that only dropped ones have are ignored."""
+        image_hw = (label_map.shape[0], label_map.shape[1])
+        new_class = {old: new for new, old in enumerate(self.kept)}
+        found = [
+            instance_of(new_class[each.class_index], decode_rle(each.rle, image_hw), each.scores)
+            for each in labelled.objects
+            if each.class_index in new_class
+        ]
+        kept = [instance for instance in found if self._passes(instance)]
+        for dropped in (instance for instance in found if instance not in kept):
+            lost = dropped.mask(image_hw) & (label_map == dropped.class_index + 1)
+            for other in kept:
+                if other.class_index == dropped.class_index:
+                    lost[other.box] &= ~other.crop
+            label_map[lost] = self.format.ignore
+        for k in reversed(stacked(kept)):  # below objects of classes that weren't chosen
+            part = label_map[kept[k].box]
+            part[kept[k].crop & (part == 0)] = kept[k].class_index + 1
+        return kept
 
     def _passes(self, instance: Instance) -> bool:
         score, least = instance.scores.score, self.filters.min_score

@@ -6,7 +6,7 @@ images or for a data set of the same images.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -30,6 +30,16 @@ _IMAGE = ("image_id", "image", "orientation")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledObject:
+    """SAM's mask of an annotated object."""
+
+    class_index: int
+    rle: str
+    """The mask in COCO's compressed RLE, of the image's size."""
+    scores: MaskScores
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledImage:
     """One image with its labels."""
 
@@ -42,6 +52,8 @@ class LabelledImage:
     """(H, W): 0 background, class c as c + 1, ignored pixels as `label_format` says."""
     scores: Mapping[int, MaskScores] = field(default_factory=dict)
     """Scores by class index; empty if unknown."""
+    objects: Sequence[LabelledObject] = ()
+    """SAM's masks of annotated objects; empty if CAMs prompted SAM."""
     error: str | None = None
     """Why the image has no labels, or none that fit it; the other fields are then empty."""
 
@@ -85,8 +97,11 @@ class LabelSource:
     def __iter__(self) -> Iterator[LabelledImage]:
         for position, row in enumerate(_dataset_rows(self.dataset)):
             label = self._label_of(row["image_id"], position)
-            scores = _scores_of(label["segments"] or [])
-            yield _join(row, label["pseudo_label"], len(self.class_names), label["error"], scores)
+            segments = label["segments"] or []
+            of_objects = [segment for segment in segments if segment.get("object_index") is not None]
+            scores = {} if of_objects else {s["class_index"]: _scores_of(s) for s in segments}
+            image = _join(row, label["pseudo_label"], len(self.class_names), label["error"], scores)
+            yield replace(image, objects=list(map(_object_of, of_objects))) if of_objects else image
 
     def _label_of(self, image_id: str, position: int) -> dict[str, Any]:
         """Label row of an image. `label` keeps the data set's order, so an index of ids is rarely needed."""
@@ -202,17 +217,20 @@ def _join(
         return LabelledImage(image_id=image_id, error=str(problem))
 
 
-def _scores_of(segments: Sequence[Mapping[str, Any]]) -> dict[int, MaskScores]:
-    found = {}
-    for segment in segments:
-        found[segment["class_index"]] = MaskScores(
-            score=score_of(segment),
-            predicted_iou=segment["sam_score"],
-            stability_score=segment.get("stability_score"),  # labels of earlier versions have none
-            cam_mean=segment["cam_mean"],
-            points_xy=segment["points_xy"],
-        )
-    return found
+def _scores_of(segment: Mapping[str, Any]) -> MaskScores:
+    return MaskScores(
+        score=score_of(segment),
+        predicted_iou=segment["sam_score"],
+        stability_score=segment.get("stability_score"),  # labels of earlier versions have none
+        cam_mean=segment["cam_mean"],
+        points_xy=segment["points_xy"],
+        point_labels=segment.get("point_labels") or (),
+        box_xyxy=segment.get("box_xyxy"),
+    )
+
+
+def _object_of(segment: Mapping[str, Any]) -> LabelledObject:
+    return LabelledObject(class_index=segment["class_index"], rle=segment["rle"], scores=_scores_of(segment))
 
 
 def _dataset_rows(dataset: Path) -> Iterator[dict[str, Any]]:

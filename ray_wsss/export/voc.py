@@ -18,7 +18,7 @@ from skimage.segmentation import find_boundaries
 from ray_wsss.data.images import voc_palette
 from ray_wsss.errors import UserError
 from ray_wsss.export.files import StreamedFile, write_mask, write_picture, write_text
-from ray_wsss.export.record import ExportedImage, Instance
+from ray_wsss.export.record import ExportedImage, Instance, stacked
 from ray_wsss.label_format import MAX_BYTE_CLASSES, label_format
 
 _MOST_OBJECTS = 254
@@ -95,8 +95,8 @@ def number_objects(instances: Sequence[Instance], image_hw: tuple[int, int]) -> 
     kept = sorted(order[:_MOST_OBJECTS])
     number = {k: n for n, k in enumerate(kept, 1)}
     objects = np.zeros(image_hw, np.uint8)
-    for k, instance in enumerate(instances):
-        objects[instance.box][instance.crop] = number.get(k, _IGNORE)
+    for k in stacked(instances):
+        objects[instances[k].box][instances[k].crop] = number.get(k, _IGNORE)
     return objects
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ray_wsss.export.files import write_once, write_picture, write_text
-from ray_wsss.export.outlines import centre_ring
-from ray_wsss.export.record import ExportedImage, Instance
+from ray_wsss.export.outlines import centre_ring, join_rings
+from ray_wsss.export.record import ExportedImage, Instance, find_parts
 
 _FROM_CENTRE = 0.25
 """Offset of written corners from pixel indices, in pixels. Readers multiply by the image's size, then round
@@ -21,7 +21,8 @@ _FROM_CENTRE = 0.25
 
 
 class YoloFormat:
-    """Writes YOLO segmentation. An instance is one polygon, so instances must be connected components. An
+    """Writes YOLO segmentation. An instance is one polygon. The parts of an annotated object that are not
+    connected are joined by cuts, as Ultralytics joins those of COCO; readers paint the cuts a pixel wide. An
     image without instances gets an empty file."""
 
     def __init__(
@@ -43,7 +44,9 @@ class YoloFormat:
 
 def _line(instance: Instance, image_hw: tuple[int, int]) -> str:
     height, width = image_hw
-    corners = centre_ring(instance.crop) + np.array([instance.left, instance.top])
+    parts = sorted(find_parts(instance), key=lambda part: -part.area)
+    rings = [centre_ring(part.crop) + np.array([part.left, part.top]) for part in parts]
+    corners = join_rings(rings)
     # Readers take one or two corners (two or four numbers) for something other than a polygon.
     corners = corners.tolist() if len(corners) > 2 else (corners.tolist() * 3)[:3]
     numbers = [f"{(x + _FROM_CENTRE) / width:.7f} {(y + _FROM_CENTRE) / height:.7f}" for x, y in corners]

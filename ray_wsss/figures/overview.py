@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from ray_wsss.figures.save import save_figure
@@ -37,6 +38,10 @@ class OverviewRow:
     """Highest CAM over the classes, in [0, 1], by column title."""
     points: list[tuple[int, float, float]]
     """(class index, x, y) in pixels."""
+    beside: Sequence[tuple[int, float, float]] = ()
+    """Points that lie beside their object, likewise."""
+    boxes: Sequence[tuple[int, Sequence[float]]] = ()
+    """(class index, box) of annotated objects; a box is left, top, right, bottom in pixels."""
     label_maps: dict[str, LabelMap]
     """Label map by column title: 0 background, class c as c + 1, ignored pixels as `label_format` says."""
 
@@ -61,11 +66,12 @@ def render_overview(rows: Sequence[OverviewRow], class_names: Sequence[str]) -> 
 
 
 def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str], cell_inches: float = 1.35) -> Figure:
-    # A column is drawn if any row has it, and stays empty in the others. Prompts come from CAMs, so without
-    # CAMs there is no prompt column.
+    # A column is drawn if any row has it, and stays empty in the others.
     cams = list(dict.fromkeys(title for row in rows for title in row.cams))
     maps = list(dict.fromkeys(title for row in rows for title in row.label_maps))
-    titles = ["image", *cams, *(["point prompts"] if cams else []), *maps]
+    boxes, points = any(row.boxes for row in rows), any(row.points for row in rows)
+    prompts = ["prompts" if boxes else "point prompts"] if cams or boxes or points else []
+    titles = ["image", *cams, *prompts, *maps]
     present = sorted({c for row in rows for m in row.label_maps.values() for c in classes_in(m)})[:12]
     width = cell_inches * len(titles)
     per_line = max(1, min(6, len(present), int(width / _LEGEND_INCHES)))
@@ -79,11 +85,8 @@ def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str], cell_inches: 
             cell = next(cells)
             if title in row.cams:
                 cell.imshow(overlay_heat(row.image, row.cams[title]))
-        if cams:
-            prompt_cell = next(cells)
-            prompt_cell.imshow(_fade(row.image))
-            for class_index, x, y in row.points:
-                prompt_cell.plot(x - 0.5, y - 0.5, "o", ms=6, mfc=_rgb(class_index), mec="white", mew=1.2)
+        if prompts:
+            _draw_prompts(next(cells), row)
         for title in maps:
             cell = next(cells)
             if title in row.label_maps:
@@ -105,6 +108,17 @@ def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str], cell_inches: 
         hspace=0.03,
     )
     return figure
+
+
+def _draw_prompts(cell: Axes, row: OverviewRow) -> None:
+    cell.imshow(_fade(row.image))
+    for class_index, (left, top, right, bottom) in row.boxes:
+        corner, size = (left - 0.5, top - 0.5), (right - left, bottom - top)
+        cell.add_patch(Rectangle(corner, *size, fill=False, ec=_rgb(class_index), lw=1.5))
+    for class_index, x, y in row.points:
+        cell.plot(x - 0.5, y - 0.5, "o", ms=6, mfc=_rgb(class_index), mec="white", mew=1.2)
+    for class_index, x, y in row.beside:
+        cell.plot(x - 0.5, y - 0.5, "o", ms=6, mfc="none", mec=_rgb(class_index), mew=1.5)
 
 
 def classes_in(label_map: LabelMap) -> set[int]:

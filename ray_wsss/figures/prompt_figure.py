@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from ray_wsss.data.objects import AnnotatedObject
 from ray_wsss.figures.overview import overlay_heat, paint_labels
 from ray_wsss.figures.save import save_figure
 from ray_wsss.ops.regions import box_around
@@ -19,8 +20,10 @@ TITLES = {
     "box": "one box over all peaks",
     "boxes": "a box for each peak",
     "mask": "CAM as mask",
+    "annotated_points": "annotated points",
+    "annotated_boxes": "annotated boxes",
 }
-"""Titles by kind of prompt."""
+"""Titles by kind of prompt. The last two are prompts of the data set's objects, if it has some."""
 _PROMPT = "#36e2ff"
 
 
@@ -39,6 +42,8 @@ class PromptExample:
     """(H, W) number of the peak that a pixel belongs to, 0 for none, from `ops.regions.peak_regions`."""
     truth: NDArray[np.bool_]
     """(H, W) ground truth of the class."""
+    objects: Sequence[AnnotatedObject] = ()
+    """Annotated objects of the class."""
     masks: Mapping[str, NDArray[np.bool_]]
     """SAM's mask (H, W) by kind of prompt."""
     iou: Mapping[str, float]
@@ -47,7 +52,7 @@ class PromptExample:
 
 def save_prompt_figure(examples: Sequence[PromptExample], path: Path) -> None:
     """Write a PNG with two rows per example: the CAM with each prompt, and the mask from it below."""
-    kinds = list(TITLES)
+    kinds = [kind for kind in TITLES if all(kind in example.masks for example in examples)]
     columns, rows = 1 + len(kinds), 2 * len(examples)
     sides = [example.image.shape[0] / example.image.shape[1] for example in examples]
     heights = [side for side in sides for _ in range(2)]
@@ -76,11 +81,23 @@ def _draw_prompt(cell: Axes, example: PromptExample, kind: str) -> None:
     if kind == "points":
         xs, ys = example.points_xy.T
         cell.plot(xs - 0.5, ys - 0.5, "o", ms=5, mfc=_PROMPT, mec="black", mew=0.8)
+    elif kind == "annotated_points":
+        for each in example.objects:
+            for (x, y), label in zip(each.points_xy, each.point_labels):
+                cell.plot(x, y, "o", ms=5, mfc=_PROMPT if label else "none", mec="black", mew=0.8)
+    elif kind == "annotated_boxes":
+        for each in example.objects:
+            if each.box_xyxy is not None:
+                _draw_box(cell, each.box_xyxy)
     elif kind == "mask":
         cell.contour(regions > 0, levels=[0.5], colors=[_PROMPT], linewidths=1.5)
     else:
         numbers = range(1, regions.max() + 1)
         for region in [regions > 0] if kind == "box" else [regions == k for k in numbers]:
-            left, top, right, bottom = box_around(region)
-            corner = (left - 0.5, top - 0.5)
-            cell.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec=_PROMPT, lw=1.5))
+            _draw_box(cell, box_around(region))
+
+
+def _draw_box(cell: Axes, box_xyxy: Sequence[float]) -> None:
+    left, top, right, bottom = box_xyxy
+    corner = (left - 0.5, top - 0.5)
+    cell.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec=_PROMPT, lw=1.5))

@@ -16,7 +16,7 @@ def prompt_table(metrics: Mapping[str, Any]) -> Table:
     table.add_column("mIoU of labels", justify="right")
     for name, case in cases.items():
         table.add_column(f"IoU of {case['pairs']} masks: {name}", justify="right")
-    for kind, title in TITLES.items():
+    for kind, title in ((kind, TITLES[kind]) for kind in TITLES if kind in metrics["miou"]):
         of_cases = [_percent(case["iou"][kind]) for case in cases.values()]
         table.add_row(title, _percent(metrics["miou"][kind]), *of_cases)
     return table

@@ -1,5 +1,7 @@
-"""Batches of point prompts in SAM's frame, from the peaks of many images and classes."""
+"""Batches of prompts of one shape, of many images and classes; points in SAM's frame."""
 
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,15 @@ class PromptSets:
     """Class of each set, from 0; background is not a class."""
     points_yx: Int[Tensor, "N P 2"]
     """Points in pixels of the CAM, y before x."""
+
+
+def batch_by_shape(shapes: Sequence[Hashable], batch_size: int) -> Iterator[list[int]]:
+    """Batches of indices with equal shapes, at most ``batch_size`` in each; shapes in order of appearance."""
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for index, shape in enumerate(shapes):
+        members[shape].append(index)
+    for chosen in members.values():
+        yield from (chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size))
 
 
 def bucket_by_count(peak_mask: Bool[Tensor, "B C H W"]) -> list[PromptSets]:

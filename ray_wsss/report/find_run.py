@@ -181,7 +181,8 @@ def _choose(found: FoundRun, dataset: Path | None) -> None:
         of_teacher = [f for f in hashes.values() if teacher in (None, f.settings.get("classifier"))]
         # Prefer labels of images that the segmenter was not trained on: its predictions there tell more.
         found.labels = _first(sorted(of_teacher, key=lambda f: f is taught_by))
-    if found.classifier is None:
+    by_annotations = found.labels is not None and found.labels.settings.get("prompts_from") == "annotations"
+    if found.classifier is None and not by_annotations:
         wanted = found.labels.settings.get("classifier") if found.labels else teacher
         found.classifier = _with_weights(found.of_stage("train-classifier"), wanted)
     found.dataset = dataset or _dataset_of(found)

@@ -14,19 +14,23 @@ from ray_wsss.report.pictures import encode_heat, encode_labels, encode_outlines
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskOfClass:
-    """SAM's mask of one class in an image, before classes compete for pixels."""
+    """SAM's mask of one class in an image, or of an annotated object, before they compete for pixels."""
 
     class_index: int
     points_xy: Sequence[Sequence[float]]
     """Points that prompted SAM, in pixels of the image, x before y."""
+    point_labels: Sequence[int] = ()
+    """For each point 1, on the object, or 0, beside it; empty if all are on it."""
+    box_xyxy: Sequence[float] | None = None
+    """Box that prompted SAM: left, top, right, bottom in pixels of the image."""
     mask: NDArray[np.bool_]
     """(H, W)."""
     score: float
-    """SAM's predicted IoU times the mean CAM over the mask, in [0, 1]."""
+    """SAM's predicted IoU, times the mean CAM over the mask if there is one, in [0, 1]."""
     sam_score: float
     """SAM's predicted IoU of the mask."""
-    cam_mean: float
-    """Mean CAM over the mask, in [0, 1]."""
+    cam_mean: float | None
+    """Mean CAM over the mask, in [0, 1]; None for an annotated object."""
     stability_score: float | None
     """IoU of the masks at logits above 1 and above -1; None in labels of earlier versions."""
 
@@ -95,13 +99,19 @@ class GalleryImage:
 def _facts_of(mask: MaskOfClass) -> dict[str, Any]:
     return {
         "class": mask.class_index,
-        "points": [[round(float(value), 1) for value in point] for point in mask.points_xy],
+        "points": [_rounded_pixels(point) for point in mask.points_xy],
+        "pointLabels": list(mask.point_labels),
+        "box": None if mask.box_xyxy is None else _rounded_pixels(mask.box_xyxy),
         "score": _rounded(mask.score),
         "samScore": _rounded(mask.sam_score),
         "camMean": _rounded(mask.cam_mean),
         "stability": _rounded(mask.stability_score),
         "areaPx": int(mask.mask.sum()),
     }
+
+
+def _rounded_pixels(values: Sequence[float]) -> list[float]:
+    return [round(float(value), 1) for value in values]
 
 
 def _rounded(value: float | None) -> float | None:

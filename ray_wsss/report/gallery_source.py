@@ -181,6 +181,8 @@ def _mask_of(segment: dict[str, Any], image_hw: tuple[int, int]) -> MaskOfClass:
     return MaskOfClass(
         class_index=segment["class_index"],
         points_xy=segment["points_xy"],
+        point_labels=segment.get("point_labels") or (),
+        box_xyxy=segment.get("box_xyxy"),
         mask=decode_rle(segment["rle"], image_hw),
         score=score_of(segment),
         sam_score=segment["sam_score"],

@@ -48,7 +48,7 @@ class Survey:
     failed: list[tuple[str, str]] = field(default_factory=list)
     """(image id, reason)."""
     prompts: int = 0
-    """Points that prompted SAM."""
+    """Points and boxes that prompted SAM."""
     masks: Counter[int] = field(default_factory=Counter)
     """Number of masks by class index."""
     score_sums: dict[int, float] = field(default_factory=lambda: defaultdict(float))
@@ -108,7 +108,7 @@ def _count_segment(result: Survey, segment: dict[str, Any]) -> float:
     for name in ("sam_score", "stability_score", "cam_mean"):
         result.count(name, segment.get(name))  # labels of earlier versions have no stability score
     result.count("score", score)
-    result.prompts += len(segment["points_xy"])
+    result.prompts += len(segment["points_xy"]) + (segment.get("box_xyxy") is not None)
     result.masks[segment["class_index"]] += 1
     result.score_sums[segment["class_index"]] += score
     return score

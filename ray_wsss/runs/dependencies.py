@@ -30,6 +30,9 @@ _INCIDENTAL = (
 )
 _BEFORE = {"head_lr_factor": 1.0, "correction_weight": 1.0, "layer_decay": 1.0, "layers": [-1]}
 
+_OF_OBJECTS = ("label.object_prompts", "label.object_mask")
+"""Settings of annotated objects, which decide nothing where CAMs prompt SAM."""
+
 
 def settings_of(recipe: Recipe, *sections: str) -> dict[str, Any]:
     """Settings of the given sections that decide a result, by dotted key.
@@ -43,10 +46,16 @@ def settings_of(recipe: Recipe, *sections: str) -> dict[str, Any]:
     training = ("classifier.batch_size", "segmenter.batch_size")
     # Outputs made before these settings existed used these values (and no tiles), and lack the keys.
     kept = {k: v for k, v in kept.items() if _BEFORE.get(k.split(".")[-1]) != v}
+    kept = {k: v for k, v in kept.items() if k not in _OF_OBJECTS}
     untiled = tuple(f"{c.section}.tile_" for c in (recipe.label, recipe.predict) if c.tile_px is None)
     kept = {k: v for k, v in kept.items() if not k.startswith(untiled)}
     kept = {k: v for k, v in kept.items() if k in training or k.split(".")[-1] not in _INCIDENTAL}
     return kept | _backbone_hashes(recipe, kept)
+
+
+def object_settings(recipe: Recipe) -> dict[str, Any]:
+    """Settings that decide labels of annotated objects, by dotted key."""
+    return {key: value for key, value in flatten(recipe).items() if key in _OF_OBJECTS}
 
 
 def _backbone_hashes(recipe: Recipe, kept: Mapping[str, Any]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from PIL import Image
 
 from ray_wsss.data.embeddings import open_embeddings
 from ray_wsss.data.images import decode_image, probe_image
+from ray_wsss.data.objects import AnnotatedObject, read_objects
+from ray_wsss.data.schema import OBJECT
 from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.runs.failures import fault_of, reason_of
 from ray_wsss.runs.read_chunks import IMAGE_COLUMNS, Chunk, read_chunk
@@ -27,6 +29,8 @@ class PreparedImage:
     """(height, width) of the original image in pixels; the arrays below may be smaller."""
     image_labels: tuple[int, ...] | None = None
     """Class indices from 0; empty if the image has none of the classes, None if nobody knows."""
+    objects: tuple[AnnotatedObject, ...] | None = None
+    """Annotated objects, for stages that are prompted with them; None if the source lists none."""
     pixels: NDArray[np.uint8] | None = None
     """(h, w, 3) RGB, long side at most ``max_side_px``; CAMs and masks have the same size."""
     sam_pixels: NDArray[np.uint8] | None = None
@@ -70,6 +74,7 @@ class PrepareImages:
         tile_px: side of the tiles in which larger images are labelled; they are neither shrunk nor decoded.
             None: no tiles.
         embeddings: folder of SAM's embeddings, which are read instead of making SAM's input.
+        objects: whether the annotated objects of the images are read.
         resize: True resizes every image to SAM's input size. False only shrinks larger images, so that
             fewer bytes are sent; the encoder's device enlarges the others.
     """
@@ -81,16 +86,18 @@ class PrepareImages:
         frame: InputFrame,
         tile_px: int | None = None,
         embeddings: Path | None = None,
+        objects: bool = False,
         resize: bool = True,
     ) -> None:
         self.max_side_px, self.tile_px, self.resize_all = max_side_px, tile_px, resize
         # Absolute, since the process that reads them may have another working directory.
         self.embeddings = embeddings.absolute() if embeddings is not None else None
         self.frame = frame
+        self.columns = (*IMAGE_COLUMNS, "objects") if objects else IMAGE_COLUMNS
 
     def __call__(self, chunk: Chunk) -> list[PreparedImage]:
         """Prepare each row of a chunk, in order; for a row that fails, ``error`` gives the reason."""
-        return [self._prepare(row) for row in read_chunk(chunk, IMAGE_COLUMNS).to_pylist()]
+        return [self._prepare(row) for row in read_chunk(chunk, self.columns).to_pylist()]
 
     def _prepare(self, row: dict[str, Any]) -> PreparedImage:
         image_id = str(row["image_id"])
@@ -102,7 +109,8 @@ class PrepareImages:
                 if self._needs_tiles(image_hw):
                     return self._leave_encoded(image_id, row, image_hw)
             pixels = decode_image(row["image"], _orientation_of(row))
-            return self.prepare(image_id, pixels, _labels_of(row))
+            prepared = self.prepare(image_id, pixels, _labels_of(row))
+            return replace(prepared, objects=read_objects(row.get("objects")))
         except ValueError as error:
             return PreparedImage(image_id=image_id, error=str(error))
         except Exception as error:  # one image must not stop the others
@@ -215,6 +223,7 @@ _IMAGE = pa.struct(
         pa.field("image_id", pa.string()),
         pa.field("image_hw", pa.list_(pa.int32(), 2)),
         pa.field("image_labels", pa.list_(pa.int32())),
+        pa.field("objects", pa.list_(OBJECT)),
         pa.field("error", pa.string()),
         pa.field("encoded", pa.large_binary()),
         pa.field("orientation", pa.int8()),
@@ -228,6 +237,7 @@ def pack_images(images: Sequence[PreparedImage]) -> pa.Array:
     rows: list[dict[str, Any]] = []
     for image in images:
         row = {f.name: getattr(image, f.name) for f in fields(image)}
+        row["objects"] = None if image.objects is None else [asdict(each) for each in image.objects]
         rows.append(row | {name: _pack_array(row[name]) for name in _ARRAYS})
     return pa.array([rows], pa.large_list(_IMAGE))
 
@@ -239,6 +249,7 @@ def unpack_images(packed: pa.Array) -> list[PreparedImage]:
     for name in (f.name for f in _IMAGE if f.name not in _ARRAYS):
         values = rows.field(name).to_pylist()
         columns[name] = [tuple(value) if isinstance(value, list) else value for value in values]
+    columns["objects"] = [read_objects(value) for value in columns["objects"]]
     return [PreparedImage(**dict(zip(columns, values))) for values in zip(*columns.values())]
 
 

@@ -23,7 +23,7 @@ class Tally:
     images: int = 0
     """Images that did not fail."""
     prompts: int = 0
-    """Point prompts given to SAM."""
+    """Points and boxes given to SAM."""
     masks: int = 0
     errors: int = 0
     """Images that failed."""

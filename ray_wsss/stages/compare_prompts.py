@@ -12,6 +12,7 @@ from skimage.measure import label as connected_components
 from ray_wsss.config import LabelConfig
 from ray_wsss.data.coco import decode_rle
 from ray_wsss.data.images import decode_image, decode_mask
+from ray_wsss.data.objects import read_objects
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.figures.prompt_figure import PromptExample
@@ -20,6 +21,7 @@ from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.regions import peak_regions
 from ray_wsss.ops.resize import resize_maps, shrink
 from ray_wsss.runs.classifier_side import with_classifier_side
+from ray_wsss.runs.read_chunks import plan_chunks, read_chunk
 from ray_wsss.stages.cams import cams_of
 
 Case = Literal["one object, several peaks", "several objects"]
@@ -65,7 +67,7 @@ def measure_pairs(dataset: Path, labels: Mapping[str, Path], num_labels: int) ->
             continue
         truth = decode_mask(found["mask"], num_labels - 1)
         segments = {kind: _segments(reader, found["image_id"]) for kind, reader in readers.items()}
-        for class_index, segment in segments["points"].items():
+        for class_index, (segment, *_) in segments["points"].items():
             inside = truth == class_index + 1
             if inside.any() and all(class_index in others for others in segments.values()):
                 yield Pair(
@@ -105,22 +107,45 @@ def summarise(pairs: Sequence[Pair], kinds: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _segments(labels: ShardReader, image_id: str) -> dict[int, dict[str, Any]]:
-    """Segments of an image by class; empty if labelling failed on the image."""
+def annotated_kinds(dataset: Path) -> list[str]:
+    """Kinds of prompts that the objects of a data set have: annotated_points, annotated_boxes, or none."""
+    if not DatasetMetadata.load(dataset).objects:
+        return []
+    found = set[str]()
+    for chunk in plan_chunks(dataset):
+        for rows in read_chunk(chunk, ["objects"])["objects"].to_pylist():
+            for each in read_objects(rows) or ():
+                if 1 in each.point_labels:
+                    found.add("annotated_points")
+                if each.box_xyxy is not None and not each.iscrowd:
+                    found.add("annotated_boxes")
+    return sorted(found, reverse=True)
+
+
+def _segments(labels: ShardReader, image_id: str) -> dict[int, list[dict[str, Any]]]:
+    """Segments of an image by class, several of annotated objects; empty if labelling failed on the image."""
     try:
         found = labels.read(labels.index_of(image_id), ["segments"])["segments"]
     except KeyError:
         return {}
-    return {segment["class_index"]: segment for segment in found or ()}
+    by_class: dict[int, list[dict[str, Any]]] = {}
+    for segment in found or ():
+        by_class.setdefault(segment["class_index"], []).append(segment)
+    return by_class
+
+
+def _mask_of(segments: Sequence[Mapping[str, Any]], image_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """All pixels (H, W) of the segments of a class."""
+    return np.any([decode_rle(segment["rle"], image_hw) for segment in segments], axis=0)
 
 
 def _count_inside(points_xy: Sequence[Sequence[float]], inside: NDArray[np.bool_]) -> int:
     return sum(bool(inside[int(y), int(x)]) for x, y in points_xy)
 
 
-def _iou(segment: Mapping[str, Any], truth: LabelMap, inside: NDArray[np.bool_]) -> float:
-    """IoU of a segment with the ground truth; ignored pixels don't count."""
-    mask = decode_rle(segment["rle"], (truth.shape[0], truth.shape[1])) & (truth != ignore_label(truth))
+def _iou(segments: Sequence[Mapping[str, Any]], truth: LabelMap, inside: NDArray[np.bool_]) -> float:
+    """IoU of the segments of a class with the ground truth; ignored pixels don't count."""
+    mask = _mask_of(segments, (truth.shape[0], truth.shape[1])) & (truth != ignore_label(truth))
     return float((mask & inside).sum() / (mask | inside).sum())
 
 
@@ -143,14 +168,20 @@ class ExampleMaker:
 
     def __call__(self, pair: Pair) -> PromptExample:
         """The example of a pair: image, CAM, points, regions, ground truth, and mask and IoU of each kind."""
-        row = self.rows.read(self.rows.index_of(pair.image_id), ["image", "orientation", "mask"])
+        columns = ["image", "orientation", "mask"]
+        if any(kind.startswith("annotated") for kind in self.labels):
+            columns.append("objects")
+        row = self.rows.read(self.rows.index_of(pair.image_id), columns)
         image = decode_image(row["image"], row["orientation"])
         image_hw = (image.shape[0], image.shape[1])
         small = shrink(image, self.config.max_side_px)
         cams = cams_of(self.model, [small], [[pair.class_index]], self.config)
         cam = resize_maps(cams.cam[None], image_hw)[0, 0].numpy()
-        segments = {kind: self._segment(kind, pair) for kind in self.labels}
-        points_xy = np.array(segments["points"]["points_xy"], np.float32).reshape(-1, 2)
+        segments = {
+            kind: _segments(reader, pair.image_id)[pair.class_index] for kind, reader in self.labels.items()
+        }
+        objects = read_objects(row.get("objects")) or ()
+        points_xy = np.array(segments["points"][0]["points_xy"], np.float32).reshape(-1, 2)
         return PromptExample(
             title=f"{self.class_names[pair.class_index]}, {pair.image_id}",
             image=image,
@@ -158,11 +189,7 @@ class ExampleMaker:
             points_xy=points_xy,
             regions=peak_regions(cam, points_xy[:, ::-1].astype(int), self.config.tau),
             truth=decode_mask(row["mask"], len(self.class_names)) == pair.class_index + 1,
-            masks={kind: decode_rle(segment["rle"], image_hw) for kind, segment in segments.items()},
+            objects=[each for each in objects if each.class_index == pair.class_index],
+            masks={kind: _mask_of(found, image_hw) for kind, found in segments.items()},
             iou=pair.iou,
         )
-
-    def _segment(self, kind: str, pair: Pair) -> dict:
-        reader = self.labels[kind]
-        found = reader.read(reader.index_of(pair.image_id), ["segments"])["segments"]
-        return next(segment for segment in found if segment["class_index"] == pair.class_index)

@@ -45,9 +45,13 @@ SEGMENT = pa.struct(
         pa.field("points_xy", pa.list_(pa.list_(pa.float32(), 2))),  # pixels of the image, x before y
         pa.field("sam_score", pa.float32()),  # SAM's predicted IoU of the mask
         pa.field("stability_score", pa.float32()),  # IoU of the masks at logits above 1 and above -1
-        pa.field("cam_mean", pa.float32()),  # mean CAM over the mask, in [0, 1]
+        pa.field("cam_mean", pa.float32()),  # mean CAM over the mask, in [0, 1]; null for an annotated object
         pa.field("area", pa.int64()),  # pixels of the mask
         pa.field("rle", pa.string()),  # mask before classes compete, in COCO's compressed RLE
+        # Of annotated objects; null for a class that peaks of a CAM prompted. Earlier versions lack them.
+        pa.field("object_index", pa.int32()),  # index in the column ``objects`` of the data set
+        pa.field("point_labels", pa.list_(pa.int8())),  # 1 for a point on the object, 0 for one beside it
+        pa.field("box_xyxy", pa.list_(pa.float32(), 4)),  # left, top, right, bottom in pixels of the image
     ]
 )
 LABEL_SCHEMA = pa.schema(
@@ -79,8 +83,10 @@ class _Labelled:
 
 
 def score_of(segment: Mapping[str, Any]) -> float:
-    """Confidence of a `SEGMENT`, in [0, 1]: SAM's predicted IoU times the mean CAM over the mask."""
-    return min(1.0, max(0.0, segment["sam_score"] * segment["cam_mean"]))
+    """Confidence of a `SEGMENT`, in [0, 1]: SAM's predicted IoU, times the mean CAM over the mask if there
+    is a CAM."""
+    cam_mean = segment["cam_mean"] if segment["cam_mean"] is not None else 1.0
+    return min(1.0, max(0.0, segment["sam_score"] * cam_mean))
 
 
 class SamLabeller:

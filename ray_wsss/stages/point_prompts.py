@@ -4,7 +4,7 @@ The functions work on (image, class) pairs, never on a dense tensor over all cla
 many points are decoded together, whichever images and classes they belong to.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from ray_wsss.config import PromptingConfig
 from ray_wsss.models.promptable.interface import Embeddings, PromptableModel
 from ray_wsss.ops.device import upload
 from ray_wsss.ops.peaks import find_peaks, keep_global_maximum
-from ray_wsss.ops.prompt_batches import bucket_by_count, points_to_sam_frame
+from ray_wsss.ops.prompt_batches import batch_by_shape, bucket_by_count, points_to_sam_frame
 from ray_wsss.ops.pseudo_label import assign_labels, confidence_map, mask_scores
 from ray_wsss.ops.resize import resize_maps, slices_of
 from ray_wsss.stages.cams import PairCams
@@ -145,7 +145,9 @@ def decode_sets(
         batch_size: prompt sets per decoder call.
     """
     logits, predicted_iou = no_masks(sam, embeddings, len(points_xy))
-    for chosen in _buckets([len(points) for points in points_xy], batch_size):
+    with_points = [k for k, points in enumerate(points_xy) if len(points)]
+    for batch in batch_by_shape([len(points_xy[k]) for k in with_points], batch_size):
+        chosen = [with_points[k] for k in batch]
         points = torch.stack([points_xy[k] for k in chosen])
         at = torch.tensor(chosen)
         image_of = upload(image_index[at], embeddings.device)
@@ -174,14 +176,6 @@ def choose_masks(
     rows = torch.arange(len(iou), device=iou.device)
     which = 1 + iou[:, 1:].argmax(1)
     return masks[rows, which], iou[rows, which]
-
-
-def _buckets(counts: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Batches of indices with equal counts above 0, at most ``batch_size`` in each."""
-    for count in sorted(set(counts) - {0}):
-        chosen = [k for k, c in enumerate(counts) if c == count]
-        for start in range(0, len(chosen), batch_size):
-            yield chosen[start : start + batch_size]
 
 
 def aggregate(

@@ -109,6 +109,7 @@ class CopyShard:
             table["image_labels"].to_pylist(),
             table["image"].to_pylist(),
             with_mask=len(table) - table["mask"].null_count,
+            objects=table["objects"].to_pylist() if "objects" in schema.names else (),
             remarks=self._remarks(table["image_id"]),
         )
 

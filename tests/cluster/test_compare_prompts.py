@@ -19,7 +19,8 @@ def test_compare_prompts(
     assert main([*command, "--examples", "1"]) == 0
     assert "a box for each peak" in capsys.readouterr().out
     figures = json.loads((out / "metrics.json").read_text())
-    assert set(figures["miou"]) == {"points", "box", "boxes", "mask"}
+    annotated = {"annotated_points", "annotated_boxes"}
+    assert set(figures["miou"]) == {"points", "box", "boxes", "mask"} | annotated
     assert len(set(figures["miou"].values())) == 4
     assert figures["cases"]["all"]["pairs"] > 0
     made = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}

@@ -210,7 +210,7 @@ def test_a_killed_ingest_goes_on_where_it_was(tmp_path: Path, caplog: pytest.Log
         slow = f"http://127.0.0.1:{server.server_port}/slow.png"
         (tmp_path / "table.csv").write_text("".join(f"{name},a\n" for name in (*names, slow)))
         with subprocess.Popen([sys.executable, "-m", "ray_wsss", *words]) as driver:
-            deadline = time.monotonic() + 180
+            deadline = time.monotonic() + 600
             while len(list(out.glob("unfinished/shards/*.json"))) < 2:
                 assert driver.poll() is None
                 assert time.monotonic() < deadline

@@ -15,6 +15,7 @@ def test_coco_val(genuine_data: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["ingest", "coco", *flags, "--out", str(tmp_path / "val")]) == 0
     assert capsys.readouterr().out == (
         "185 images, 0 without labels (unknown), 1 with none of the classes, 0 errors\n"
+        "1,777 objects with a box or points (label --prompts-from annotations)\n"
     )
 
 

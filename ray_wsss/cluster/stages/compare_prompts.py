@@ -14,7 +14,14 @@ from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.figures.prompt_figure import TITLES, save_prompt_figure
-from ray_wsss.stages.compare_prompts import ExampleMaker, Pair, choose_examples, measure_pairs, summarise
+from ray_wsss.stages.compare_prompts import (
+    ExampleMaker,
+    Pair,
+    annotated_kinds,
+    choose_examples,
+    measure_pairs,
+    summarise,
+)
 from ray_wsss.stages.evaluate import measure_labels
 from ray_wsss.storage import make_folder, write_json
 
@@ -37,6 +44,8 @@ def compare_prompts(
     examples: int = 2,
 ) -> dict[str, Any]:
     """Label ``dataset`` with each kind of prompt, measure the labels and draw examples.
+
+    If the data set has annotated objects, their points and boxes are compared too.
 
     Running it again resumes it.
 
@@ -64,7 +73,8 @@ def compare_prompts(
             f"label.tile_px is {recipe.label.tile_px}; expected None: prompts are compared without tiles"
         )
     run: Any = {"resources": resources, "cluster": cluster}
-    labels = {kind: out / kind for kind in TITLES}
+    of_objects = annotated_kinds(dataset)
+    labels = {kind: out / kind for kind in TITLES if kind in of_objects or not kind.startswith("annotated")}
     make_folder(out)
     with ray_session(cluster.address, verbose=cluster.verbose):
         if embeddings is None:
@@ -72,9 +82,12 @@ def compare_prompts(
             run_embed(recipe, dataset=dataset, out=embeddings, **run)
         for kind, folder in labels.items():
             log.info("%s:", TITLES[kind])
-            asked = override(recipe, {"label.prompts": kind})
-            inputs = {"dataset": dataset, "classifier": classifier, "embeddings": embeddings}
-            run_label(asked, out=folder, **inputs, **run)
+            inputs: Any = {"dataset": dataset, "embeddings": embeddings, "out": folder, **run}
+            if kind in of_objects:
+                asked = override(recipe, {"label.object_prompts": kind.removeprefix("annotated_")})
+                run_label(asked, classifier=None, prompts_from="annotations", **inputs)
+            else:
+                run_label(override(recipe, {"label.prompts": kind}), classifier=classifier, **inputs)
     num_labels = 1 + len(metadata.class_names)
     miou = {kind: measure_labels(dataset, folder, num_labels).miou() for kind, folder in labels.items()}
     pairs = list(measure_pairs(dataset, labels, num_labels))

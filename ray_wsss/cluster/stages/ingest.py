@@ -66,7 +66,8 @@ def run_ingest(
     """
     rows = SourceRows.of(source.rows)
     source, decode = replace(source, rows=rows), decode or DecodeConfig()
-    goes_on = begin_ingest(out, digest_source(source, decode, ROWS_PER_SHARD))
+    made_from = digest_source(source, decode, ROWS_PER_SHARD)
+    goes_on = begin_ingest(out, made_from)
     summaries: list[ShardSummary] = []
     if rows:
         shards = write_plan(out, plan_shards(rows, ROWS_PER_SHARD, ORDER_SEED, source.clumps))
@@ -84,7 +85,7 @@ def run_ingest(
             plans = ray.data.from_items([{"shard": k} for k in range(shards)], override_num_blocks=shards)
             # Without a batch size, a batch is a block.
             done = plans.map_batches(
-                partial(ingest_shards, ingest=ingest),
+                partial(ingest_shards, ingest=ingest, made_from=made_from),
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=TaskPoolStrategy(tasks),
@@ -102,13 +103,13 @@ def _share_requests(per_host: int) -> tuple[int, int]:
     return tasks, per_host // tasks
 
 
-def ingest_shards(plan: pa.Table, ingest: IngestShard) -> pa.Table:
+def ingest_shards(plan: pa.Table, ingest: IngestShard, made_from: str) -> pa.Table:
     """Write the shards with the numbers in the column ``shard``, unless they are there; describes them."""
     done = []
     for shard in plan["shard"].to_pylist():
         rows = read_plan(ingest.out, shard)
         sources = chain.from_iterable((row.path, row.mask_path or "") for row in rows if row.error is None)
-        summary, kept = make_once(ingest.out, shard, sources, partial(ingest, rows, shard))
+        summary, kept = make_once(ingest.out, shard, sources, partial(ingest, rows, shard), made_from)
         done.append(describe(summary, 0, shard, kept=kept))
     return pa.Table.from_pylist(done)
 

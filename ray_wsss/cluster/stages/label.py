@@ -3,7 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 from ray_wsss.cluster.run_chunks import RunOptions, run_chunks
 from ray_wsss.cluster.stages.sam import sam_stage, settle_stage
@@ -17,6 +17,7 @@ from ray_wsss.runs.dependencies import (
     cache_settings,
     check_classes,
     dataset_settings,
+    object_settings,
     sam_settings,
     settings_of,
 )
@@ -25,62 +26,75 @@ from ray_wsss.runs.run_report import RunReport
 from ray_wsss.runs.small_views import warn_of_small_views
 from ray_wsss.stages.curation.keep import KeepMasks
 from ray_wsss.stages.label import SamLabeller
+from ray_wsss.stages.objects.label import MixedLabeller, ObjectLabeller
 
 log = logging.getLogger(__name__)
+
+PromptsFrom = Literal["cams", "annotations", "both"]
+"""What prompts SAM: peaks of CAMs, annotated objects, or objects where an image has some, else peaks."""
 
 
 def run_label(
     recipe: Recipe,
     *,
     dataset: Path,
-    classifier: Path,
+    classifier: Path | None,
     out: Path,
     embeddings: Path | None = None,
     keep: Path | None = None,
+    prompts_from: PromptsFrom = "cams",
     **run: Unpack[RunOptions],
 ) -> RunReport:
-    """Make pseudo labels for every image of ``dataset`` with a trained classifier and SAM.
+    """Make pseudo labels for every image of ``dataset`` with SAM.
 
     Images whose labels are unknown get label maps of ignored pixels, and a warning tells how many there are.
     Another tells how many images the classifier sees at less than half their size.
 
     Args:
+        classifier: output of train-classifier; None with ``prompts_from="annotations"``.
         embeddings: output of `run_embed`, read instead of running SAM's encoder.
         keep: data set with masks, which become the labels of their images; SAM labels the others.
 
     Raises:
-        UserError: the classifier has other classes than the data set, the embeddings come from another SAM or
-            lack images or are given although there are tiles, or as `open_hand_masks` and `run_chunks`.
+        UserError: the classifier is missing or has other classes than the data set, the data set has no
+            objects to prompt with, the embeddings come from another SAM or lack images or are given although
+            there are tiles, or as `open_hand_masks` and `run_chunks`.
     """
-    if embeddings is not None and recipe.label.tile_px is not None:
-        raise UserError(
-            f"--embeddings {embeddings} holds embeddings of whole images; "
-            "expected none with label.tile_px, since SAM encodes the tiles"
-        )
-    check_classes(dataset, classifier, "classifier")
+    _check(recipe, dataset, classifier, embeddings, prompts_from)
+    if classifier is not None:
+        check_classes(dataset, classifier, "classifier")
     device = run["resources"].device
     recipe = settle_stage(recipe, out, "label", run, encodes=embeddings is None)
-    recipe = replace(recipe, label=with_classifier_side(recipe.label, classifier))
-    warn_of_large_views(recipe.label, classifier)
-    warn_of_small_views(recipe.label, dataset)
-    encoder = device if embeddings is None else None
-    depends_on = settings_of(recipe, "label") | sam_settings(recipe, encoder) | dataset_settings(dataset)
-    depends_on["classifier"] = file_hash(classifier / "model.safetensors")
+    depends_on, arguments = dict[str, Any](), dict[str, Any]()
+    if classifier is not None:
+        recipe = replace(recipe, label=with_classifier_side(recipe.label, classifier))
+        warn_of_large_views(recipe.label, classifier)
+        warn_of_small_views(recipe.label, dataset)
+        depends_on = settings_of(recipe, "label") | {
+            "classifier": file_hash(classifier / "model.safetensors")
+        }
+        arguments = {"classifier": classifier.absolute()}
+    else:
+        arguments = {"num_classes": len(DatasetMetadata.load(dataset).class_names)}
+    if prompts_from != "cams":
+        depends_on |= {"prompts_from": prompts_from, **object_settings(recipe)}
+    depends_on |= sam_settings(recipe, device if embeddings is None else None) | dataset_settings(dataset)
     depends_on |= cache_settings(embeddings, recipe, dataset) | hand_masks_settings("keep", keep)
-    kept: dict[str, Any] = {}
     if keep is not None:
-        kept = {"labeller": SamLabeller, "masks": open_hand_masks("--keep", keep, dataset)}
+        masks = open_hand_masks("--keep", keep, dataset)
+        arguments |= {"labeller": _STAGES[prompts_from], "masks": masks}
     stage = sam_stage(
-        KeepMasks if kept else SamLabeller,
+        _STAGES[prompts_from] if keep is None else KeepMasks,
         recipe,
         dataset=dataset,
         resources=run["resources"],
         embeddings=embeddings,
-        max_side_px=recipe.label.max_side_px,
+        # Objects are labelled at the size of their image; only a classifier sees it smaller.
+        max_side_px=None if classifier is None else recipe.label.max_side_px,
         tile_px=recipe.label.tile_px,
+        objects=prompts_from != "cams",
         config=recipe.label,
-        classifier=classifier.absolute(),
-        **kept,
+        **arguments,
     )
     report = run_chunks(Output(out, "label", depends_on), stage, dataset=dataset, **run)
     if report.total.unknown:
@@ -88,3 +102,48 @@ def run_label(
         told = "the labels of %s of %s images are unknown: their label maps are %s (ignore) everywhere"
         log.warning(told, f"{report.total.unknown:,}", f"{report.total.images:,}", ignore)
     return report
+
+
+_STAGES: dict[PromptsFrom, type] = {
+    "cams": SamLabeller,
+    "annotations": ObjectLabeller,
+    "both": MixedLabeller,
+}
+
+
+def _check(
+    recipe: Recipe,
+    dataset: Path,
+    classifier: Path | None,
+    embeddings: Path | None,
+    prompts_from: PromptsFrom,
+) -> None:
+    """Raise UserError for inputs that don't go together."""
+    tile_px = recipe.label.tile_px
+    if embeddings is not None and tile_px is not None:
+        raise UserError(
+            f"--embeddings {embeddings} holds embeddings of whole images; "
+            "expected none with label.tile_px, since SAM encodes the tiles"
+        )
+    if classifier is None and prompts_from != "annotations":
+        raise UserError(
+            f"--classifier is missing, whose CAMs prompt SAM with --prompts-from {prompts_from}; "
+            "expected the output of train-classifier, or --prompts-from annotations"
+        )
+    if prompts_from == "cams":
+        return
+    if classifier is not None and prompts_from == "annotations":
+        raise UserError(
+            f"--classifier {classifier} would not be used with --prompts-from annotations; expected none, or "
+            "--prompts-from both"
+        )
+    if tile_px is not None:
+        raise UserError(
+            f"label.tile_px is {tile_px}; expected None with --prompts-from {prompts_from}, since boxes and "
+            "points prompt SAM on whole images"
+        )
+    if not DatasetMetadata.load(dataset).objects:
+        raise UserError(
+            f"{dataset} has no boxes or points that could prompt SAM; expected a data set that this version "
+            "of ray-wsss ingested from annotations with some"
+        )

@@ -34,6 +34,7 @@ def sam_stage(
     embeddings: Path | None = None,
     max_side_px: int | None = None,
     tile_px: int | None = None,
+    objects: bool = False,
     **arguments: Any,
 ) -> Stage:
     """A stage with SAM, and the preparation of its images.
@@ -44,6 +45,7 @@ def sam_stage(
         embeddings: output of `run_embed`, read instead of preparing SAM's input.
         max_side_px: longest side at which images are labelled; None if only SAM sees the images.
         tile_px: side of the tiles in which larger images are labelled; None: no tiles.
+        objects: whether the annotated objects of the images prompt SAM.
     """
     images = DatasetMetadata.load(dataset).images // max(1, resources.actors)
     return Stage(
@@ -54,6 +56,7 @@ def sam_stage(
             tile_px=tile_px,
             frame=input_frame(recipe.sam),
             embeddings=embeddings,
+            objects=objects,
             resize=resources.device == "cpu",  # with a GPU, the actor resizes
         ),
     )

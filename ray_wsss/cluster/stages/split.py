@@ -56,7 +56,8 @@ def run_split(
     if len({out.absolute() for out in outs}) < len(outs):
         raise UserError("--out names a folder twice; expected a folder for each part")
     settings = [dataset_hash(dataset), list(fractions), seed, ROWS_PER_SHARD]
-    goes_on = [begin_ingest(out, digest_settings([*settings, part])) for part, out in enumerate(outs)]
+    made_from = [digest_settings([*settings, part]) for part in range(len(outs))]
+    goes_on = [begin_ingest(out, digest) for out, digest in zip(outs, made_from)]
     with task_session(cluster, "split"):
         parts = divide(_describe(dataset), fractions, seed)
         for out, rows in zip(outs, parts):
@@ -64,7 +65,7 @@ def run_split(
                 raise UserError(
                     f"{out} would have no image; expected more images in {dataset}, or fewer parts"
                 )
-        copied = _copy(dataset.absolute(), [out.absolute() for out in outs], parts)
+        copied = _copy(dataset.absolute(), [out.absolute() for out in outs], parts, made_from)
     source = Source(kind=metadata.source, class_names=metadata.class_names, rows=())
     decode = DecodeConfig.from_noted(dict(metadata.decode))  # how the images were made RGB, long before
     done = []
@@ -99,7 +100,7 @@ def _describe_chunk(plan: pa.Table) -> pa.Table:
 
 
 def _copy(
-    dataset: Path, outs: Sequence[Path], parts: Sequence[NDArray[np.int64]]
+    dataset: Path, outs: Sequence[Path], parts: Sequence[NDArray[np.int64]], made_from: Sequence[str]
 ) -> list[tuple[list[ShardSummary], int]]:
     """Write all parts; the summaries of the shards of each, and how many were there before."""
     tasks = [
@@ -108,16 +109,17 @@ def _copy(
         for shard, first in enumerate(range(0, len(rows), ROWS_PER_SHARD))
     ]
     blocks = ray.data.from_items(tasks, override_num_blocks=len(tasks))
-    copy = partial(_copy_shards, copy_shard=CopyShard(dataset))
+    copy = partial(_copy_shards, copy_shard=CopyShard(dataset), made_from=made_from)
     done = blocks.map_batches(copy, batch_size=None, batch_format="pyarrow")
     return collect_summaries(done, [-(-len(rows) // ROWS_PER_SHARD) for rows in parts], title_of(outs[0]))
 
 
-def _copy_shards(tasks: pa.Table, copy_shard: CopyShard) -> pa.Table:
+def _copy_shards(tasks: pa.Table, copy_shard: CopyShard, made_from: Sequence[str]) -> pa.Table:
     done = []
     for task in tasks.to_pylist():
         out, shard = parse_path(task["out"]), task["shard"]
         # Without sources: the hash of the data set tells whether it has changed.
-        summary, kept = make_once(out, shard, (), partial(copy_shard, task["rows"], out, shard))
+        copy = partial(copy_shard, task["rows"], out, shard)
+        summary, kept = make_once(out, shard, (), copy, made_from[task["part"]])
         done.append(describe(summary, task["part"], shard, kept=kept))
     return pa.Table.from_pylist(done)

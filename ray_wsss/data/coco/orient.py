@@ -33,6 +33,9 @@ def orient(
     ways = [(info.width, info.height), (info.height, info.width)]
     reaches = [_reach(a) for a in annotations] if info.exif_orientation >= 5 and ways[0] != ways[1] else []
     reaches = [reach for reach in reaches if reach is not None]
+    # What fits neither way is wrong by itself, and says nothing of the image if others fit.
+    usable = [reach for reach in reaches if any(reach.fits(hw) for hw in ways)]
+    reaches = usable or reaches
     fitting = [hw for hw in ways if all(reach.fits(hw) for reach in reaches)]
     if not fitting:
         low = np.min([reach.low for reach in reaches], axis=0)
@@ -69,7 +72,7 @@ class _Reach:
 
 
 def _reach(annotation: dict[str, Any]) -> _Reach | None:
-    """Reach of an annotation's outline, else of its box; None if it has neither."""
+    """Reach of an annotation's outline, else of its box, else of its points; None if it has none of them."""
     segmentation, box = annotation.get("segmentation"), annotation.get("bbox")
     polygons = read_polygons(segmentation)[0] if isinstance(segmentation, list) else []
     size = rle_size(segmentation) if isinstance(segmentation, dict) else None
@@ -78,4 +81,10 @@ def _reach(annotation: dict[str, Any]) -> _Reach | None:
         return _Reach((float(x.min()), float(y.min())), (float(x.max()), float(y.max())))
     if size is not None:
         return _Reach((0, 0), (size[1], size[0]), exact=True)
-    return _Reach((box[0], box[1]), (box[0] + box[2], box[1] + box[3])) if box is not None else None
+    if box is not None:
+        return _Reach((box[0], box[1]), (box[0] + box[2], box[1] + box[3]))
+    points = [(x, y) for x, y, _ in annotation.get("points") or () if np.isfinite([x, y]).all()]
+    if not points:
+        return None
+    x, y = np.array(points).T
+    return _Reach((float(x.min()), float(y.min())), (float(x.max()), float(y.max())))

@@ -30,7 +30,7 @@ def rasterise(
     pixels is on top (a cup on a table); of equally large ones, the later. Crowd regions are ignored and on
     top of everything, because their outlines are too coarse to tell what is inside. An object without a
     usable outline is ignored in its box, below everything, because nobody knows which of these pixels are the
-    object's.
+    object's. Points alone are taken to lie on the outlines of their class, if there are any.
 
     Args:
         remarks: receives (remark, detail) for what can't be painted or lies outside the image.
@@ -43,6 +43,7 @@ def rasterise(
     found = remarks if remarks is not None else []
     if annotations and all(annotation.get("segmentation") is None for annotation in annotations):
         return None
+    annotations = _without_pointed_at(annotations)
     for annotation in annotations:
         if annotation.get("segmentation") is None and annotation.get("bbox") is None:
             found.append((NO_MASK, f"annotation {annotation.get('id')} has no outline and no box"))
@@ -63,6 +64,19 @@ def rasterise(
     for _, _, value, runs in sorted(painted, key=lambda p: p[:2]):
         label_map[fill_runs(runs, height, width)] = value
     return label_map
+
+
+def _without_pointed_at(annotations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The annotations without those that are points alone, on a class of which there are outlines."""
+    outlined = {a["class_index"] for a in annotations if a.get("segmentation") is not None}
+    return [
+        a
+        for a in annotations
+        if not a.get("points")
+        or a.get("segmentation") is not None
+        or a.get("bbox") is not None
+        or a["class_index"] not in outlined
+    ]
 
 
 def _outline_runs(

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ray_wsss.data.coco.values import as_box, as_id, as_size, as_whole, read_json
+from ray_wsss.data.coco.prompts import read_box, read_keypoints
+from ray_wsss.data.coco.values import as_id, as_size, as_whole, read_json
 from ray_wsss.data.image_files.formats import is_image_by_name
 from ray_wsss.data.schema import SourceRow, check_class_names, locate
 from ray_wsss.data.source import UNLISTED, Source
@@ -127,7 +128,8 @@ def _row(
     any_mask: bool,
 ) -> SourceRow:
     path, error = locate(root, entry["file_name"])
-    objects = [_read_object(annotation, class_of) for annotation in annotations]
+    remarks: list[tuple[str, str]] = []
+    objects = [_read_object(annotation, class_of, remarks) for annotation in annotations]
     strange = next((a for a, found in zip(annotations, objects) if found["class_index"] is None), None)
     if strange is not None:
         error = f"annotation {strange['id']}: unknown category_id {strange.get('category_id')!r:.40}"
@@ -140,18 +142,23 @@ def _row(
         image_labels=None if unknown else tuple(sorted({found["class_index"] for found in objects})),
         stated_hw=_stated_hw(entry),
         annotations=objects if objects or (any_mask and not unknown) else None,
+        remarks=tuple(remarks),
     )
 
 
-def _read_object(annotation: dict[str, Any], class_of: Mapping[str, int]) -> dict[str, Any]:
+def _read_object(
+    annotation: dict[str, Any], class_of: Mapping[str, int], remarks: list[tuple[str, str]]
+) -> dict[str, Any]:
     """An annotation as `data.schema.SourceRow` has it; ``class_index`` is None for an unknown category."""
+    name = f"annotation {annotation['id']}"
+    points = read_keypoints(annotation.get("keypoints"), name, remarks)
     return {
         "id": annotation["id"],
         "class_index": class_of.get(as_id(annotation.get("category_id")) or ""),
         "iscrowd": as_whole(annotation.get("iscrowd")) not in (None, 0),
         "segmentation": _outline(annotation),
-        "bbox": as_box(annotation.get("bbox")),
-    }
+        "bbox": read_box(annotation.get("bbox"), name, remarks),
+    } | ({"points": points} if points else {})
 
 
 def _outline(annotation: dict[str, Any]) -> Any:

@@ -1,6 +1,5 @@
 """Results of an annotation of Label Studio: classes of the image, and objects with outlines or boxes."""
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,16 +9,16 @@ import numpy as np
 from ray_wsss.data.coco.rasterise import UNUSABLE
 from ray_wsss.data.coco.values import as_id, as_size
 from ray_wsss.data.label_studio.brush import brush_text
+from ray_wsss.data.label_studio.keypoints import KeyPoints, is_keypoint, object_of
+from ray_wsss.data.label_studio.shapes import box, ellipse, polygon
 from ray_wsss.storage import printable
 
 LEFT_OUT = "result left out"
 SEVERAL = "object of several classes ignored in the mask"
-REGIONS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels", "labels")
+REGIONS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels", "keypointlabels", "labels")
 """Types of results that give an object its classes, in a field of the same name."""
-_SHAPES = ("brush", "polygon", "rectangle", "ellipse")
+_SHAPES = ("brush", "polygon", "rectangle", "ellipse", "keypoint")
 """Types of results that repeat the outline of a region whose classes are in a result of the same id."""
-_FARTHEST_PERCENT = 1e6
-_CORNERS_OF_ELLIPSE = 128
 
 
 @dataclass(slots=True)
@@ -48,6 +47,7 @@ def read_results(results: Sequence[Any], controls: Collection[str] = ()) -> Resu
     found = Results()
     chosen: set[str] = set()
     read = [r for r in results if not controls or (isinstance(r, dict) and r.get("from_name") in controls)]
+    points = KeyPoints()
     regions = {as_id(r.get("id")) for r in read if isinstance(r, dict) and r.get("type") in REGIONS} - {None}
     for index, result in enumerate(read):
         name = f"[{index}]"
@@ -56,7 +56,10 @@ def read_results(results: Sequence[Any], controls: Collection[str] = ()) -> Resu
                 raise ValueError(f"is {result!r:.40}; expected an object")
             name = as_id(result.get("id")) or name
             kind, of_region = result.get("type"), name in regions
-            if kind in REGIONS:
+            if kind in REGIONS and is_keypoint(result):
+                points.add(name, _names(result), result)
+                found.classes.update(_names(result))
+            elif kind in REGIONS:
                 _add_object(name, _names(result), result, found)
             elif kind == "choices" and not of_region:
                 chosen.update(_names(result))
@@ -64,8 +67,9 @@ def read_results(results: Sequence[Any], controls: Collection[str] = ()) -> Resu
                 raise ValueError(f"is of type {kind!r:.40}{' of a region' if of_region else ''}")
         except ValueError as error:
             found.remarks.append((LEFT_OUT, f"result {name} {error}"))
+    points.join(found.objects, found.remarks)
     if found.objects:
-        found.objects += [_object(f"'{n}' of choices", n) for n in sorted(chosen - found.classes)]
+        found.objects += [object_of(f"'{n}' of choices", n) for n in sorted(chosen - found.classes)]
     found.classes |= chosen
     found.known = bool(found.classes) or not read
     return found
@@ -94,12 +98,7 @@ def _add_object(name: str, classes: Sequence[str], result: dict[str, Any], found
         found.remarks.append((UNUSABLE, f"annotation {name}: {error}"))
         place = {}
     # Nobody knows which of the pixels are of which class, so that they are ignored, as those of a crowd.
-    found.objects.append(_object(name, classes[0]) | place | {"iscrowd": several})
-
-
-def _object(name: str, class_name: str) -> dict[str, Any]:
-    """An object of which nobody knows where it is."""
-    return {"id": name, "class_name": class_name, "iscrowd": False, "segmentation": None, "bbox": None}
+    found.objects.append(object_of(name, classes[0]) | place | {"iscrowd": several})
 
 
 def _place(result: dict[str, Any], size_hw: tuple[int, int] | None) -> dict[str, Any]:
@@ -115,50 +114,7 @@ def _place(result: dict[str, Any], size_hw: tuple[int, int] | None) -> dict[str,
         raise ValueError("no 'original_width' and 'original_height' in pixels, which percentages need")
     scale_xy = np.array(size_hw[::-1]) / 100
     if "points" in value:
-        return {"segmentation": [_polygon(value["points"], scale_xy)]}
+        return {"segmentation": [polygon(value["points"], scale_xy)]}
     if "radiusX" in value:
-        return {"segmentation": [_ellipse(value, scale_xy)]}
-    return {"bbox": _box(value, scale_xy)}
-
-
-def _polygon(points: Any, scale_xy: np.ndarray) -> list[float]:
-    if not isinstance(points, list) or len(points) < 3:
-        raise ValueError(f"a polygon with the points {points!r:.40}; expected three or more")
-    if not all(isinstance(point, list) and len(point) == 2 for point in points):
-        raise ValueError("a polygon with a point that is no pair of x and y")
-    return (np.array([[_percent(x), _percent(y)] for x, y in points]) * scale_xy).ravel().tolist()
-
-
-def _ellipse(value: dict[str, Any], scale_xy: np.ndarray) -> list[float]:
-    centre_xy = _pair(value, "x", "y") * scale_xy
-    radii_xy = _pair(value, "radiusX", "radiusY") * scale_xy
-    angles = np.linspace(0, 2 * math.pi, _CORNERS_OF_ELLIPSE, endpoint=False)
-    corners_xy = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii_xy
-    return np.round(corners_xy @ _turn(value) + centre_xy, 2).ravel().tolist()
-
-
-def _box(value: dict[str, Any], scale_xy: np.ndarray) -> tuple[float, ...]:
-    """Left, top, width and height in pixels of the upright box round a rectangle turned about its corner."""
-    corner_xy, sides_xy = _pair(value, "x", "y") * scale_xy, _pair(value, "width", "height") * scale_xy
-    if sides_xy.min() <= 0:
-        raise ValueError("a rectangle without an area")
-    corners_xy = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * sides_xy @ _turn(value) + corner_xy
-    low_xy, high_xy = corners_xy.min(axis=0), corners_xy.max(axis=0)
-    return (*low_xy.tolist(), *(high_xy - low_xy).tolist())
-
-
-def _turn(value: dict[str, Any]) -> np.ndarray:
-    """Matrix that turns rows of x, y clockwise, as seen with y downwards, by ``rotation`` in degrees."""
-    angle = math.radians(_percent(value.get("rotation") or 0))
-    return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-
-
-def _pair(value: dict[str, Any], *names: str) -> np.ndarray:
-    return np.array([_percent(value.get(name)) for name in names])
-
-
-def _percent(number: Any) -> float:
-    usable = isinstance(number, int | float) and not isinstance(number, bool)
-    if not usable or not abs(number) <= _FARTHEST_PERCENT:
-        raise ValueError(f"{number!r:.40} in place of a number in percent")
-    return float(number)
+        return {"segmentation": [ellipse(value, scale_xy)]}
+    return {"bbox": box(value, scale_xy)}

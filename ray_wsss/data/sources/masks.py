@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -143,9 +144,19 @@ def _path_of(row: SourceRow) -> str:
 
 def _with_mask(row: SourceRow, folder: Path, mask: str | None) -> SourceRow:
     if mask is None:
-        return replace(row, mask_path=None, annotations=None)
+        return replace(row, mask_path=None, annotations=_without_outlines(row.annotations))
     path, error = locate(folder, mask)
-    return replace(row, mask_path=path, annotations=None, error=row.error or error)
+    annotations = _without_outlines(row.annotations)
+    return replace(row, mask_path=path, annotations=annotations, error=row.error or error)
+
+
+def _without_outlines(annotations: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Annotations that make no mask, but still have boxes and points; None without any."""
+    outlines = ("fractions", "brush")
+    return [
+        {name: value for name, value in a.items() if name not in outlines} | {"segmentation": None}
+        for a in annotations or ()
+    ] or None
 
 
 def _stem(name: str) -> str:

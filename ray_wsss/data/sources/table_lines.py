@@ -1,4 +1,4 @@
-"""Lines of a table of labels: which image, and which labels."""
+"""Lines of a table of labels: which image, which labels, and where they are."""
 
 import csv
 import posixpath
@@ -13,6 +13,18 @@ from ray_wsss.errors import UserError
 NONE = ""
 """Among the labels of an image: it has none of the classes."""
 _NO_CLASS = frozenset({NONE})
+_WITH_PLACE = (4, 5, 6)
+"""Numbers of cells of a line that says where its label is."""
+_OR_PLACES = "or 'path,label,x,y', 'path,label,x,y,0|1' or 'path,label,x1,y1,x2,y2' in pixels"
+_PLACES = frozenset(
+    [
+        *("x", "y", "positive", "point_label"),
+        *("x1", "y1", "x2", "y2"),
+        *("xmin", "ymin", "xmax", "ymax"),
+        *("left", "top", "right", "bottom"),
+    ]
+)
+"""Names of columns with coordinates, or with the side of a point, in lower case."""
 _CELLS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "": -1, "-1": -1, "-1.0": -1}
 
 
@@ -27,10 +39,18 @@ class LabelLine:
     """Labels, or `NONE`; empty if the line says nothing."""
     unknown_class: str | None = None
     """A class that the line leaves unknown, if it tells about others."""
+    place: tuple[float, ...] = ()
+    """Where the label is, in pixels: x and y of a point, or x1, y1, x2, y2 of a box; empty without a place.
+    Numbers may be infinite or NaN."""
+    positive: bool | None = None
+    """Whether a point lies on the object or beside it; None if the line doesn't say."""
 
 
 class LabelTable:
     """A table of ``path,label;label`` lines, of one-hot columns, or of one path a line (``.txt``).
+
+    Lines with one label may also say where it is: ``path,label,x,y``, ``path,label,x,y,0|1`` or
+    ``path,label,x1,y1,x2,y2``. A header of such a table names these columns.
 
     Args:
         images: folder that the paths are relative to.
@@ -52,7 +72,7 @@ class LabelTable:
                 raise UserError(f"{table} has no header; expected one that names the classes (--one-hot)")
         else:
             self._first = None
-            if one_hot or len(first[1]) > 2:
+            if one_hot or (len(first[1]) > 2 and not _names_places(first[1])):
                 self.columns = [cell.strip() for cell in first[1][1:]]
 
     @property
@@ -73,14 +93,35 @@ class LabelTable:
             yield read(number, cells)
 
     def _labelled(self, number: int, cells: list[str]) -> LabelLine:
-        if not cells[0].strip() or len(cells) > 2:
+        while len(cells) > 2 and not cells[-1].strip():
+            cells = cells[:-1]
+        place = self._place(number, cells) if len(cells) in _WITH_PLACE else ()
+        if not cells[0].strip() or (len(cells) > 2 and not place):
             raise UserError(
                 f"{self.table} line {number} is '{','.join(cells)}'; expected 'path,label;label', "
-                "labels joined by ';'"
+                f"labels joined by ';', {_OR_PLACES}"
             )
         labels = [label.strip() for label in cells[1].split(";")] if len(cells) > 1 else []
-        named = [NONE if label == self.none_label else label for label in labels if label]
-        return LabelLine(number, _normal(cells[0]), frozenset(named))
+        named = frozenset(NONE if label == self.none_label else label for label in labels if label)
+        if place and (len(named) != 1 or NONE in named):
+            raise UserError(
+                f"{self.table} line {number} has '{cells[1].strip()}' at a place; expected one class"
+            )
+        positive = cells[4].strip() == "1" if len(cells) == 5 else None
+        return LabelLine(number, _normal(cells[0]), named, place=place, positive=positive)
+
+    def _place(self, number: int, cells: list[str]) -> tuple[float, ...]:
+        """Coordinates of a line; empty if they aren't numbers. Raises UserError for a wrong fifth cell."""
+        try:
+            place = tuple(float(cell) for cell in (cells[2:] if len(cells) != 5 else cells[2:4]))
+        except ValueError:
+            return ()
+        if len(cells) == 5 and cells[4].strip() not in ("0", "1"):
+            raise UserError(
+                f"{self.table} line {number} has '{cells[4].strip()}' after x and y; expected 1 for a point "
+                "on the object, or 0 for one beside it"
+            )
+        return place
 
     def _one_hot(self, number: int, cells: list[str]) -> LabelLine:
         where = f"{self.table} line {number}"
@@ -135,6 +176,10 @@ def _readable(table: Path) -> Iterator[None]:
 def _normal(cell: str) -> str:
     path = cell.strip()
     return path if "://" in path else posixpath.normpath(path)
+
+
+def _names_places(header: list[str]) -> bool:
+    return {cell.strip().lower() for cell in header[2:]} <= _PLACES
 
 
 def _is_header(cell: str, images: Path) -> bool:

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from ray_wsss.data.coco import encode_rle
+from ray_wsss.data.coco.prompts import BOX_LEFT_OUT
 from ray_wsss.data.folder import list_images
 from ray_wsss.data.schema import SourceRow, check_class_names, locate
 from ray_wsss.data.source import Source
@@ -41,7 +42,8 @@ def read_yolo(data: Path, split: str = "train", unannotated: Unannotated = "none
     A split is a folder of images, a text file that lists them, or a list of such. The labels of
     ``.../images/a.jpg`` are in ``.../labels/a.txt``: in each line a class, then a box (4 numbers) or the
     corners of a polygon, in fractions of width and height. An image gets a mask if all its lines are
-    polygons. A malformed line makes its image an error row.
+    polygons; boxes, and those around polygons, are kept as prompts. A malformed line makes its image an
+    error row, but a box with NaN, or without an area, costs itself alone.
 
     Args:
         unannotated: whether an image with an empty label file, or without one, has none of the classes, which
@@ -57,15 +59,26 @@ def read_yolo(data: Path, split: str = "train", unannotated: Unannotated = "none
     return Source(kind="yolo", class_names=class_names, rows=SourceRows.of(read_side_by_side(read, images)))
 
 
-def in_pixels(annotations: list[dict[str, Any]], height: int, width: int) -> list[dict[str, Any]]:
-    """Annotations whose polygons in fractions are painted, as `data.coco.rasterise` takes them.
+def in_pixels(
+    annotations: list[dict[str, Any]], height: int, width: int, *, paint: bool = True
+) -> list[dict[str, Any]]:
+    """Annotations whose boxes and polygons in fractions are in pixels, as `data.coco.rasterise` takes them.
 
-    Corners are truncated to pixels, and pixels under the outline belong to the polygon, as in Ultralytics.
+    Corners of polygons are truncated to pixels, and pixels under the outline belong to the polygon, as in
+    Ultralytics.
+
+    Args:
+        paint: whether polygons become RLE.
     """
-    return [
-        {**a, "segmentation": encode_rle(_paint(a["fractions"], height, width))} if "fractions" in a else a
-        for a in annotations
-    ]
+    return [_in_pixels(a, height, width, paint) if "box_fractions" in a else a for a in annotations]
+
+
+def _in_pixels(annotation: dict[str, Any], height: int, width: int, paint: bool) -> dict[str, Any]:
+    fractions, outline = annotation["box_fractions"], None
+    if paint and "fractions" in annotation:
+        outline = encode_rle(_paint(annotation["fractions"], height, width))
+    bbox = None if fractions is None else np.multiply(fractions, [width, height, width, height]).tolist()
+    return {**annotation, "segmentation": outline, "bbox": bbox}
 
 
 def _paint(fractions: Sequence[float], height: int, width: int) -> np.ndarray:
@@ -152,7 +165,7 @@ def _row(image: _Image, class_count: int, unannotated: Unannotated) -> SourceRow
         if not line.strip():
             continue
         try:
-            members.append(_annotation(line, class_count) | {"id": f"line {number}"})
+            members.append(_annotation(line, f"line {number}", class_count, remarks))
         except ValueError as problem:
             reason = f"line {number} of its label file {problem}"
             return SourceRow(image_id=image.image_id, path=path, error=reason)
@@ -160,11 +173,13 @@ def _row(image: _Image, class_count: int, unannotated: Unannotated) -> SourceRow
         if ((corners < -_ROUNDED) | (corners > 1 + _ROUNDED)).any():
             remarks.append(("polygon clipped to its image", f"line {number} of the label file"))
     labels = tuple(sorted({member["class_index"] for member in members}))
+    if not all("fractions" in member for member in members):  # no mask, which would lack the boxes' objects
+        members = [{k: v for k, v in member.items() if k != "fractions"} for member in members]
     return SourceRow(
         image_id=image.image_id,
         path=path,
         image_labels=labels if labels or unannotated == "none" else None,
-        annotations=members if labels and all("fractions" in member for member in members) else None,
+        annotations=members or None,
         remarks=tuple(remarks),
     )
 
@@ -175,18 +190,34 @@ def _label_path(path: str) -> Path:
     return parse_path(beside.removesuffix(PurePosixPath(beside).suffix) + ".txt")
 
 
-def _annotation(line: str, class_count: int) -> dict[str, Any]:
-    """A line of a label file. Raises ValueError with the end of a sentence on what is wrong."""
+def _annotation(line: str, name: str, class_count: int, remarks: list[tuple[str, str]]) -> dict[str, Any]:
+    """A line of a label file. Raises ValueError with the end of a sentence on what is wrong.
+
+    Args:
+        remarks: receives (remark, detail) for a box that can't be used.
+    """
     try:
         numbers = [float(word) for word in line.split()]
     except ValueError:
         raise ValueError(f"is '{line.strip()[:40]}'; expected numbers") from None
-    if not all(map(math.isfinite, numbers)) or len(numbers) < 5 or len(numbers) % 2 == 0:
+    finite = all(map(math.isfinite, numbers[:1] if len(numbers) == 5 else numbers))
+    if not finite or len(numbers) < 5 or len(numbers) % 2 == 0:
         raise ValueError(f"has {len(numbers)} numbers; expected a class, then a box or corners of a polygon")
     index, *places = numbers
     if index != int(index) or not 0 <= index < class_count:
         raise ValueError(f"has class {index:g}; expected 0 to {class_count - 1}")
+    annotation: dict[str, Any] = {"id": name, "class_index": int(index), "iscrowd": False}
+    if len(places) == 4 and not all(map(math.isfinite, places)):
+        remarks.append((BOX_LEFT_OUT, f"{name} of the label file: '{line.strip()[:60]}'; expected numbers"))
+        return annotation | {"box_fractions": None}
     if min(places) < -_FARTHEST or max(places) > 1 + _FARTHEST:
         raise ValueError(f"has {max(places, key=abs):g}; expected fractions of the image from 0 to 1")
-    annotation: dict[str, Any] = {"class_index": int(index), "iscrowd": False}
-    return annotation if len(places) == 4 else annotation | {"fractions": places}
+    if len(places) > 4:
+        low, high = np.reshape(places, (-1, 2)).min(0), np.reshape(places, (-1, 2)).max(0)
+        box = [*low.tolist(), *(high - low).tolist()] if (low < high).all() else None
+        return annotation | {"fractions": places, "box_fractions": box}
+    x, y, width, height = places
+    if min(width, height) <= 0:
+        remarks.append((BOX_LEFT_OUT, f"{name} of the label file: '{line.strip()[:60]}' has no area"))
+        return annotation | {"box_fractions": None}
+    return annotation | {"box_fractions": [x - width / 2, y - height / 2, width, height]}

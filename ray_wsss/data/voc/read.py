@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from ray_wsss.data.coco.prompts import BOX_LEFT_OUT
 from ray_wsss.data.image_files.formats import IMAGE_SUFFIXES
 from ray_wsss.data.schema import SourceRow, check_class_names, locate
 from ray_wsss.data.source import Source
@@ -133,6 +134,7 @@ def _row(folder: _Folder, name: str, class_of: Mapping[str, int]) -> SourceRow:
         stated_hw=xml.stated_hw if isinstance(xml, ImageXml) else None,
         mask_path=mask_path,
         annotations=_boxes(objects, class_of) or None,
+        remarks=tuple((BOX_LEFT_OUT, told) for told in xml.bad_boxes) if isinstance(xml, ImageXml) else (),
     )
 
 

@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 
 from ray_wsss.data.coco.values import Box
 
+_EDGES = ("xmin", "ymin", "xmax", "ymax")
+
 
 @dataclass(frozen=True, slots=True)
 class ImageXml:
@@ -19,6 +21,8 @@ class ImageXml:
     """Height and width in pixels; None if the file states none, or zeros as some tools do."""
     objects: tuple[tuple[str, Box | None], ...]
     """(class, box) of each object; a box is left, top, width, height in pixels, None if it isn't usable."""
+    bad_boxes: tuple[str, ...] = ()
+    """What is wrong with each box that isn't usable."""
 
 
 def read_xml(path: Path) -> ImageXml:
@@ -32,11 +36,18 @@ def read_xml(path: Path) -> ImageXml:
         root = ElementTree.fromstring(path.read_bytes())
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # an unknown encoding is a LookupError
         raise ValueError(f"{path.name} is not valid XML ({error})") from error
-    objects = tuple((_text(item, "name"), _box(item)) for item in root.findall("object"))
+    items = root.findall("object")
+    objects = tuple((_text(item, "name"), _box(item)) for item in items)
     if not all(name for name, _ in objects):
         raise ValueError(f"{path.name} has an object without a name")
     height, width = _side(root, "height"), _side(root, "width")
-    return ImageXml(_text(root, "filename"), (height, width) if min(height, width) > 0 else None, objects)
+    size_hw = (height, width) if min(height, width) > 0 else None
+    bad = tuple(
+        f"object {number} ({name}): {_edges(item)}; expected finite numbers with an area"
+        for number, (item, (name, box)) in enumerate(zip(items, objects), 1)
+        if box is None and item.find("bndbox") is not None
+    )
+    return ImageXml(_text(root, "filename"), size_hw, objects, bad)
 
 
 def _side(root: ElementTree.Element, name: str) -> int:
@@ -46,14 +57,16 @@ def _side(root: ElementTree.Element, name: str) -> int:
 
 def _box(item: ElementTree.Element) -> Box | None:
     try:
-        left, top, right, bottom = (
-            float(_text(item, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")
-        )
+        left, top, right, bottom = (float(_text(item, f"bndbox/{edge}")) for edge in _EDGES)
     except ValueError:
         return None
     # VOC counts pixels from 1, and its right and lower edges are inside.
     box = (left - 1, top - 1, right - left + 1, bottom - top + 1)
     return box if all(map(math.isfinite, box)) and min(box[2:]) > 0 else None
+
+
+def _edges(item: ElementTree.Element) -> str:
+    return ", ".join(f"{edge} '{_text(item, f'bndbox/{edge}')[:20]}'" for edge in _EDGES)
 
 
 def _text(element: ElementTree.Element, path: str) -> str:

@@ -225,15 +225,24 @@ class Gallery {
   points(image) {
     const drawing = document.createElementNS(SVG, "svg");
     drawing.setAttribute("viewBox", `0 0 ${image.width} ${image.height}`);
+    const side = Math.max(image.width, image.height);
+    const add = (tag, attributes) => {
+      const shape = document.createElementNS(SVG, tag);
+      for (const [name, value] of Object.entries(attributes)) shape.setAttribute(name, value);
+      drawing.append(shape);
+    };
     for (const mask of image.masks) {
-      for (const [x, y] of mask.points) {
-        const circle = document.createElementNS(SVG, "circle");
-        circle.setAttribute("cx", x);
-        circle.setAttribute("cy", y);
-        circle.setAttribute("r", Math.max(image.width, image.height) / 45);
-        circle.setAttribute("fill", this.data.colours[mask.class]);
-        drawing.append(circle);
+      const colour = this.data.colours[mask.class];
+      if (mask.box) {
+        const [left, top, right, bottom] = mask.box;
+        add("rect", { x: left, y: top, width: right - left, height: bottom - top, fill: "none", stroke: colour, "stroke-width": side / 90 });
       }
+      mask.points.forEach(([x, y], at) => {
+        // A point beside the object is hollow.
+        const beside = mask.pointLabels[at] === 0;
+        add("circle", beside ? { cx: x, cy: y, r: side / 50, fill: "none", stroke: colour, "stroke-width": side / 120 }
+          : { cx: x, cy: y, r: side / 45, fill: colour });
+      });
     }
     return drawing;
   }
@@ -266,7 +275,8 @@ class Gallery {
 
   fillMasks(image) {
     const rows = image.masks.map((mask) => [this.className(mask.class), mask.score.toFixed(3), mask.samScore.toFixed(3),
-      mask.stability === null ? "–" : mask.stability.toFixed(3), mask.camMean.toFixed(3), mask.points.length, mask.areaPx.toLocaleString("en")]);
+      mask.stability === null ? "–" : mask.stability.toFixed(3), mask.camMean === null ? "–" : mask.camMean.toFixed(3),
+      mask.points.length + (mask.box ? 1 : 0), mask.areaPx.toLocaleString("en")]);
     const line = (cells, tag) => {
       const row = make("tr");
       row.append(...cells.map((cell) => make(tag, "", cell)));

@@ -115,6 +115,7 @@ def finish_ingest(
         images=total.images,
         unlabelled=total.unlabelled,
         empty=total.empty,
+        objects=total.objects,
         errors=count,
         has_masks=total.with_mask > 0,
         remarks=dict(sorted(Counter(remark for _, _, remark, _ in total.remarks).items())),
@@ -137,6 +138,8 @@ def summarise(metadata: DatasetMetadata) -> str:
         f"{metadata.images} images, {metadata.unlabelled} without labels (unknown), "
         f"{metadata.empty} with none of the classes, {metadata.errors} errors"
     ]
+    if metadata.objects:
+        lines.append(f"{metadata.objects:,} objects with a box or points (label --prompts-from annotations)")
     if metadata.duplicates:
         lines.append(f"{metadata.duplicates} duplicates of others: equal files under several names")
     others = dict(metadata.passed_over)

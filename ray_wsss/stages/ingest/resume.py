@@ -42,7 +42,11 @@ def digest_settings(settings: Any) -> str:
 
 
 def make_once(
-    out: Path, shard_index: int, sources: Iterable[str], make: Callable[[], ShardSummary]
+    out: Path,
+    shard_index: int,
+    sources: Iterable[str],
+    make: Callable[[], ShardSummary],
+    made_from: str,
 ) -> tuple[ShardSummary, bool]:
     """Make a shard, unless an interrupted run has; the shard's summary, and whether it was there.
 
@@ -52,15 +56,17 @@ def make_once(
     Args:
         sources: paths and URIs of the files that the shard is made from.
         make: writes the shard.
+        made_from: as `begin_ingest` has it. Tasks of another run may outlive their driver for a while.
     """
-    path, changed_ns = out / "unfinished" / "shards" / f"part-{shard_index:05d}.json", _last_change(sources)
+    path = out / "unfinished" / "shards" / f"part-{shard_index:05d}.json"
+    state = {"made_from": made_from, "changed_ns": _last_change(sources)}
     found = _read(path)
-    if found is not None and found.pop("changed_ns") == changed_ns:
-        summary = to_summary(found)
+    if found is not None and found["state"] == state:
+        summary = to_summary(found["summary"])
         if not summary.errors and part_path(out, shard_index).exists():
             return summary, True
     summary = make()
-    write_json({"changed_ns": changed_ns} | to_json(summary), path, ascii_only=True)
+    write_json({"state": state, "summary": to_json(summary)}, path, ascii_only=True)
     return summary, False
 
 

@@ -4,7 +4,7 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ray_wsss.data.images import (
     probe_image,
 )
 from ray_wsss.data.label_studio import decode_brushes
+from ray_wsss.data.objects import AnnotatedObject, find_objects
 from ray_wsss.data.schema import (
     IMAGE_SCHEMA,
     SourceRow,
@@ -49,6 +50,8 @@ class ShardSummary:
     """Good images that have none of the classes."""
     with_mask: int = 0
     """Good images with a ground-truth mask."""
+    objects: int = 0
+    """Annotated objects in good images that can prompt SAM."""
     images_with: Mapping[int, int] = field(default_factory=dict)
     """Number of good images by the index of a class that they have."""
     errors: list[tuple[str, str, str]] = field(default_factory=list)
@@ -66,15 +69,18 @@ class ShardSummary:
         images: Iterable[bytes],
         *,
         with_mask: int,
+        objects: Iterable[Sequence[Mapping[str, Any]] | None] = (),
         errors: Sequence[tuple[str, str, str]] = (),
         remarks: Sequence[tuple[str, str, str, str]] = (),
     ) -> "ShardSummary":
-        """Counts of a shard's rows, from the columns ``image_labels`` and ``image`` of `IMAGE_SCHEMA`."""
+        """Counts of a shard's rows, from the columns ``image_labels``, ``image`` and ``objects`` of
+        `IMAGE_SCHEMA`."""
         return cls(
             images=len(image_labels),
             unlabelled=sum(labels is None for labels in image_labels),
             empty=sum(labels is not None and not labels for labels in image_labels),
             with_mask=with_mask,
+            objects=sum(not found["iscrowd"] for of_image in objects for found in of_image or ()),
             images_with=dict(Counter(label for labels in image_labels for label in labels or ())),
             errors=list(errors),
             remarks=list(remarks),
@@ -90,6 +96,7 @@ class ShardSummary:
             unlabelled=sum(part.unlabelled for part in parts),
             empty=sum(part.empty for part in parts),
             with_mask=sum(part.with_mask for part in parts),
+            objects=sum(part.objects for part in parts),
             images_with=dict(sum((Counter(part.images_with) for part in parts), Counter())),
             errors=[error for part in parts for error in part.errors],
             remarks=[remark for part in parts for remark in part.remarks],
@@ -154,6 +161,7 @@ class IngestShard:
             [row["image_labels"] for row in good],
             (row["image"] for row in good),
             with_mask=sum(row["mask"] is not None for row in good),
+            objects=(row["objects"] for row in good),
             errors=errors,
             remarks=remarks,
         )
@@ -174,18 +182,21 @@ class IngestShard:
         # If the source states no size, the mask does: it was drawn on the image in one orientation.
         stated_hw = row.stated_hw or (label_map.shape if label_map is not None else None)
         # A mask shows the orientation by its size, annotations by where they are.
-        objects = row.annotations if label_map is None else None
-        orientation = orient(probe_image(data), stated_hw, objects or [], remarks)
+        told = row.annotations if label_map is None else None
+        orientation = orient(probe_image(data), stated_hw, told or [], remarks)
         pixels = decode_image(data, orientation)
         height, width = pixels.shape[:2]
         if label_map is not None and label_map.shape != (height, width):
             shape = f"{label_map.shape[1]}x{label_map.shape[0]}"
             raise ImageError(f"the mask is {shape} pixels, the image {width}x{height}")
-        if label_map is None and objects is not None:
-            objects = in_pixels(objects, height, width)
-            objects = decode_brushes(objects, height, width, remarks)
-            label_map = rasterise(objects, height, width, remarks, self.class_count)
-            mask = encode_mask(label_map) if label_map is not None else None
+        objects: list[AnnotatedObject] | None = None
+        if row.annotations is not None:
+            annotations = in_pixels(row.annotations, height, width, paint=label_map is None)
+            if label_map is None:
+                annotations = decode_brushes(annotations, height, width, remarks)
+                label_map = rasterise(annotations, height, width, remarks, self.class_count)
+                mask = encode_mask(label_map) if label_map is not None else None
+            objects = find_objects(annotations, height, width, remarks)
         image_labels = row.image_labels
         if image_labels is None and label_map is not None:
             image_labels = labels_in(label_map)
@@ -198,6 +209,7 @@ class IngestShard:
             "image_labels": sorted(image_labels) if image_labels is not None else None,
             "mask": mask,
             "perceptual_hash": perceptual_hash(pixels),
+            "objects": [asdict(found) for found in objects] if objects is not None else None,
         }
         return image, remarks
 

@@ -212,12 +212,12 @@ def test_a_bad_region_costs_the_mask_alone(read, tmp_path: Path, result: dict, d
 
 
 def test_results_that_are_left_out(read) -> None:
-    keypoint = region("keypointlabels", ["dog"], {"x": 1, "y": 1, "width": 1}, id="k")
+    video = region("videorectangle", ["dog"], {"x": 1, "y": 1, "width": 1}, id="k")
     no_names = changed(CAT, brushlabels=[])
-    row, unknown = read([task("a.png", CAT, keypoint, no_names, 7), task("b.png", keypoint)]).rows
+    row, unknown = read([task("a.png", CAT, video, no_names, 7), task("b.png", video)]).rows
     assert [remark for remark, _ in row.remarks] == ["result left out"] * 3
     assert [detail for _, detail in row.remarks] == [
-        "result k is of type 'keypointlabels'",
+        "result k is of type 'videorectangle'",
         "result x has the brushlabels []; expected a list of names",
         "result [3] is 7; expected an object",
     ]

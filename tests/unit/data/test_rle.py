@@ -33,3 +33,10 @@ def test_large_masks():
 def test_no_masks(encode):
     assert encode(torch.zeros(0, 4, 5, dtype=torch.bool)) == []
     assert rle_areas([], (4, 5)) == []
+
+
+def test_areas_of_many_masks():
+    masks = torch.zeros(300, 4, 5, dtype=torch.bool)
+    masks[:, 0, 0] = masks[255:, 1, 1] = True
+    assert rle_areas(encode_rles(masks), (4, 5)) == [1] * 255 + [2] * 45
+    assert rle_areas([], (4, 5)) == []

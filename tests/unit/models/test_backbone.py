@@ -56,7 +56,7 @@ def test_images_are_normalised_as_lite0_was_trained(lite0):
         assert_close(lite0(white), lite0.network(white)[-1])
 
 
-@pytest.mark.parametrize("name", [LITE0, "resnet_small"])
+@pytest.mark.parametrize("name", [LITE0, "resnet_small", "resnet_tiny"])
 @pytest.mark.parametrize("stride", [8, 16])
 def test_output_stride(name, stride):
     backbone = build_backbone(name, output_stride=stride, pretrained=False).eval()
@@ -231,7 +231,8 @@ def test_unusable_checkpoints_are_user_errors(tmp_path):
 
 
 def test_settings_that_cannot_be_are_user_errors():
-    with pytest.raises(UserError, match=r"resnet999 is neither resnet_small, wide_resnet38 nor a timm model"):
+    expected = "resnet999 is neither resnet_small, resnet_tiny, wide_resnet38 nor a timm model"
+    with pytest.raises(UserError, match=expected):
         build_backbone("resnet999", output_stride=8, pretrained=False)
     with pytest.raises(UserError, match="resnet_small has no ImageNet weights"):
         build_backbone("resnet_small", output_stride=8, pretrained=True)

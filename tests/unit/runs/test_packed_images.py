@@ -7,6 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pyarrow as pa
 
+from ray_wsss.data.objects import AnnotatedObject
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.runs.prepared_images import PreparedImage, pack_images, unpack_images
 
@@ -31,6 +32,14 @@ def test_packed_images_come_back():
         ),
         PreparedImage(image_id="large", image_hw=(600, 800), encoded=b"\xff\xd8\0", orientation=6),
         PreparedImage(image_id="broken", error="truncated JPEG"),
+        PreparedImage(
+            image_id="objects",
+            objects=(
+                AnnotatedObject(class_index=1, box_xyxy=(1.0, 2.0, 3.5, 4.0), iscrowd=True),
+                AnnotatedObject(class_index=0, points_xy=((5.0, 6.25), (7.0, 8.0)), point_labels=(1, 0)),
+            ),
+        ),
+        PreparedImage(image_id="no objects", objects=()),
     ]
     found = unpack_images(pack_images(images))
     assert len(found) == len(images)

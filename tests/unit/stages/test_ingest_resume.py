@@ -34,8 +34,8 @@ def rows(tmp_path: Path) -> list[SourceRow]:
     return made
 
 
-def make(out: Path, rows: list[SourceRow]) -> tuple[ShardSummary, bool]:
-    return make_once(out, 4, [row.path for row in rows], lambda: IngestShard(out)(rows, 4))
+def make(out: Path, rows: list[SourceRow], made_from: str = "this") -> tuple[ShardSummary, bool]:
+    return make_once(out, 4, [row.path for row in rows], lambda: IngestShard(out)(rows, 4), made_from)
 
 
 def test_a_shard_is_made_once(rows: list[SourceRow], tmp_path: Path) -> None:
@@ -43,6 +43,8 @@ def test_a_shard_is_made_once(rows: list[SourceRow], tmp_path: Path) -> None:
     first, kept = make(out, rows)
     assert (first.images, kept) == (3, False)
     assert make(out, rows) == (first, True)
+    assert make(out, rows, "another run") == (first, False)
+    assert make(out, rows) == (first, False)
     part_path(out, 4).unlink()
     assert make(out, rows) == (first, False)
     assert part_path(out, 4).exists()

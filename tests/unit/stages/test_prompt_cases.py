@@ -7,9 +7,11 @@ import pytest
 
 from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.images import encode_mask
+from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata
 from ray_wsss.stages.compare_prompts import (
     CASES,
     Pair,
+    annotated_kinds,
     choose_examples,
     count_objects,
     measure_pairs,
@@ -73,6 +75,54 @@ def test_pairs_and_cases(dataset: Path, tmp_path: Path) -> None:
     }
     assert summarise(pairs, ["box"])["all"] == {"pairs": 2, "iou": {"box": 0.75}}
     assert summarise([], ["box"])["all"] == {"pairs": 0, "iou": {"box": None}}
+
+
+def test_masks_of_several_objects_count_together(dataset: Path, tmp_path: Path) -> None:
+    points = write_labels(tmp_path / "points", [segment(0, square(1, 1, 5), [[2.5, 2.5]])])
+    objects = [segment(0, square(1, 1, 5), []), segment(0, square(10, 1, 5), [])]
+    boxes = write_labels(tmp_path / "annotated_boxes", objects)
+    (pair,) = measure_pairs(dataset, {"points": points, "annotated_boxes": boxes}, 4)
+    assert pair.iou == {"points": 0.5, "annotated_boxes": 1}
+
+
+@pytest.mark.parametrize(
+    ("objects", "kinds"),
+    [
+        ([None], []),
+        ([{"box_xyxy": [1, 2, 3, 4], "iscrowd": True}], []),
+        ([None, {"box_xyxy": [1, 2, 3, 4]}], ["annotated_boxes"]),
+        ([{"points_xy": [[1, 2]], "point_labels": [1]}], ["annotated_points"]),
+        (
+            [{"box_xyxy": [1, 2, 3, 4]}, {"points_xy": [[1, 2]], "point_labels": [1]}],
+            ["annotated_points", "annotated_boxes"],
+        ),
+    ],
+)
+def test_kinds_of_prompts_that_a_data_set_has(tmp_path: Path, objects: list, kinds: list[str]) -> None:
+    rows = [
+        {
+            "image_id": str(k),
+            "image": b"",
+            "orientation": 1,
+            "height": 9,
+            "width": 9,
+            "objects": each and [{"class_index": 0, **each}],
+        }
+        for k, each in enumerate(objects)
+    ]
+    table = pa.Table.from_pylist(rows, schema=IMAGE_SCHEMA)
+    (tmp_path / "shards").mkdir()
+    pq.write_table(table, tmp_path / "shards/part-00000.parquet")
+    DatasetMetadata(
+        class_names=("a",),
+        source="csv",
+        images=len(rows),
+        unlabelled=0,
+        errors=0,
+        has_masks=False,
+        objects=len(rows),
+    ).save(tmp_path)
+    assert annotated_kinds(tmp_path) == kinds
 
 
 def test_crumbs_are_no_objects() -> None:

@@ -15,9 +15,25 @@ from ray_wsss.errors import UserError
 TABLES = (
     b"path,label\na.jpg,cat\nb.jpg,\nc/d.png,dog;cat\ne.jpg,none\n",
     b"id,cat,dog\na.jpg,1,0\nb.jpg,0,0\nc.jpg,-1,1\nd.jpg,,\n",
+    b"path,label,x1,y1,x2,y2\na.jpg,cat,1,2,3,4\nb.jpg,dog,5,6\na.jpg,cat,7,8,1\nc.jpg,cat\n",
     b'https://host/a.jpg?x=1,cat\ns3://bucket/b.jpg,dog\n"q, r.jpg",\xc3\xbc\n',
 )
-PIECES = (b",", b"\n", b'"', b";", b"\0", b"\xff", b"..", b"/", b"://", b"none", b"1", b"\r", b"x" * 300)
+PIECES = (
+    b",",
+    b"\n",
+    b'"',
+    b";",
+    b"\0",
+    b"\xff",
+    b"..",
+    b"/",
+    b"://",
+    b"none",
+    b"1",
+    b"nan",
+    b"\r",
+    b"x" * 300,
+)
 
 mutations = st.lists(
     st.tuples(st.floats(0, 1), st.integers(0, 6), st.one_of(st.sampled_from(PIECES), st.binary(max_size=3))),

@@ -39,10 +39,8 @@ def test_boxes_are_labels(tmp_path):
     source = read_yolo(data)
     assert (source.kind, source.class_names) == ("yolo", ["cat", "dog"])
     rows = by_id(source)
-    assert {name: (row.image_labels, row.annotations) for name, row in rows.items()} == {
-        "a.jpg": ((0, 1), None),
-        "sub/b.png": ((0,), None),
-    }
+    assert {name: row.image_labels for name, row in rows.items()} == {"a.jpg": (0, 1), "sub/b.png": (0,)}
+    assert IngestShard(tmp_path / "out", 2)(source.rows, 0).with_mask == 0
 
 
 @pytest.mark.parametrize(("unannotated", "expected"), [("none", ()), ("unknown", None)])
@@ -56,7 +54,8 @@ def test_polygons_become_masks(tmp_path):
     source = read_yolo(make(tmp_path, {"a.png": polygons, "mixed.png": polygons + "0 .5 .5 .1 .1\n"}))
     row, mixed = source.rows
     assert row.remarks == (("polygon clipped to its image", "line 2 of the label file"),)
-    assert (mixed.image_labels, mixed.annotations) == ((0, 1), None)
+    assert mixed.image_labels == (0, 1)
+    assert IngestShard(tmp_path / "mixed", 2)([mixed], 0).with_mask == 0
     summary = IngestShard(tmp_path / "out", 2)([row], 0)
     assert (summary.with_mask, len(summary.remarks)) == (1, 1)
     expected = np.zeros((10, 20), np.uint8)
@@ -73,7 +72,8 @@ def test_polygons_become_masks(tmp_path):
         ("0.5 .5 .5 .1 .1", "has class 0.5"),
         ("0 .5 .5 .1", "has 4 numbers"),
         ("0 .5 .5 .1 .1 .9", "has 6 numbers"),
-        ("0 .5 nan .1 .1", "has 5 numbers"),
+        ("nan .5 .5 .1 .1", "has 5 numbers"),
+        ("0 .5 nan .1 .1 .3 .3", "has 7 numbers"),
         ("cat .5 .5 .1 .1", "is 'cat .5 .5 .1 .1'; expected numbers"),
         ("0 320 240 10 10", "has 320; expected fractions"),
         ("0 .5 .5 .1 .ü", "can't be read"),
