@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 PROJECT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -108,6 +109,13 @@ class RealCluster:
         """One of Ray's commands; ``job`` and ``list`` speak HTTP."""
         command = [str(BIN / "ray"), *words, "--address", f"http://127.0.0.1:{self.http_port}"]
         return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=2 * PATIENCE_S)
+
+    def get(self, path: str) -> Any:
+        """What the dashboard's server answers, as JSON."""
+        token = (self.folder / ".ray" / "auth_token").read_text()
+        url = f"http://127.0.0.1:{self.http_port}{path}"
+        with urlopen(Request(url, headers={"Authorization": f"Bearer {token}"})) as answer:
+            return json.loads(answer.read())
 
     def start_job(self, *entrypoint: str) -> subprocess.Popen[str]:
         """``ray job submit`` from a clone; it follows the job to its end and exits as the job does."""

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from real_cluster import PATIENCE_S, RealCluster, wait_until
 
+from ray_wsss.cluster.names import training_name
+
 pytestmark = pytest.mark.cluster
 
 CHUNKS = 8
@@ -96,12 +98,26 @@ def lose_a_node(cluster: RealCluster, job: subprocess.Popen[str], actor: str) ->
     cluster.add_node(cpus=4)
 
 
+@pytest.mark.usefixtures("undisturbed")
+def test_the_dashboard_calls_runs_after_their_folders(real_cluster: RealCluster) -> None:
+    trainings = real_cluster.get("/api/train/v2/runs/v1")["train_runs"]
+    assert {"run-classifier", "run-segmenter"} <= {training["name"] for training in trainings}
+    jobs = real_cluster.get("/api/v0/jobs")["data"]["result"]["result"]
+    datasets = [
+        dataset["dataset"]
+        for job in jobs
+        if job["job_id"]
+        for dataset in real_cluster.get(f"/api/data/datasets/{job['job_id']}")["datasets"]
+    ]
+    assert any(name.startswith("run-labels_") for name in datasets), datasets
+
+
 def test_the_whole_pipeline_while_nodes_die(
     cluster: RealCluster, undisturbed: Path, scenes: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     with cluster.start_job(*run_all(scenes, out)) as job:
-        checkpoints = out / "classifier" / "ray_train"
+        checkpoints = out / "classifier" / training_name(out / "classifier")
         wait_while_at_work(job, lambda: list(checkpoints.glob("checkpoint_*")), "a checkpoint")
         assert not (out / "classifier" / "model.safetensors").exists()
         lose_a_node(cluster, job, "RayTrainWorker")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ray_wsss.cluster.names import training_name
 from ray_wsss.cluster.stages.train_classifier import run_train_classifier
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
@@ -114,7 +115,7 @@ def _train(recipe: Recipe, dataset: Path, out: Path, workers: int) -> None:
 def _kill_worker(out: Path) -> int:
     """Kill the training worker once Ray knows of a checkpoint."""
     deadline = time.monotonic() + 240
-    known = out / "ray_train" / "checkpoint_manager_snapshot.json"
+    known = out / training_name(out) / "checkpoint_manager_snapshot.json"
     while not known.exists() or "checkpoint_dir_name" not in known.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ray_wsss.cluster.names import training_name
 from ray_wsss.cluster.stages.segment_everything import run_segment_everything
 from ray_wsss.cluster.stages.train_classifier import run_train_classifier
 from ray_wsss.cluster.workers import PROGRESS_LOG
@@ -89,7 +90,7 @@ def test_two_workers_compute_what_one_process_does(
     assert [entry["iteration"] for entry in _progress(out)["history"]] == [2, 4]
     assert json.loads((out / "manifest.json").read_text())["state"] == "finished"
     # num_to_keep: two checkpoints of the run, both under --out.
-    assert len([path for path in (out / "ray_train").glob("checkpoint_*") if path.is_dir()]) == 2
+    assert len([path for path in (out / training_name(out)).glob("checkpoint_*") if path.is_dir()]) == 2
     assert (out / PROGRESS_LOG).read_text() == printed
 
 

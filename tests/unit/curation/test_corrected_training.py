@@ -84,9 +84,7 @@ def test_corrected_images_are_trained_on_whatever_their_labels_are(
     assert labelled_rows(dataset, labels, 4, rejected=rejected) == [row for row in range(2, 13) if row != 4]
 
 
-def test_crops_have_the_corrected_mask_and_the_weight(
-    dataset: Path, labels: Path, corrections: Path
-) -> None:
+def test_crops_have_the_corrected_mask_and_the_weight(dataset: Path, labels: Path, corrections: Path) -> None:
     crops = TrainingCrops(
         dataset,
         list(range(14)),

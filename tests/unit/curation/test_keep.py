@@ -40,7 +40,11 @@ def test_kept_masks_are_labels_and_cost_no_sam(
 
     corrected = rewrite(scene_dataset, tmp_path / "corrected", correct)
     config = LabelConfig(tau=0.3, min_distance_px=4, scales=(1.0,), max_side_px=64)
-    arguments = {"config": config, "sam": SamConfig(name="tiny", precision="fp32"), "classifier": classifier_dir}
+    arguments = {
+        "config": config,
+        "sam": SamConfig(name="tiny", precision="fp32"),
+        "classifier": classifier_dir,
+    }
     masks = open_hand_masks("--keep", corrected, scene_dataset)
     table, tally = KeepMasks(SamLabeller, masks, **arguments)(images)
 

@@ -97,7 +97,9 @@ def test_masks_take_our_classes_by_name(ours: Path, tmp_path: Path) -> None:
 def test_what_can_not_replace_labels_is_refused(ours: Path, tmp_path: Path) -> None:
     names = DatasetMetadata.load(ours).class_names
     other = rewrite(ours, tmp_path / "other", lambda k, row: row, (*names[:-2], "zebra", "okapi"))
-    with pytest.raises(UserError, match=r"--keep .*other has classes that .*ours lacks: zebra, okapi; expected"):
+    with pytest.raises(
+        UserError, match=r"--keep .*other has classes that .*ours lacks: zebra, okapi; expected"
+    ):
         open_hand_masks("--keep", other, ours)
     empty = rewrite(ours, tmp_path / "empty", lambda k, row: row | {"mask": None})
     with pytest.raises(UserError, match="--keep .*empty has no masks"):

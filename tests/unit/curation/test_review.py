@@ -17,7 +17,9 @@ def read(tmp_path: Path, content: str | bytes) -> Review:
 
 
 def test_verdicts_in_any_order_of_columns(tmp_path: Path) -> None:
-    content = '\ufefftime,verdict,image_id\r\n2026-01-01T00:00:00Z,reject,"b, ""c"""\r\n,accept,a\r\n,reject,é\r\n'
+    content = (
+        '\ufefftime,verdict,image_id\r\n2026-01-01T00:00:00Z,reject,"b, ""c"""\r\n,accept,a\r\n,reject,é\r\n'
+    )
     found = read(tmp_path, content)
     assert found.rejected == {'b, "c"', "é"}
     assert found.accepted == {"a"}
