@@ -117,9 +117,11 @@ def _copy(
 def _copy_shards(tasks: pa.Table, copy_shard: CopyShard, made_from: Sequence[str]) -> pa.Table:
     done = []
     for task in tasks.to_pylist():
-        out, shard = parse_path(task["out"]), task["shard"]
+        out = parse_path(task["out"])
+        part: int = task["part"]
+        shard: int = task["shard"]
         # Without sources: the hash of the data set tells whether it has changed.
         copy = partial(copy_shard, task["rows"], out, shard)
-        summary, kept = make_once(out, shard, (), copy, made_from[task["part"]])
-        done.append(describe(summary, task["part"], shard, kept=kept))
+        summary, kept = make_once(out, shard, (), copy, made_from[part])
+        done.append(describe(summary, part, shard, kept=kept))
     return pa.Table.from_pylist(done)
