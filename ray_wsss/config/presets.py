@@ -23,7 +23,6 @@ _SCENES = AugmentConfig(
 """Augmentation for generated scenes: no change of hue or saturation, since colour tells the classes."""
 
 _FROM_SCRATCH: dict[str, Any] = {
-    "backbone": "resnet_small",
     "pretrained": False,
     "output_stride": 8,
     "optimiser": "adamw",
@@ -51,6 +50,8 @@ PRESETS = {
         sam=SamConfig(name="tiny", precision="fp32"),
         classifier=ClassifierConfig(
             **_FROM_SCRATCH,
+            # It gives the CAM as well as resnet_small does, in three quarters of the time.
+            backbone="resnet_tiny",
             # At 500 iterations CPM's loss is still falling, and each seed has come as far as its luck took
             # it. Other mends did not help: with half or twice the rate the loss falls no faster, and an
             # average of the weights lags behind. The gradient through the CAM's maximum stays, as in the
@@ -65,6 +66,8 @@ PRESETS = {
         label=LabelConfig(scales=(1.0, 1.5)),
         segmenter=SegmenterConfig(
             **_FROM_SCRATCH,
+            # With resnet_tiny it scores 1 point lower, and 8 points with 200 iterations.
+            backbone="resnet_small",
             max_iters=300,
             checkpoint_every=150,
             aspp_dim=48,

@@ -43,8 +43,8 @@ _STEPS = (
         name="held_out_scenes", what="draw and ingest held-out scenes", work=f"{_SCENES}:held_out", weight=3
     ),
     _EMBED,
-    _step("train_cpm", "train the classifier with CPM", 85, "train_scenes embed"),
-    _step("train_plain", "train the classifier without CPM", 60, "train_scenes held_out_scenes"),
+    _step("train_cpm", "train the classifier with CPM", 65, "train_scenes embed"),
+    _step("train_plain", "train the classifier without CPM", 43, "train_scenes held_out_scenes"),
     _step("label_train", "pseudo labels of the training scenes", 8, "train_cpm"),
     _step("train_segmenter", "train the segmenter on them", 45, "label_train"),
     _step("measure_plain", "labels and scores without CPM", 8, "train_plain"),

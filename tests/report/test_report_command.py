@@ -133,7 +133,7 @@ def test_figures(page: Page, run: Any) -> None:
     assert sum(tag == "table" and a.get("class") == "iou" for tag, a in page.tags) == 2
     assert "against their data set's masks" not in page.text
     assert re.search(r"12\.0 images/s in 2 s", page.text)
-    for words in ("loss: image labels", "loss: pseudo labels", "resnet_small", "Most confused"):
+    for words in ("loss: image labels", "loss: pseudo labels", "resnet_tiny", "Most confused"):
         assert words in page.text
     assert "1 in all" in page.text
     assert "torch" in page.text
