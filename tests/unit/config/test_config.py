@@ -70,7 +70,11 @@ def test_unknown_keys(key, message):
         ("cpm.confidence", "iuo", r"^cpm.confidence is iuo; expected one of logit, stability, iou"),
         ("label.keep_global_max", "yes", r"expected one of always, if_empty, never"),
         ("sam.name", "vit_x", r"^sam.name is vit_x; expected one of tiny, vit_b, vit_l, vit_h"),
-        ("classifier.output_stride", 12, r"^classifier.output_stride is 12; expected one of 4, 8, 16, 32"),
+        (
+            "classifier.output_stride",
+            12,
+            r"^classifier.output_stride is 12; expected one of 4, 8, 14, 16, 32",
+        ),
         ("classifier.optimiser", "adam", r"^classifier.optimiser is adam; expected one of sgd, adamw"),
         ("classifier.lr", 0, r"^classifier.lr is 0; expected more than 0"),
         ("classifier.epochs", 0, r"^classifier.epochs is 0; expected a number above 0"),

@@ -83,7 +83,9 @@ def test_a_bright_square_lies_where_it_is(family):
             cams = find_cams(model, images, torch.ones(1, 1), scales=scales, flip=True)
             peak = (cams.cam[0] > 0.99 * cams.cam.max()).nonzero().float().mean(0)
             off = (peak - torch.tensor([y, x])).abs().max()
-            assert off <= stride / min(scales), (top, left, scales)
+            # Of a padded map that is stretched over the image, more would be lost in the lower right corner.
+            allowed = 0.8 if backbone.multiple > 1 else 1.0
+            assert off <= allowed * stride / min(scales), (top, left, scales)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -155,7 +157,7 @@ def test_a_file_that_lacks_a_part_is_refused(tmp_path):
     state = whole_model("dinov2").state_dict()
     del state["blocks.1.mlp.fc1.weight"]
     torch.save(state, path)
-    with pytest.raises(UserError, match=r"does not fit the backbone: .*\.mlp\.fc1.weight is missing"):
+    with pytest.raises(UserError, match=r"not fit the backbone: .*blocks\.1\.mlp\.fc1.weight is missing"):
         build("dinov2", pretrained=True, checkpoint=str(path))
 
 
