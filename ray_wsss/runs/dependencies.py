@@ -28,7 +28,10 @@ _INCIDENTAL = (
     *("validate_every", "validate_images"),
     *("batch_size", "cam_batch_size", "encode_batch_size", "decode_batch_size", "max_pixels_per_pass"),
 )
-_BEFORE = [("head_lr_factor", 1.0), ("correction_weight", 1.0), ("layer_decay", 1.0), ("layers", [-1])]
+_BEFORE = [
+    *[("head_lr_factor", 1.0), ("correction_weight", 1.0), ("layer_decay", 1.0), ("layers", [-1])],
+    *[("architecture", "deeplabv3"), ("weigh_by", "none"), ("ignore_rim_px", 0)],
+]
 
 _OF_OBJECTS = ("label.object_prompts", "label.object_mask")
 """Settings of annotated objects, which decide nothing where CAMs prompt SAM."""
