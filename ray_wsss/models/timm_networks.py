@@ -55,7 +55,7 @@ def build_timm(
     name: str,
     options: Mapping[str, Any],
     output_stride: int,
-    layers: Sequence[int],
+    layers: Sequence[int] | None,
     *,
     pretrained: bool,
     **loading: Any,
@@ -66,6 +66,7 @@ def build_timm(
         options: arguments of the model itself.
         output_stride: strides beyond it become dilation, where the network can.
         layers: indices of the layers whose features are used; negative ones count from the last.
+            None: all layers.
         loading: arguments of ``timm.create_model`` about the source of the weights.
 
     Returns:
@@ -74,11 +75,10 @@ def build_timm(
     Raises:
         UserError: the network can't have the stride or the layers, or its weights can't be downloaded.
     """
-    arguments = {"pretrained": pretrained, **loading, **options}
+    arguments: dict[str, Any] = {"pretrained": pretrained, **loading, **options}
+    chosen = {} if layers is None else {"out_indices": tuple(layers)}
     try:
-        return timm.create_model(
-            name, features_only=True, out_indices=tuple(layers), output_stride=output_stride, **arguments
-        )
+        return timm.create_model(name, features_only=True, output_stride=output_stride, **chosen, **arguments)
     except _UNBUILDABLE as error:
         if not _unexpected(error, "output_stride"):
             reason = str(error) or "not supported"
@@ -91,12 +91,22 @@ def build_timm(
         raise _not_downloaded(name, error) from error
 
 
-def _build_layers(name: str, layers: Sequence[int], arguments: Mapping[str, Any]) -> LayerFeatures:
+def count_layers(name: str) -> int:
+    """Number of blocks of a plain transformer, or of stages of another timm network; 0 if it is neither."""
+    if not timm.is_model(name):
+        return 0
+    with torch.device("meta"):
+        model: Any = timm.create_model(name)
+    return len(model.feature_info) if hasattr(model, "forward_intermediates") else 0
+
+
+def _build_layers(name: str, layers: Sequence[int] | None, arguments: Mapping[str, Any]) -> LayerFeatures:
     """A network without the argument ``output_stride``. Raises UserError if it can't take every size."""
     model = _create(name, arguments)
     count = len(model.feature_info) if hasattr(model, "forward_intermediates") else 0
     if not count:
         raise UserError(f"timm gives no feature maps of {name}; expected another backbone, such as resnet50")
+    layers = range(count) if layers is None else layers
     if not all(-count <= at < count for at in layers):
         listed = " ".join(map(str, layers))
         raise UserError(f"layers are {listed}; expected numbers from {-count} to {count - 1} for {name}")

@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
+from torch.nn import functional as F
 
-from ray_wsss.label_format import MAX_BYTE_CLASSES, label_format
+from ray_wsss.label_format import MAX_BYTE_CLASSES, ignore_label, label_format
 
 Confidence = Literal["logit", "stability", "iou"]
 
@@ -149,3 +150,22 @@ def _check_indices(images: Sequence[int], classes: Sequence[int], num_images: in
         raise ValueError(f"class_index spans {min(classes)}..{max(classes)}; expected 0..{num_classes - 1}")
     if any(b < 0 or b >= num_images for b in images):
         raise ValueError(f"image_index spans {min(images)}..{max(images)}; expected 0..{num_images - 1}")
+
+
+def ignore_rim(labels: Integer[Tensor, "B H W"], rim_px: int) -> Integer[Tensor, "B H W"]:
+    """Label maps whose pixels near a border between two labels are ignored, since masks are least sure there.
+
+    Pixels that are ignored already make no border.
+
+    Args:
+        labels: uint8 or int32 (`label_format`).
+        rim_px: a pixel is ignored if the square of this many pixels on each side of it has another label.
+    """
+    ignore = ignore_label(labels)
+    # float32 is exact here, since all labels are below 2**24.
+    values = labels[:, None].float()
+    window = {"kernel_size": 2 * rim_px + 1, "stride": 1, "padding": rim_px}
+    ignored = labels[:, None] == ignore
+    highest = F.max_pool2d(values.masked_fill(ignored, -torch.inf), **window)
+    lowest = -F.max_pool2d((-values).masked_fill(ignored, -torch.inf), **window)
+    return labels.masked_fill((highest > lowest)[:, 0], ignore)

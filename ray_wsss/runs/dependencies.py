@@ -28,7 +28,10 @@ _INCIDENTAL = (
     *("validate_every", "validate_images"),
     *("batch_size", "cam_batch_size", "encode_batch_size", "decode_batch_size", "max_pixels_per_pass"),
 )
-_BEFORE = {"head_lr_factor": 1.0, "correction_weight": 1.0, "layer_decay": 1.0, "layers": [-1]}
+_BEFORE = [
+    *[("head_lr_factor", 1.0), ("correction_weight", 1.0), ("layer_decay", 1.0), ("layers", [-1])],
+    *[("architecture", "deeplabv3"), ("weigh_by", "none"), ("ignore_rim_px", 0)],
+]
 
 _OF_OBJECTS = ("label.object_prompts", "label.object_mask")
 """Settings of annotated objects, which decide nothing where CAMs prompt SAM."""
@@ -45,7 +48,7 @@ def settings_of(recipe: Recipe, *sections: str) -> dict[str, Any]:
     kept = {k: v for k, v in flatten(recipe).items() if k.split(".")[0] in sections}
     training = ("classifier.batch_size", "segmenter.batch_size")
     # Outputs made before these settings existed used these values (and no tiles), and lack the keys.
-    kept = {k: v for k, v in kept.items() if _BEFORE.get(k.split(".")[-1]) != v}
+    kept = {k: v for k, v in kept.items() if (k.split(".")[-1], v) not in _BEFORE}
     kept = {k: v for k, v in kept.items() if k not in _OF_OBJECTS}
     untiled = tuple(f"{c.section}.tile_" for c in (recipe.label, recipe.predict) if c.tile_px is None)
     kept = {k: v for k, v in kept.items() if not k.startswith(untiled)}

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from ray_wsss.config import AugmentConfig
+from ray_wsss.data.coco import decode_rle
 from ray_wsss.data.embeddings import EmbeddingCache
 from ray_wsss.data.images import decode_image, decode_mask, decode_segments
 from ray_wsss.data.reader import ShardReader
@@ -25,6 +26,7 @@ from ray_wsss.label_format import LabelMap, ignore_label, labels_to_tensor
 from ray_wsss.ops.geometry import Geometry
 from ray_wsss.runs.curation.masks import HandMasks
 from ray_wsss.runs.failures import fault_of, reason_of
+from ray_wsss.stages.label import score_of
 from ray_wsss.training.host_plan import collate, pack_geometry
 from ray_wsss.training.order import WINDOW, IterationBatches, Key
 
@@ -44,7 +46,8 @@ class TrainingCrops(Dataset):
 
     - with ``labels``: ``pseudo_label`` (P, P), uint8 or int32 by `label_format`; padding is ignored; with
       ``corrections`` it is the corrected mask of an image that has one, and ``weight`` () is that of the
-      image's pixels in the loss;
+      image's pixels in the loss; with ``by_score``, ``pixel_weight`` (P, P) is that of each pixel: the score
+      of its mask in [0, 1], 1 for background and corrected masks, 0 for padding;
     - with ``segments``: ``segments`` (P, P) int32 (0: uncovered pixels and padding);
     - with ``embeddings``: ``embedding`` (V,) of the whole image, as stored; ``embedding_scale`` (C,), if
       one is stored; ``image_hw`` (2,), the size of the image in pixels; the crop's ``geometry``
@@ -64,11 +67,13 @@ class TrainingCrops(Dataset):
         labels: Path | None = None,
         corrections: HandMasks | None = None,
         correction_weight: float = 1.0,
+        by_score: bool = False,
         segments: Path | None = None,
         embeddings: Path | None = None,
     ) -> None:
         self.reader = ShardReader(dataset)
         self.corrections, self.correction_weight = corrections, correction_weight
+        self.by_score = by_score
         self.labels = ShardReader(labels) if labels is not None else None
         self.segments = ShardReader(segments) if segments is not None else None
         self.embeddings = EmbeddingCache(embeddings) if embeddings is not None else None
@@ -184,6 +189,9 @@ class TrainingCrops(Dataset):
             if largest > self.num_classes:
                 raise ValueError(f"the pseudo label has {largest}; expected at most {self.num_classes}")
             item["pseudo_label"] = geometry.apply(label, fill=ignore, nearest=True)[0]
+            if self.by_score:
+                scores = torch.from_numpy(self._scores_of(record["image_id"], found))[None]
+                item["pixel_weight"] = geometry.apply(scores, fill=0, nearest=True)[0]
         if self.corrections is not None:
             corrected = record["image_id"] in self.corrections
             item["weight"] = torch.tensor(self.correction_weight if corrected else 1.0)
@@ -208,6 +216,18 @@ class TrainingCrops(Dataset):
             return self.corrections.read(image_id)
         assert self.labels is not None
         return decode_mask(_read(self.labels, image_id, "pseudo_label"), self.num_classes)
+
+    def _scores_of(self, image_id: str, label: LabelMap) -> NDArray[np.float32]:
+        """Score (H, W) of the mask that each pixel's label comes from; the higher one where masks overlap."""
+        scores = np.ones(label.shape, np.float32)
+        if self.corrections is not None and image_id in self.corrections:
+            return scores
+        assert self.labels is not None
+        segments = _read(self.labels, image_id, "segments") or []
+        for segment in sorted(segments, key=score_of):
+            mask = decode_rle(segment["rle"], (label.shape[0], label.shape[1]))
+            scores[mask & (label == 1 + segment["class_index"])] = score_of(segment)
+        return scores
 
     def _recolour(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Apply colour jitter and random grey, seeding the global generator from ``generator`` meanwhile."""

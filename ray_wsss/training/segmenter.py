@@ -17,6 +17,7 @@ from ray_wsss.errors import UserError
 from ray_wsss.label_format import ignore_label
 from ray_wsss.models.segmenter import SegmenterSpec, build_segmenter
 from ray_wsss.ops.device import mixed_precision
+from ray_wsss.ops.pseudo_label import ignore_rim
 from ray_wsss.ops.resize import resize_maps, slices_of
 from ray_wsss.runs.curation.masks import KEPT, HandMasks
 from ray_wsss.training.crops import TrainingCrops
@@ -34,28 +35,33 @@ _LEAST_WEIGHT = 1e-6
 class SegmenterStep:
     """Loss of one pass: cross-entropy of each pixel against the pseudo label; ignored labels are left out.
 
-    If the batch has ``weight`` (B,), the mean over its pixels is weighted: each pixel counts as much as its
-    image's weight.
+    If the batch has ``weight`` (B,) or ``pixel_weight`` (B, P, P), the mean over its pixels is weighted by
+    their product.
+
+    Args:
+        rim_px: pixels on both sides of a border between labels that are ignored too.
     """
 
-    def __init__(self, bf16: bool = False) -> None:
-        self.bf16 = bf16
+    def __init__(self, bf16: bool = False, rim_px: int = 0) -> None:
+        self.bf16, self.rim_px = bf16, rim_px
 
     def counts(self, batch: Batch) -> Counts:
         """Number of pixels with a label that is not ignored, or the sum of their weights."""
-        labelled = batch["pseudo_label"] != ignore_label(batch["pseudo_label"])
-        if "weight" not in batch:
-            return {"labelled": labelled.sum()}
-        return {"labelled": (labelled.sum((1, 2)) * batch["weight"]).sum()}
+        target, weight = self._target(batch), _weight_of(batch)
+        labelled = target != ignore_label(target)
+        return {"labelled": labelled.sum() if weight is None else (labelled * weight).sum()}
+
+    def _target(self, batch: Batch) -> Tensor:
+        return ignore_rim(batch["pseudo_label"], self.rim_px) if self.rim_px else batch["pseudo_label"]
 
     def __call__(
         self, model: nn.Module, batch: Batch, counts: Counts, iteration: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        target = batch["pseudo_label"]
+        target, weight = self._target(batch), _weight_of(batch)
         with mixed_precision(target.device, self.bf16):
             logits = model(batch["image"])
-        if "weight" in batch:
-            total = sum_cross_entropy(logits, target, weight=batch["weight"])
+        if weight is not None:
+            total = sum_cross_entropy(logits, target, weight=weight)
             loss = total / counts["labelled"].clamp(min=_LEAST_WEIGHT)
             return loss, {"seg": loss}
         total = sum_cross_entropy(logits, target)
@@ -64,12 +70,19 @@ class SegmenterStep:
         return loss, {"seg": loss}
 
 
+def _weight_of(batch: Batch) -> Tensor | None:
+    """Weights of pixels (B, P, P), or (B, 1, 1) if an image's pixels have the same; None: all have 1."""
+    found = [batch["weight"][:, None, None]] if "weight" in batch else []
+    found += [batch["pixel_weight"]] if "pixel_weight" in batch else []
+    return math.prod(found) if found else None
+
+
 def sum_cross_entropy(
     logits: Float[Tensor, "B K _h _w"],
     labels: Integer[Tensor, "B P P"],
     at_once: int = _LOGITS_AT_ONCE,
     *,
-    weight: Float[Tensor, " B"] | None = None,
+    weight: Float[Tensor, "B #P #P"] | None = None,
 ) -> Float[Tensor, ""]:
     """Sum of the cross-entropy of all pixels that are not ignored, from logits of the head's cells.
 
@@ -78,7 +91,7 @@ def sum_cross_entropy(
     than ``at_once``.
 
     Args:
-        weight: factor of each image's pixels; None: 1.
+        weight: factor of each pixel, or of all pixels of an image; None: 1.
     """
     size_hw = (labels.shape[-2], labels.shape[-1])
     parts = slices_of(len(logits), logits.shape[1] * math.prod(size_hw), at_once)
@@ -90,16 +103,14 @@ def sum_cross_entropy(
             ignore_index=ignore_label(target),
             reduction="sum" if factor is None else "none",
         )
-        return losses if factor is None else (losses.sum((1, 2)) * factor).sum()
+        return losses if factor is None else (losses * factor).sum()
 
     def weight_of(part: slice) -> Tensor | None:
         return weight[part] if weight is not None else None
 
     if len(parts) == 1:
         return of_part(logits, labels, weight)
-    sums = [
-        checkpoint(of_part, logits[at], labels[at], weight_of(at), use_reentrant=False) for at in parts
-    ]
+    sums = [checkpoint(of_part, logits[at], labels[at], weight_of(at), use_reentrant=False) for at in parts]
     return torch.stack(sums).sum()
 
 
@@ -132,6 +143,10 @@ def train_segmenter(
     metadata = DatasetMetadata.load(dataset)
     config = recipe.segmenter
     rows = labelled_rows(dataset, labels, config.batch_size, corrections=corrections, rejected=rejected)
+    if config.weigh_by == "score" and "segments" not in ShardReader(labels).columns:
+        raise UserError(
+            f"{labels} has no column segments; expected segmenter.weigh_by none, or label's output"
+        )
     if config.batch_size // config.accumulate < 2:
         raise UserError(
             f"segmenter.batch_size is {config.batch_size} with segmenter.accumulate {config.accumulate}; "
@@ -146,6 +161,7 @@ def train_segmenter(
         labels=labels,
         corrections=corrections,
         correction_weight=config.correction_weight,
+        by_score=config.weigh_by == "score",
     )
     spec = SegmenterSpec.of(config, metadata.class_names)
     torch.manual_seed(config.seed)
@@ -154,7 +170,7 @@ def train_segmenter(
     run = TrainingRun(
         model=model, spec=spec, config=config, crops=crops, session=session, name="segmenter", limit=limit
     )
-    step = SegmenterStep(config.precision == "bf16")
+    step = SegmenterStep(config.precision == "bf16", config.ignore_rim_px)
     run.train(step, SegmenterValidation(recipe, spec, validation, dataset, session.device))
 
 

@@ -113,11 +113,21 @@ def start_from(trained: Path, recipe: Recipe, out: Path) -> None:
     save_checkpoint(folder, model, spec, build_optimiser(model, recipe.classifier), Progress())
 
 
+TRANSFORMER = {
+    "classifier.backbone": "test_vit",
+    "classifier.output_stride": 16,
+    "classifier.layers": (-2, -1),
+    "classifier.layer_decay": 0.8,
+    "classifier.freeze_stages": 1,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, TRANSFORMER], ids=["convolutional", "transformer"])
 def test_passes_of_several_workers_with_frozen_norms_make_the_step_of_one(
-    recipe: Recipe, dataset: Path, tmp_path: Path
+    recipe: Recipe, dataset: Path, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     """Two steps of two workers in two passes each, with CPM on; one worker in one pass is the reference."""
-    few = override(recipe, {"classifier.max_iters": 2, "classifier.freeze_norm": True})
+    few = override(recipe, {"classifier.max_iters": 2, "classifier.freeze_norm": True} | changes)
     (expected, expected_after) = losses(1, tmp_path, few, dataset, None)
     (first, after) = losses(2, tmp_path, override(few, {"classifier.accumulate": 2}), dataset, None)
     assert first.keys() == {"loss_cls", "loss_cpm"}

@@ -100,7 +100,11 @@ def segmenter_dir(save_segmenter, tmp_path_factory) -> Path:
     """A saved, untrained segmenter of the scenes' number of classes."""
     folder = tmp_path_factory.mktemp("segmenter")
     spec = SegmenterSpec(
-        class_names=tuple("abcdef"), backbone="resnet_small", output_stride=8, aspp_dim=8, atrous_rates=(1, 2)
+        class_names=tuple("abcdef"),
+        backbone="resnet_small",
+        output_stride=8,
+        aspp_dim=8,
+        atrous_rates=(1, 2, 3),
     )
     save_segmenter(spec, folder)
     return folder

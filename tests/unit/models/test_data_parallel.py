@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from timm.layers.drop import DropPath
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 from torch.multiprocessing.spawn import spawn
@@ -19,9 +20,8 @@ def build() -> nn.Sequential:
     for norm in norms:
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3), norms[0], nn.Dropout(0.4), nn.Conv2d(6, 5, 1), norms[1], nn.Dropout2d(0.3)
-    )
+    drops = [nn.Dropout2d(0.3), DropPath(0.4), DropPath(0.2, scale_by_keep=False)]
+    return nn.Sequential(nn.Conv2d(3, 6, 3), norms[0], nn.Dropout(0.4), nn.Conv2d(6, 5, 1), norms[1], *drops)
 
 
 def images() -> torch.Tensor:

@@ -58,7 +58,7 @@ def test_the_classifiers_head_is_not_rounded_by_mixed_precision(make_classifier)
 def test_the_segmenters_logits_are_not_rounded_by_mixed_precision(segmenter_dir):
     model, _ = load_segmenter(segmenter_dir)
     seen: list[torch.Tensor] = []
-    last = model.head[-1]
+    last = model.head
     last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         logits = model(IMAGES[:, :, :32, :32])

@@ -83,7 +83,9 @@ def test_a_bright_square_lies_where_it_is(family):
             cams = find_cams(model, images, torch.ones(1, 1), scales=scales, flip=True)
             peak = (cams.cam[0] > 0.99 * cams.cam.max()).nonzero().float().mean(0)
             off = (peak - torch.tensor([y, x])).abs().max()
-            assert off <= stride / min(scales), (top, left, scales)
+            # Of a padded map that is stretched over the image, more would be lost in the lower right corner.
+            allowed = 0.8 if backbone.multiple > 1 else 1.0
+            assert off <= allowed * stride / min(scales), (top, left, scales)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -155,7 +157,7 @@ def test_a_file_that_lacks_a_part_is_refused(tmp_path):
     state = whole_model("dinov2").state_dict()
     del state["blocks.1.mlp.fc1.weight"]
     torch.save(state, path)
-    with pytest.raises(UserError, match=r"does not fit the backbone: .*\.mlp\.fc1.weight is missing"):
+    with pytest.raises(UserError, match=r"not fit the backbone: .*blocks\.1\.mlp\.fc1.weight is missing"):
         build("dinov2", pretrained=True, checkpoint=str(path))
 
 
@@ -246,5 +248,6 @@ def test_a_frozen_backbone_has_no_graph_and_keeps_its_mode():
     backbone.train()
     features = backbone(images)  # in training, swin drops paths at random
     assert not features.requires_grad
-    assert features.dtype == (torch.bfloat16 if has_bf16(images.device) else torch.float32)
+    assert features.dtype == torch.float32
+    assert torch.equal(features, features.bfloat16().float()) == has_bf16(images.device)
     assert_close(features.float(), expected, rtol=0.05, atol=0.05)

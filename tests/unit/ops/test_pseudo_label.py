@@ -1,11 +1,12 @@
 """Pseudo labels against a per-pixel reference, stability against segment_anything."""
 
+import numpy as np
 import pytest
 import torch
 from segment_anything.utils.amg import calculate_stability_score
 from torch.testing import assert_close
 
-from ray_wsss.ops.pseudo_label import assign_labels, confidence_map, mask_scores
+from ray_wsss.ops.pseudo_label import assign_labels, confidence_map, ignore_rim, mask_scores
 
 
 def slow_labels(
@@ -123,3 +124,22 @@ def test_confidence_stability_equals_segment_anything():
 
 def test_stability_of_an_empty_mask_is_zero():
     assert not confidence_map("stability", torch.full((1, 4, 4), -9.0), torch.ones(1)).any()
+
+
+@pytest.mark.parametrize(("dtype", "ignore"), [(torch.uint8, 255), (torch.int32, 65_535)])
+@pytest.mark.parametrize("rim_px", [1, 3])
+def test_the_rim_is_what_has_another_label_close_by(dtype, ignore, rim_px):
+    """Pixel by pixel; ignored pixels make no border."""
+    generator = torch.Generator().manual_seed(2)
+    coarse = torch.randint(0, 3, (2, 4, 5), generator=generator)
+    labels = coarse.repeat_interleave(6, 1).repeat_interleave(5, 2).to(dtype)
+    labels[0, 3:9, 2:9] = ignore
+    expected = labels.clone()
+    for k, y, x in np.ndindex(*labels.shape):
+        rows = slice(max(0, y - rim_px), y + rim_px + 1)
+        near = labels[k, rows, max(0, x - rim_px) : x + rim_px + 1].flatten().tolist()
+        if len(set(near) - {ignore}) > 1:
+            expected[k, y, x] = ignore
+    assert torch.equal(ignore_rim(labels, rim_px), expected)
+    assert (expected != labels).any()
+    assert (expected != ignore).any()

@@ -119,7 +119,7 @@ class Greyness(nn.Module):
 
 def classifier_of(features: nn.Module, classes: int, weight: float = 1.0) -> Classifier:
     """A classifier whose class maps are the features times ``weight``."""
-    model = Classifier(Backbone(features, classes, (0.0,) * 3, (1.0,) * 3), classes, classes)
+    model = Classifier(Backbone(features, [classes], (0.0,) * 3, (1.0,) * 3, strides=[1]), classes, classes)
     nn.init.eye_(model.to_features.weight[:, :, 0, 0])
     nn.init.eye_(model.to_class_maps.weight[:, :, 0, 0])
     with torch.no_grad():

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from ray_wsss.config import AugmentConfig
-from ray_wsss.data.images import encode_mask
+from ray_wsss.data.coco import encode_rle
+from ray_wsss.data.images import decode_mask, encode_mask
+from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
 from ray_wsss.training.crops import PADDING, TrainingCrops, make_loader
 from ray_wsss.training.order import IterationBatches
@@ -183,3 +185,44 @@ def test_the_window_fits_the_caches_of_all_readers(folders):
     assert crops.window == 2
     crops.reader.cache_bytes = 1
     assert crops.window == 1
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_pixels_are_weighed_by_the_score_of_their_mask(folders, tmp_path, corrected):
+    """Where masks of a class overlap, the higher score counts; where another class has won, none of them."""
+    reader = ShardReader(folders[1])
+    rows = [reader.read(k, ["image_id", "pseudo_label"]) for k in range(4)]
+    for row in rows:
+        k = int(row["image_id"].split()[1])
+        label = decode_mask(row["pseudo_label"], 5)
+        left = np.zeros(label.shape, bool)
+        left[:, : label.shape[1] // 2] = True
+        row["segments"] = [
+            {"class_index": k, "rle": encode_rle(mask)["counts"], "sam_score": score, "cam_mean": mean}
+            for mask, score, mean in [(left, 0.9, 1.0), (label > 0, 0.8, 0.5), (~left, 0.2, None)]
+        ] + [{"class_index": 4, "rle": encode_rle(left)["counts"], "sam_score": 0.1, "cam_mean": 0.1}]
+    write_table_atomically(pa.Table.from_pylist(rows), tmp_path / "part-00000.parquet")
+    crops = crops_of((folders[0], tmp_path))
+    crops.by_score = True
+    if corrected:
+        crops.corrections = ByHand()
+    for draw in range(12):
+        item = crops[draw, draw % 4]
+        weight, label = item["pixel_weight"], item["pseudo_label"]
+        assert (weight[label == 255] == 0).all()
+        assert (weight[label == 0] == 1).all()
+        on_mask = weight[(label > 0) & (label < 255)].unique()
+        expected = [1.0] if corrected else [0.4, 0.9]
+        assert set(on_mask.tolist()) <= set(torch.tensor(expected).tolist())
+        assert len(on_mask) > 0
+
+
+class ByHand:
+    """Corrected masks of all images: the whole image has label 2."""
+
+    def __contains__(self, image_id: str) -> bool:
+        return True
+
+    def read(self, image_id: str) -> np.ndarray:
+        height, width = [(50, 70), (64, 64), (90, 40), (30, 45)][int(image_id.split()[1])]
+        return np.full((height, width), 2, np.uint8)

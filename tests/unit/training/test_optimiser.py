@@ -9,6 +9,8 @@ import torch
 from torch.testing import assert_close
 
 from ray_wsss.config import ClassifierConfig
+from ray_wsss.errors import UserError
+from ray_wsss.models.classifier import ClassifierSpec, build_classifier
 from ray_wsss.training.optimiser import build_optimiser, learning_rate, load_optimiser, schedule_rates
 
 CONFIG = ClassifierConfig(
@@ -42,6 +44,33 @@ def test_both_groups_follow_the_schedule(make_classifier):
         schedule_rates(optimiser, CONFIG, iteration)
         expected = learning_rate(CONFIG, iteration)
         assert (backbone["lr"], head["lr"]) == (expected, 10 * expected)
+
+
+def test_earlier_stages_learn_more_slowly(make_classifier):
+    model = make_classifier()
+    model.backbone.freeze(1, norm=False)
+    config = replace(CONFIG, layer_decay=0.5)
+    optimiser = build_optimiser(model, config)
+    schedule_rates(optimiser, config, 3)
+    rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    steps = {"layer2": 0.25, "layer3": 0.5, "layer4": 1.0}
+    for name, parameter in model.named_parameters():
+        part, network, stage, *_ = [*name.split("."), "", ""]
+        if part != "backbone":
+            assert rates[id(parameter)] == 10 * learning_rate(config, 3)
+        elif stage in steps:
+            assert network == "network"
+            assert rates[id(parameter)] == steps[stage] * learning_rate(config, 3)
+        else:  # frozen
+            assert id(parameter) not in rates
+
+
+def test_stages_that_are_not_known_have_no_rates_of_their_own():
+    spec = ClassifierSpec(class_names=("a",), backbone="vgg11", output_stride=32, feature_dim=4)
+    with torch.device("meta"):
+        model = build_classifier(spec)
+    with pytest.raises(UserError, match=r"layer_decay is 0\.5; expected 1, since this backbone's stages"):
+        build_optimiser(model, replace(CONFIG, layer_decay=0.5))
 
 
 def test_frozen_weights_are_in_no_group(make_classifier):

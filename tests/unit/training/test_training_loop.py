@@ -152,6 +152,37 @@ def test_a_resumed_run_ends_bit_identical(train, undisturbed, tmp_path, die_at):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("frozen", [1, "all"])
+def test_a_transformer_resumes_bit_identical(scene_dataset, tmp_path, frozen):
+    """With CPM, its learning rate by block, and the CAMs of two layers measured."""
+    changes = {
+        "classifier.backbone": "test_vit",
+        "classifier.output_stride": 16,
+        "classifier.layers": (-2, -1),
+        "classifier.layer_decay": 0.8,
+        "classifier.freeze_stages": frozen,
+        "classifier.validate_every": 3,
+        "classifier.validate_images": 2,
+    }
+    recipe = override(RECIPE, changes)
+    sessions = [Recorder(tmp_path / "undisturbed"), Recorder(tmp_path / "cut", die_at=3)]
+    train_classifier(recipe, scene_dataset, sessions[0], validation=scene_dataset)
+    with pytest.raises(Interrupted):
+        train_classifier(recipe, scene_dataset, sessions[1], validation=scene_dataset)
+    resumed = Recorder(tmp_path / "cut")
+    train_classifier(recipe, scene_dataset, resumed, validation=scene_dataset)
+    assert values(resumed.metrics) == values(sessions[0].metrics)[3:]  # validation kept the third iteration
+    ours, theirs = final(resumed), final(sessions[0])
+    assert ours.pop("name") == theirs.pop("name")
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    model, spec = load_classifier(resumed.folder / "checkpoint_00000005")
+    assert spec.layers == (-2, -1)
+    backbone = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
+    first, _ = load_classifier(sessions[0].folder / "checkpoint_00000004")
+    moved = [k for k, v in backbone.items() if not torch.equal(v, first.state_dict()[k])]
+    assert bool(moved) == (frozen == 1)
+
+
 def test_a_checkpoint_of_version_0_1_resumes_bit_identical(train, tmp_path):
     """That version had one group of parameters and no factor for the head."""
     recipe = override(RECIPE, {"segmenter.head_lr_factor": 1.0})
@@ -163,6 +194,7 @@ def test_a_checkpoint_of_version_0_1_resumes_bit_identical(train, tmp_path):
     assert folder is not None
     state = torch.load(folder / "training.pt", weights_only=True)
     backbone, head = state["optimiser"]["param_groups"]
+    del backbone["factor"]
     state["optimiser"]["param_groups"] = [{**backbone, "params": backbone["params"] + head["params"]}]
     torch.save(state, folder / "training.pt")
     resumed = Recorder(tmp_path / "cut")
@@ -318,6 +350,22 @@ def test_validation_agrees_with_evaluate(scene_dataset, tmp_path, iterations, th
     mious = {t: counts.matrix(t).miou() for t in counts.thresholds}
     assert session.metrics[-1]["val_miou"] == pytest.approx(mious[threshold])
     assert session.metrics[-1]["val_miou_best_threshold"] == pytest.approx(max(mious.values()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [0, "all"])
+def test_a_compiled_transformer_computes_the_same(scene_dataset, tmp_path, frozen):
+    changes = {
+        "classifier.backbone": "test_vit",
+        "classifier.output_stride": 16,
+        "classifier.freeze_stages": frozen,
+    }
+    sessions = {compiled: Recorder(tmp_path / str(compiled)) for compiled in (False, True)}
+    for compiled, session in sessions.items():
+        recipe = override(RECIPE, changes | {"classifier.compile": compiled})
+        train_classifier(recipe, scene_dataset, session)
+    ours, theirs = values(sessions[True].metrics), values(sessions[False].metrics)
+    assert ours[:2] == [pytest.approx(entry, abs=1e-4 if frozen == 0 else 0.02) for entry in theirs[:2]]
 
 
 @pytest.mark.slow
