@@ -1,12 +1,20 @@
 """All settings together."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ray_wsss.config.checks import check
 from ray_wsss.config.predict import PredictConfig
-from ray_wsss.config.sam import CpmConfig, EmbedConfig, LabelConfig, SamConfig, SegmentsConfig
+from ray_wsss.config.sam import (
+    CpmConfig,
+    EmbedConfig,
+    LabelConfig,
+    PromptingConfig,
+    SamConfig,
+    SegmentsConfig,
+)
 from ray_wsss.config.training import ClassifierConfig, SegmenterConfig
+from ray_wsss.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,3 +45,22 @@ class Recipe:
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        for config in (self.cpm, self.label):
+            self.mask_output(config)
+
+    def mask_output(self, config: PromptingConfig) -> Literal["whole", "best_iou"]:
+        """Which mask is taken from SAM: "auto" of ``config`` settled by the model.
+
+        Raises:
+            UserError: the model has no output for the whole object, but it is asked for.
+        """
+        if config.mask_output == "auto":
+            return "whole" if self.sam.card.has_whole else "best_iou"
+        if config.mask_output == "whole" and not self.sam.card.has_whole:
+            raise UserError(
+                f"{config.section}.mask_output is whole; expected auto or best_iou, since no mask of "
+                f"{self.sam.name} is known to be the whole object"
+            )
+        return config.mask_output
