@@ -27,6 +27,10 @@ _DECODER = {
 _RAW = {"dynamic_multimask_via_stability": False}
 
 
+def _together(kind: Any, vision: Any, decoder: dict[str, Any], prompts: dict[str, Any] = _PROMPTS) -> Any:
+    return kind(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+
+
 def _sam2() -> Any:
     backbone = transformers.Sam2HieraDetConfig(
         hidden_size=16,
@@ -44,7 +48,7 @@ def _sam2() -> Any:
         backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
         fpn_hidden_size=WIDTH,
     )
-    config = transformers.Sam2Config(vision, _PROMPTS, _DECODER | _RAW)
+    config = _together(transformers.Sam2Config, vision, _DECODER | _RAW)
     return transformers.Sam2Model(config)
 
 
@@ -58,7 +62,7 @@ def _edgetam() -> Any:
         backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
         fpn_hidden_size=WIDTH,
     )
-    return transformers.EdgeTamModel(transformers.EdgeTamConfig(vision, _PROMPTS, _DECODER | _RAW))
+    return transformers.EdgeTamModel(_together(transformers.EdgeTamConfig, vision, _DECODER | _RAW))
 
 
 def _sam3() -> Any:
@@ -80,9 +84,7 @@ def _sam3() -> Any:
         scale_factors=[4.0, 2.0, 1.0],
     )
     prompts = _PROMPTS | {"image_size": 112, "patch_size": 14}
-    config = transformers.Sam3TrackerConfig(
-        vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=_DECODER | _RAW
-    )
+    config = _together(transformers.Sam3TrackerConfig, vision, _DECODER | _RAW, prompts)
     return transformers.Sam3TrackerModel(config)
 
 
@@ -98,7 +100,7 @@ def _hq() -> Any:
         "num_pos_feats": WIDTH // 2,
         "mlp_dim": 96,
     }
-    config = transformers.SamHQConfig(vision, _PROMPTS, _DECODER | {"vit_dim": 48})
+    config = _together(transformers.SamHQConfig, vision, _DECODER | {"vit_dim": 48})
     return transformers.SamHQModel(config)
 
 
@@ -117,7 +119,8 @@ def _squeezing(kind: str, side: int) -> Any:
 
 
 def _padding() -> Any:
-    image = transformers.SamImageProcessor(
+    # That of Pillow, as the authors have it.
+    image = transformers.SamImageProcessorPil(
         size={"longest_edge": SIDE}, pad_size={"height": SIDE, "width": SIDE}
     )
     return transformers.SamHQProcessor(image)
@@ -144,9 +147,37 @@ def build_lively(name: SamName, seed: int = 0) -> Any:
             parameter.normal_(std=parameter[0].numel() ** -0.5)
         else:
             parameter.add_(0.2 * torch.randn_like(parameter))
+    _calibrate(model)
     shared = model.shared_image_embedding.positional_embedding
     model.prompt_encoder.shared_embedding.positional_embedding.copy_(shared)
+    if name == "hq_vit_b":
+        _repair_hq(model.mask_decoder)
     return model.eval()
+
+
+def _calibrate(model: Any) -> None:
+    """Give batch norms the statistics of some images, so that values stay in the range of trained models."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+    if norms:
+        model.train().vision_encoder(torch.randn(4, 3, SIDE, SIDE))
+
+
+def _repair_hq(decoder: Any) -> None:
+    """Let transformers' HQ-SAM upscale the embeddings that attended to the prompts, as the authors' does.
+
+    `SamHQMaskDecoder.forward` of transformers 5.24 drops them, and upscales those before, with height and
+    width swapped. The repair writes the right ones into those, swapped.
+    """
+    attend = decoder.transformer.forward
+
+    def forward(*, image_embeddings: Tensor, **others: Any) -> tuple[Tensor, Tensor]:
+        tokens, attended = attend(image_embeddings=image_embeddings, **others)
+        image_embeddings.transpose(2, 3).copy_(attended.transpose(2, 3).reshape(image_embeddings.shape))
+        return tokens, attended
+
+    decoder.transformer.forward = forward
 
 
 def save_small(name: SamName, folder: Path, seed: int = 0) -> Path:

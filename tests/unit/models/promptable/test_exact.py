@@ -17,6 +17,7 @@ from ray_wsss.models.promptable.encoder import SamEncoder, load_encoder
 from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.models.promptable.interface import PromptableModel
 from ray_wsss.models.sam_family.model import HubModel
+from ray_wsss.models.sam_family.sam_hq import SamHq
 
 SIZES_HW = {"landscape": (60, 100), "portrait": (150, 90), "square": (128, 128), "large": (210, 300)}
 IMAGES = [make_scene(77 + n, *size_hw).image for n, size_hw in enumerate(SIZES_HW.values())]
@@ -72,12 +73,17 @@ def test_embeddings(name, theirs, encoder):
 def check(found: tuple[Tensor, Tensor], sam: PromptableModel, image, expected) -> None:
     """Logits, IoUs and logits of the image."""
     low, iou, full = expected
-    scale = max(1.0, float(low.abs().max()))  # random weights make larger logits than trained ones
-    assert_close(found[0], low, rtol=0, atol=1e-3 * scale)
+    if isinstance(sam, SamHq):  # transformers sorts the alternatives by their IoU
+        found = found[0].clone(), found[1].clone()
+        for masks, scores in zip(*found):
+            order = scores[1:].argsort(descending=True)
+            masks[1:], scores[1:] = masks[1:][order], scores[1:][order]
+    assert low.std() > 0.1
+    assert_close(found[0], low, rtol=0, atol=1e-3)
     assert_close(found[1], iou, rtol=0, atol=1e-3)
     size_hw = image.shape[:2]
     upscaled = sam.upscale(found[0], sam.frame.inner_hw(size_hw), size_hw)
-    assert_close(upscaled, full, rtol=0, atol=1e-3 * scale)
+    assert_close(upscaled, full, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("count", list(POINTS))
@@ -132,17 +138,17 @@ def test_points_that_fill_up_a_set_change_nothing(encoder):
     padded = sam.decode(embedding, points, torch.ones(1, 3), valid=valid)
     alone = sam.decode(embedding, points[:, :2], torch.ones(1, 2))
     everything = sam.decode(embedding, points, torch.ones(1, 3))
-    for found, expected, other in zip(padded, alone, everything):
-        assert_close(found, expected, rtol=1e-4, atol=1e-3)
-        assert (other - expected).abs().max() > 0.02
+    for found, expected in zip(padded, alone):
+        assert_close(found, expected, rtol=0, atol=1e-4)
+    assert (everything[0] - alone[0]).abs().max() > 0.05
 
 
 def _wrong_normalisation(sam: HubModel, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sam, "pixel_mean", 0 * sam.get_buffer("pixel_mean"))
+    patch.setitem(sam._buffers, "pixel_mean", 0 * sam.get_buffer("pixel_mean"))
 
 
 def _wrong_scale(sam: HubModel, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sam, "pixel_std", 1.1 * sam.get_buffer("pixel_std"))
+    patch.setitem(sam._buffers, "pixel_std", 1.2 * sam.get_buffer("pixel_std"))
 
 
 def _swapped_channels(sam: HubModel, patch: pytest.MonkeyPatch) -> None:
