@@ -14,7 +14,6 @@ from ray_wsss.config.sam import (
     SegmentsConfig,
 )
 from ray_wsss.config.training import ClassifierConfig, SegmenterConfig
-from ray_wsss.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,20 +46,14 @@ class Recipe:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        for config in (self.cpm, self.label):
-            self.mask_output(config)
+        if self.sam.card.has_whole:
+            return
+        expected = f"auto or best_iou, since no mask of {self.sam.name} is known to be the whole object"
+        check(self.cpm, lambda v: v != "whole", "mask_output", expected)
+        check(self.label, lambda v: v != "whole", "mask_output object_mask", expected)
 
     def mask_output(self, config: PromptingConfig) -> Literal["whole", "best_iou"]:
-        """Which mask is taken from SAM: "auto" of ``config`` settled by the model.
-
-        Raises:
-            UserError: the model has no output for the whole object, but it is asked for.
-        """
+        """Which mask is taken from SAM: "auto" of ``config``, settled by the model."""
         if config.mask_output == "auto":
             return "whole" if self.sam.card.has_whole else "best_iou"
-        if config.mask_output == "whole" and not self.sam.card.has_whole:
-            raise UserError(
-                f"{config.section}.mask_output is whole; expected auto or best_iou, since no mask of "
-                f"{self.sam.name} is known to be the whole object"
-            )
         return config.mask_output
