@@ -8,6 +8,7 @@ source. A second sentence starts a line of its own, since the help keeps line br
 """
 
 from ray_wsss.config.predict import PredictConfig
+from ray_wsss.config.promptable import SamName
 from ray_wsss.config.recipe import EvaluateConfig, Recipe
 from ray_wsss.config.sam import (
     CpmConfig,
@@ -16,7 +17,6 @@ from ray_wsss.config.sam import (
     LabelConfig,
     PromptingConfig,
     SamConfig,
-    SamName,
     SegmentsConfig,
 )
 from ray_wsss.config.training import (

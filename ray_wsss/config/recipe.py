@@ -1,11 +1,18 @@
 """All settings together."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ray_wsss.config.checks import check
 from ray_wsss.config.predict import PredictConfig
-from ray_wsss.config.sam import CpmConfig, EmbedConfig, LabelConfig, SamConfig, SegmentsConfig
+from ray_wsss.config.sam import (
+    CpmConfig,
+    EmbedConfig,
+    LabelConfig,
+    PromptingConfig,
+    SamConfig,
+    SegmentsConfig,
+)
 from ray_wsss.config.training import ClassifierConfig, SegmenterConfig
 
 
@@ -37,3 +44,16 @@ class Recipe:
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        if self.sam.card.has_whole:
+            return
+        expected = f"auto or best_iou, since no mask of {self.sam.name} is known to be the whole object"
+        check(self.cpm, lambda v: v != "whole", "mask_output", expected)
+        check(self.label, lambda v: v != "whole", "mask_output object_mask", expected)
+
+    def mask_output(self, config: PromptingConfig) -> Literal["whole", "best_iou"]:
+        """Which mask is taken from SAM: "auto" of ``config``, settled by the model."""
+        if config.mask_output == "auto":
+            return "whole" if self.sam.card.has_whole else "best_iou"
+        return config.mask_output

@@ -5,30 +5,37 @@ from math import inf
 from typing import ClassVar, Literal
 
 from ray_wsss.config.checks import check, check_choices, check_tiles, overlap_of_tiles
+from ray_wsss.config.promptable import MODELS, ModelCard, SamName
 
 ObjectMask = Literal["auto", "single", "best_iou", "whole"]
 ObjectPrompts = Literal["all", "boxes", "points"]
-SamName = Literal["tiny", "vit_b", "vit_l", "vit_h"]
 EncoderPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamConfig:
-    """Which Segment Anything Model."""
+    """Which Segment Anything Model, or model of its kind."""
 
     section: ClassVar[str] = "sam"
 
     name: SamName = "vit_h"
-    """Model. tiny ships with the package and knows generated scenes only; the others are Meta's."""
+    """Model.
+    tiny: ships with the package, knows generated scenes only (Apache-2.0).
+    vit_b, vit_l, vit_h: Meta's SAM (Apache-2.0).
+    mobile_sam: MobileSAM (Apache-2.0), which needs sam.checkpoint.
+    Through transformers (pip install -e ".[sam2]"), from the Hugging Face hub or a folder in sam.checkpoint:
+    sam2.1_tiny, _small, _base_plus, _large: Meta's SAM 2.1 (Apache-2.0); edgetam: EdgeTAM (Apache-2.0);
+    hq_vit_b, hq_vit_l, hq_vit_h: HQ-SAM (Apache-2.0); sam3_tracker: SAM 3 (SAM License, on request)."""
     checkpoint: str | None = None
-    """Path of the weights. Without it, Meta's file is downloaded once and its SHA-256 checked."""
+    """Path of the weights: a file, or for models through transformers a folder with *.safetensors.
+    Without it, they are downloaded once; Meta's files of SAM are checked by SHA-256."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """Precision of the image encoder; its embeddings are float32.
     auto: bf16 on GPUs from compute capability 8.0 and on CPUs with AVX512-BF16 or AMX, else fp32.
     On GPUs a resumed run keeps the precision it began with, else the oldest GPU of the cluster decides."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether torch.compile makes the image encoder faster, which takes half a minute at the start.
-    auto: on if there are enough images to gain from it."""
+    auto: on if there are enough images to gain from it. Only tiny and vit_* can be compiled."""
     encode_batch_size: int = 8
     """Images per forward pass of the image encoder, at least 1.
     A GPU with 16 GiB has room for 8 with vit_h in bf16 and fp16, for 4 in fp32 and tf32."""
@@ -38,6 +45,13 @@ class SamConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         check(self, lambda v: v >= 1, "encode_batch_size decode_batch_size", "at least 1")
+        if not self.card.can_compile:
+            check(self, lambda v: v != "on", "compile", f"auto or off, since {self.name} can't be compiled")
+
+    @property
+    def card(self) -> ModelCard:
+        """Facts about the model."""
+        return MODELS[self.name]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,9 +69,11 @@ class PromptingConfig:
     if_empty: only for a class without peaks."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     """Image scales whose class maps are summed into the CAM, each in (0, 4]."""
-    mask_output: Literal["whole", "best_iou"] = "whole"
-    """Which of SAM's three masks is taken. whole: output 2, the whole object (code).
-    best_iou: the mask with the highest predicted IoU."""
+    mask_output: Literal["auto", "whole", "best_iou"] = "auto"
+    """Which of SAM's three masks is taken.
+    auto: whole if the model has such an output, else best_iou (SAM 2.1, EdgeTAM, SAM 3).
+    whole: the one for the whole object, SAM's output 2 (code).
+    best_iou: the one with the highest predicted IoU."""
     confidence: Literal["logit", "stability", "iou"] = "logit"
     """Weight of a mask where classes compete for pixels.
     logit: its logit at each pixel (code); stability: its stability score (paper); iou: its predicted IoU."""

@@ -53,6 +53,9 @@ def settings_of(recipe: Recipe, *sections: str) -> dict[str, Any]:
     untiled = tuple(f"{c.section}.tile_" for c in (recipe.label, recipe.predict) if c.tile_px is None)
     kept = {k: v for k, v in kept.items() if not k.startswith(untiled)}
     kept = {k: v for k, v in kept.items() if k in training or k.split(".")[-1] not in _INCIDENTAL}
+    for config in (recipe.cpm, recipe.label):
+        if (key := f"{config.section}.mask_output") in kept:
+            kept[key] = recipe.mask_output(config)
     return kept | _backbone_hashes(recipe, kept)
 
 
@@ -73,12 +76,13 @@ def _backbone_hashes(recipe: Recipe, kept: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sam_settings(recipe: Recipe, device: str | None = None) -> dict[str, str]:
-    """SAM's name, the SHA-256 of its weights, and its encoder's precision unless that is fp32.
+    """SAM's name, the SHA-256 and licence of its weights, and its encoder's precision unless that is fp32.
 
     Args:
         device: type of torch device that the encoder runs on; None if the encoder does not run.
     """
     settings = {"sam.name": recipe.sam.name, "sam.sha256": weights_sha256(recipe.sam)}
+    settings["sam.licence"] = recipe.sam.card.licence
     precision = precision_on(recipe.sam, device) if device is not None else "fp32"
     # Outputs made before this setting existed used fp32 and lack the key.
     return settings if precision == "fp32" else settings | {"sam.precision": precision}

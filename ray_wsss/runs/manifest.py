@@ -22,6 +22,8 @@ _BEFORE_RESULTS = frozenset(("manifest.json", "runs.json", "progress.log", "mask
 KNOWN_BY_CONTENT = ("classifier.backbone_checkpoint", "segmenter.backbone_checkpoint")
 """Settings that are paths of files whose SHA-256 is noted too, as KEY.sha256; only the content decides.
 Version 0.1 of ray_wsss noted the path alone, so in its outputs the path decides."""
+NOTES = ("sam.licence",)
+"""Facts that decide nothing, noted for readers."""
 
 log = logging.getLogger(__name__)
 
@@ -174,8 +176,8 @@ def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
 
 
 def _known_by_content(key: str, *settings: Mapping[str, Any]) -> bool:
-    """Whether a key is the path of a file whose content all of these settings note."""
-    return key in KNOWN_BY_CONTENT and all(f"{key}.sha256" in noted for noted in settings)
+    """Whether a key is a mere note, or the path of a file whose content all of these settings note."""
+    return key in NOTES or (key in KNOWN_BY_CONTENT and all(f"{key}.sha256" in noted for noted in settings))
 
 
 def _has_results(out: Path) -> bool:

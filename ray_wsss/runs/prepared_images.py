@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from ray_wsss.data.embeddings import open_embeddings
 from ray_wsss.data.images import decode_image, probe_image
@@ -151,9 +150,7 @@ class PrepareImages:
         self._check_thickness((height, width))
         if not self.resize_all and max(height, width) <= self.frame.side_px:
             return {"sam_pixels": pixels} if working is not pixels else {}
-        sam_height, sam_width = self.frame.inner_hw((height, width))
-        resized = Image.fromarray(pixels).resize((sam_width, sam_height), Image.Resampling.BILINEAR)
-        return {"sam_pixels": np.array(resized)}
+        return {"sam_pixels": self.frame.fit(pixels)}
 
     def _leave_encoded(self, image_id: str, row: dict[str, Any], image_hw: tuple[int, int]) -> PreparedImage:
         self._check_thickness(image_hw)

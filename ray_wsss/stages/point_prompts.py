@@ -170,9 +170,9 @@ def choose_masks(
     sam: PromptableModel, masks: Float[Tensor, "N K a b"], iou: Float[Tensor, "N K"], mask_output: str
 ) -> tuple[Float[Tensor, "N a b"], Float[Tensor, " N"]]:
     """The decoder output that ``mask_output`` names (`config.PromptingConfig`), and its predicted IoU."""
-    if mask_output == "whole":
-        assert sam.whole is not None, "this model has no output for the whole object"
+    if mask_output != "best_iou" and sam.whole is not None:
         return masks[:, sam.whole], iou[:, sam.whole]
+    assert mask_output != "whole", "this model has no output for the whole object"
     rows = torch.arange(len(iou), device=iou.device)
     which = 1 + iou[:, 1:].argmax(1)
     return masks[rows, which], iou[rows, which]

@@ -3,13 +3,18 @@
 from ray_wsss.config import SamConfig
 from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.models.promptable.interface import PromptableModel
-from ray_wsss.models.sam.build import build_sam, sam_sha256
-from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
+from ray_wsss.models.sam.build import build_sam, file_sha256, sam_sha256
+from ray_wsss.models.sam_family.hub import hub_frame, hub_sha256, load_hub_model
+from ray_wsss.models.sam_family.mobile_sam import build_mobile_sam, mobile_sam_checkpoint
 
 
 def input_frame(config: SamConfig) -> InputFrame:
-    """The square input of a model, known without building it."""
-    return InputFrame(IMAGE_SIZE_PX if config.name == "tiny" else 1024)
+    """The square input of a model, known without building it.
+
+    Raises:
+        UserError: as `hub_frame`.
+    """
+    return hub_frame(config) if config.card.hub_id is not None else InputFrame(config.card.side_px)
 
 
 def build_model(config: SamConfig) -> PromptableModel:
@@ -18,7 +23,9 @@ def build_model(config: SamConfig) -> PromptableModel:
     Raises:
         UserError: the weights can't be found, downloaded or read, or do not fit this model.
     """
-    return build_sam(config)
+    if config.card.hub_id is not None:
+        return load_hub_model(config)
+    return build_mobile_sam(config) if config.name == "mobile_sam" else build_sam(config)
 
 
 def weights_sha256(config: SamConfig) -> str:
@@ -27,6 +34,10 @@ def weights_sha256(config: SamConfig) -> str:
     Raises:
         UserError: the file does not exist or can't be read.
     """
+    if config.card.hub_id is not None:
+        return hub_sha256(config)
+    if config.name == "mobile_sam":
+        return file_sha256(mobile_sam_checkpoint(config))
     return sam_sha256(config)
 
 

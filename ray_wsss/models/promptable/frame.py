@@ -1,9 +1,10 @@
-"""How images and their pixels lie in the square input of a promptable model. Needs no torch."""
+"""How images and their pixels lie in the square input of a promptable model; for SAM without torch."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 HW = tuple[int, int]
 
@@ -28,6 +29,18 @@ class InputFrame:
         scale = self.side_px / max(image_hw)
         return int(image_hw[0] * scale + 0.5), int(image_hw[1] * scale + 0.5)
 
+    def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resize an image (H, W, 3) to its size in the input, antialiased.
+
+        As the models' own code does it: with Pillow for SAM, with torch for images that are squeezed.
+        """
+        height, width = self.inner_hw((image.shape[0], image.shape[1]))
+        if image.shape[:2] == (height, width):
+            return image
+        if self.squeeze:
+            return _resize_by_torch(image, (height, width))
+        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
     def place_points(self, points_xy: NDArray[np.float64], image_hw: HW) -> NDArray[np.float64]:
         """Map points (..., 2), x before y, from pixels of the image to pixels of the input.
 
@@ -36,3 +49,13 @@ class InputFrame:
         """
         height, width = self.inner_hw(image_hw)
         return points_xy * np.array([width / image_hw[1], height / image_hw[0]])
+
+
+def _resize_by_torch(image: NDArray[np.uint8], size_hw: HW) -> NDArray[np.uint8]:
+    """As Pillow resizes, but for a difference of one level in some pixels."""
+    import torch
+    from torch.nn import functional as F
+
+    pixels = torch.tensor(image).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, size_hw, mode="bilinear", align_corners=False, antialias=True)
+    return resized[0].permute(1, 2, 0).contiguous().numpy()

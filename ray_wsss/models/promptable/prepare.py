@@ -5,11 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.models.promptable.interface import PromptableModel
 
 
@@ -18,16 +16,8 @@ def prepare_images(sam: PromptableModel, images: Sequence[NDArray[np.uint8]]) ->
 
     They are resized (antialiased), normalised and padded as in ``SamPredictor.set_image`` for SAM.
     """
-    resized = [torch.tensor(_fit(image, sam.frame), device=sam.device) for image in images]
+    resized = [torch.tensor(sam.frame.fit(image), device=sam.device) for image in images]
     return torch.stack([sam.preprocess(image.permute(2, 0, 1).float()) for image in resized])
-
-
-def _fit(image: NDArray[np.uint8], frame: InputFrame) -> NDArray[np.uint8]:
-    """Resize an image to its size in the input, unless a task that decoded it has done so."""
-    height, width = frame.inner_hw((image.shape[0], image.shape[1]))
-    if image.shape[:2] == (height, width):
-        return image
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def resize_like_pillow(image: Tensor, size_hw: tuple[int, int]) -> Tensor:

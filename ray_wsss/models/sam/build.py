@@ -76,7 +76,7 @@ def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
     Raises:
         UserError: the file does not exist, can't be downloaded, or has the wrong hash.
     """
-    folder = cache or Path(os.environ.get("RAY_WSSS_CACHE", Path.home() / ".cache" / "ray_wsss"))
+    folder = cache or cache_folder()
     if config.checkpoint is not None:
         path = parse_path(config.checkpoint)
         if not path.is_file():
@@ -99,6 +99,11 @@ def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
     return path
 
 
+def cache_folder() -> Path:
+    """Folder of downloads, and of copies of remote files."""
+    return Path(os.environ.get("RAY_WSSS_CACHE", Path.home() / ".cache" / "ray_wsss"))
+
+
 def sam_sha256(config: SamConfig) -> str:
     """Hex SHA-256 of SAM's weights. For Meta's it is known without a download.
 
@@ -107,7 +112,7 @@ def sam_sha256(config: SamConfig) -> str:
     """
     if config.checkpoint is None and config.name in PUBLISHED:
         return PUBLISHED[config.name].sha256
-    return _sha256(resolve_checkpoint(config))
+    return file_sha256(resolve_checkpoint(config))
 
 
 def _download(published: PublishedCheckpoint, path: Path) -> None:
@@ -122,11 +127,12 @@ def _download(published: PublishedCheckpoint, path: Path) -> None:
 
 def _check_hash(published: PublishedCheckpoint, path: Path, source: str | None = None) -> None:
     """Raise UserError unless the file has the published hash, which manifests note unseen."""
-    if (found := _sha256(path)) != published.sha256:
+    if (found := file_sha256(path)) != published.sha256:
         raise UserError(f"{source or path} has SHA-256 {found}; expected {published.sha256}")
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file. Raises UserError if it can't be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

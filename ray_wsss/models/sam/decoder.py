@@ -5,18 +5,27 @@ Here each prompt set brings its own embedding, so one call serves a whole batch.
 that of segment_anything's sub-modules, and the result equals ``SamPredictor.predict_torch``.
 """
 
-from typing import cast
+from collections.abc import Iterable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
-from segment_anything.modeling import PromptEncoder, Sam, TwoWayTransformer
-from torch import Tensor
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_wsss.models.sam.two_way import run_two_way
 
 
+@runtime_checkable
+class HasSamDecoder(Protocol):
+    """A network with SAM's prompt encoder and mask decoder."""
+
+    prompt_encoder: PromptEncoder
+    mask_decoder: MaskDecoder
+
+
 def encode_prompts(
-    sam: Sam,
+    sam: HasSamDecoder,
     points_xy: Tensor | None,
     point_labels: Tensor | None,
     boxes_xyxy: Tensor | None = None,
@@ -48,7 +57,7 @@ def _embed_points(encoder: PromptEncoder, points_xy: Tensor, labels: Tensor) -> 
 
 
 def decode_prompts(
-    sam: Sam,
+    sam: HasSamDecoder,
     embeddings: Tensor,
     points_xy: Tensor | None,
     point_labels: Tensor | None,
@@ -76,31 +85,59 @@ def decode_prompts(
             1 to 3 are the multimask outputs sub-part, part and whole.
         predicted_iou: (N, 4) SAM's own estimate of each mask's IoU.
     """
-    sparse, dense = encode_prompts(sam, points_xy, point_labels, boxes_xyxy, mask_logits)
+    prompts = encode_prompts(sam, points_xy, point_labels, boxes_xyxy, mask_logits)
     decoder = sam.mask_decoder
-    count = sparse.shape[0]
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([output_tokens.expand(count, -1, -1), sparse], dim=1)
+    hidden, source = attend(sam, embeddings, prompts, output_tokens, valid)
+    upscaled = decoder.output_upscaling(source)
+    tokens = hidden[:, 1 : 1 + decoder.num_mask_tokens]
+    return read_masks(decoder.output_hypernetworks_mlps, tokens, upscaled), decoder.iou_prediction_head(
+        hidden[:, 0]
+    )
+
+
+def attend(
+    sam: HasSamDecoder,
+    embeddings: Tensor,
+    prompts: tuple[Tensor, Tensor],
+    output_tokens: Tensor,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Let output tokens, prompts and images attend to each other.
+
+    Args:
+        embeddings: (N, D, h, w) image embeddings, one per prompt set.
+        prompts: sparse and dense embeddings, as from `encode_prompts`.
+        output_tokens: (K, D) learned tokens that masks and scores are read from.
+        valid: that of `decode_prompts`.
+
+    Returns:
+        hidden: (N, T, D) tokens, of which the first K are the output tokens.
+        source: (N, D, h, w) image embeddings.
+    """
+    sparse, dense = prompts
+    count, transformer = len(embeddings), sam.mask_decoder.transformer
+    tokens = torch.cat([output_tokens.expand(count, -1, -1), sparse.expand(count, -1, -1)], dim=1)
     position = sam.prompt_encoder.get_dense_pe().expand(count, -1, -1, -1)
     if valid is None:
-        hidden, source = decoder.transformer(embeddings + dense, position, tokens)
+        hidden, source = transformer(embeddings + dense, position, tokens)
     else:
         others = (len(output_tokens), sparse.shape[1] - valid.shape[1])
         there = F.pad(valid, others, value=True)
-        transformer = cast(TwoWayTransformer, decoder.transformer)
-        hidden, source = run_two_way(transformer, embeddings + dense, position, tokens, there)
-
-    masks_at = slice(1, 1 + decoder.num_mask_tokens)
-    upscaled = decoder.output_upscaling(source.transpose(1, 2).reshape(embeddings.shape))
-    kernels = torch.stack(
-        [mlp(token) for mlp, token in zip(decoder.output_hypernetworks_mlps, hidden[:, masks_at].unbind(1))],
-        dim=1,
-    )
-    logits = torch.einsum("nkc,nchw->nkhw", kernels, upscaled)
-    return logits, decoder.iou_prediction_head(hidden[:, 0])
+        two_way = cast(TwoWayTransformer, transformer)
+        hidden, source = run_two_way(two_way, embeddings + dense, position, tokens, there)
+    return hidden, source.transpose(1, 2).reshape(embeddings.shape)
 
 
-def upscale_logits(sam: Sam, logits: Tensor, input_hw: tuple[int, int], image_hw: tuple[int, int]) -> Tensor:
+def read_masks(mlps: Iterable[nn.Module], tokens: Tensor, upscaled: Tensor) -> Tensor:
+    """Logits (N, K, a, b) of masks: each token (N, K, D), by its own network, weights maps (N, C, a, b)."""
+    kernels = torch.stack([mlp(token) for mlp, token in zip(mlps, tokens.unbind(1))], dim=1)
+    return torch.einsum("nkc,nchw->nkhw", kernels, upscaled)
+
+
+def upscale_logits(
+    sam: HasSamDecoder, logits: Tensor, input_hw: tuple[int, int], image_hw: tuple[int, int]
+) -> Tensor:
     """Resize low-resolution logits (N, K, a, b) to image resolution (N, K, H, W), as SAM does.
 
     SAM resizes them to its square input, cuts off the padding, and resizes the rest to the image, bilinearly.
@@ -110,7 +147,7 @@ def upscale_logits(sam: Sam, logits: Tensor, input_hw: tuple[int, int], image_hw
         input_hw: height and width of the resized image inside SAM's square input, in pixels.
         image_hw: height and width of the image itself, in pixels.
     """
-    factor = sam.image_encoder.img_size // logits.shape[-1]
+    factor = sam.prompt_encoder.input_image_size[0] // logits.shape[-1]
     # Pixels at the edge also need their neighbours beyond it.
     rows, columns = (min(logits.shape[-1], -(-px // factor) + 1) for px in input_hw)
     logits = logits[..., :rows, :columns]

@@ -9,6 +9,7 @@ from reworked import rewrite, rows_of
 
 from ray_wsss.config import LabelConfig, SamConfig
 from ray_wsss.data.images import decode_mask, encode_mask
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.runs.curation.masks import open_hand_masks
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages
@@ -22,7 +23,7 @@ KEPT = (1, 2, 4)
 @pytest.fixture(scope="module")
 def images(scene_dataset: Path) -> list[PreparedImage]:
     """Five images, of which the last can't be decoded."""
-    prepare = PrepareImages(max_side_px=64, sam_side_px=IMAGE_SIZE_PX)
+    prepare = PrepareImages(max_side_px=64, frame=InputFrame(IMAGE_SIZE_PX))
     five = prepare(plan_chunks(scene_dataset)[0])
     return [*five[:4], PreparedImage(image_id=five[4].image_id, error="truncated JPEG")]
 

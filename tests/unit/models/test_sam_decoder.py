@@ -7,12 +7,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from segment_anything import SamPredictor
-from segment_anything.modeling import Sam
 from torch.testing import assert_close
 
 from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.models.promptable.prepare import prepare_images
-from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
+from ray_wsss.models.sam.decoder import upscale_logits
+from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.models.sam.tiny import build_tiny_sam
 from ray_wsss.ops.prompt_batches import points_to_sam_frame
 
@@ -27,7 +27,7 @@ class Prompt(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=["random", "shipped"])
-def sam(request) -> Sam:
+def sam(request) -> SegmentAnything:
     if request.param == "shipped":
         return request.getfixturevalue("tiny_sam")
     torch.manual_seed(0)
@@ -77,21 +77,20 @@ def prompts(points: int) -> list[Prompt]:
 
 
 @torch.no_grad()
-def decode_together(sam: Sam, images, sets: list[Prompt], with_points: bool, with_boxes: bool):
+def decode_together(sam: SegmentAnything, images, sets: list[Prompt], with_points: bool, with_boxes: bool):
     """Our way: every set of every image in one call; logits at each image's own size."""
     frames = [(SIZES_HW[s.image], sam.frame.inner_hw(SIZES_HW[s.image])) for s in sets]
     points = torch.cat([points_to_sam_frame(s.points_yx[None], *f) for s, f in zip(sets, frames)])
     scales = [torch.tensor([new[1] / old[1], new[0] / old[0]] * 2) for old, new in frames]
     boxes = torch.stack([s.box_xyxy * scale for s, scale in zip(sets, scales)])
     embeddings = SamEncoder(sam)(images)[[s.image for s in sets]]
-    logits, iou = decode_prompts(
-        sam,
+    logits, iou = sam.decode(
         embeddings,
         points if with_points else None,
         torch.stack([s.labels for s in sets]) if with_points else None,
         boxes if with_boxes else None,
     )
-    full = [upscale_logits(sam, logits[n : n + 1], new, old)[0] for n, (old, new) in enumerate(frames)]
+    full = [sam.upscale(logits[n : n + 1], new, old)[0] for n, (old, new) in enumerate(frames)]
     return full, logits, iou
 
 
@@ -139,7 +138,7 @@ def test_upscaling_is_sams_to_the_bit(sam, image_hw):
 def test_inputs_and_embeddings_equal_the_predictors(sam, images, predictors):
     inputs = prepare_images(sam, images)
     assert inputs.shape == (len(images), 3, 128, 128)
-    embeddings = SamEncoder(sam)(images)
+    (embeddings,) = SamEncoder(sam)(images).maps
     for n, predictor in enumerate(predictors):
         assert sam.frame.inner_hw(SIZES_HW[n]) == predictor.input_size
         assert_close(embeddings[n], predictor.features[0], rtol=0, atol=1e-4)
@@ -154,6 +153,6 @@ def test_padding_points_change_the_mask(sam, images):
     point, label = torch.tensor([[[40.0, 50.0]]]), torch.ones(1, 1)
     padded, labels = torch.cat([point, torch.zeros(1, 2, 2)], 1), torch.tensor([[1.0, -1.0, -1.0]])
     with torch.no_grad():
-        alone, _ = decode_prompts(sam, embedding, point, label)
-        filled, _ = decode_prompts(sam, embedding, padded, labels)
+        alone, _ = sam.decode(embedding, point, label)
+        filled, _ = sam.decode(embedding, padded, labels)
     assert (alone - filled).abs().max() > 1e-3
