@@ -97,9 +97,7 @@ def sum_cross_entropy(
 
     if len(parts) == 1:
         return of_part(logits, labels, weight)
-    sums = [
-        checkpoint(of_part, logits[at], labels[at], weight_of(at), use_reentrant=False) for at in parts
-    ]
+    sums = [checkpoint(of_part, logits[at], labels[at], weight_of(at), use_reentrant=False) for at in parts]
     return torch.stack(sums).sum()
 
 
@@ -167,7 +165,7 @@ def labelled_rows(
     rejected: frozenset[str] = frozenset(),
     tell: bool = False,
 ) -> list[int]:
-    """Rows of ``dataset`` to train on: those with a corrected mask, or with a pseudo label that was not rejected.
+    """Rows of ``dataset`` to train on: with a corrected mask, or a pseudo label that was not rejected.
 
     Rows whose image labels are unknown are left out, whatever ``labels`` says of them (version 0.1 labelled
     them as background), unless they have a mask that was made by hand.

@@ -19,8 +19,9 @@ from ray_wsss.report.gallery_source import choose_images
 from ray_wsss.report.history import describe_stage, describe_training, describe_work
 from ray_wsss.report.html import Report, render_report
 from ray_wsss.report.metrics import make_confusions, make_table, measured
-from ray_wsss.report.survey import Survey, SurveyedImage, mean_iou
+from ray_wsss.report.survey import Survey, SurveyedImage
 from ray_wsss.report.write_report import _label_config
+from ray_wsss.runs.curation.agreement import mean_iou
 from ray_wsss.runs.manifest import NewerFormatError
 from ray_wsss.stages.evaluate import describe_confusion
 
