@@ -55,15 +55,12 @@ def choose_images(images: Sequence[SurveyedImage], count: int | None, seed: int 
     """
     if count is None or len(images) <= count:
         return [ChosenImage(image=image, group="") for image in images]
-    ranked = [image for image in images if image.iou is not None]
-    if ranked:
-        ranked.sort(key=lambda image: image.iou if image.iou is not None else 0)
-    else:
-        ranked = [image for image in images if image.doubt is not None]
-        ranked.sort(key=lambda image: -image.doubt if image.doubt is not None else 0)
+    quality = {image.row: image.iou for image in images if image.iou is not None}
+    quality = quality or {image.row: -image.doubt for image in images if image.doubt is not None}
+    ranked = sorted(quality, key=quality.__getitem__)
     third = min(count // 3, len(ranked) // 2)
-    groups = {image.row: "worst" for image in ranked[:third]}
-    groups |= {image.row: "best" for image in ranked[len(ranked) - third :]}
+    groups = dict.fromkeys(ranked[:third], "worst")
+    groups |= dict.fromkeys(ranked[len(ranked) - third :], "best")
     others = [image.row for image in images if image.row not in groups]
     rows = random.Random(seed).sample(others, min(len(others), count - len(groups)))
     groups |= dict.fromkeys(rows, "random")

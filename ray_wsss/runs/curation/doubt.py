@@ -22,9 +22,17 @@ from ray_wsss.runs.curation.agreement import mean_iou
 
 
 def mask_trust(segment: Mapping[str, Any]) -> float:
-    """Trust in the mask of a label's segment, in [0, 1]. Labels of earlier versions have no stability: 1."""
-    stability = segment.get("stability_score")
-    factors = (1.0 if stability is None else stability, segment["sam_score"], (3 + segment["cam_mean"]) / 4)
+    """Trust in the mask of a label's segment, in [0, 1].
+
+    What is missing doubts nothing: labels of earlier versions have no stability, and masks of which there is
+    no CAM no mean.
+    """
+    stability, cam_mean = (segment.get(name) for name in ("stability_score", "cam_mean"))
+    factors = (
+        1.0 if stability is None else stability,
+        segment["sam_score"],
+        1.0 if cam_mean is None else (3 + cam_mean) / 4,
+    )
     return prod(min(1.0, max(0.0, factor)) for factor in factors)
 
 

@@ -25,12 +25,13 @@ BAD = 0.8
 """IoU below which the pseudo label of an image is bad."""
 
 
-def segment(stability: float | None, sam_score: float, cam_mean: float) -> dict[str, Any]:
+def segment(stability: float | None, sam_score: float, cam_mean: float | None) -> dict[str, Any]:
     return {"stability_score": stability, "sam_score": sam_score, "cam_mean": cam_mean}
 
 
 def test_the_formula() -> None:
     assert mask_trust(segment(0.9, 0.8, 0.6)) == pytest.approx(0.9 * 0.8 * 0.9)
+    assert mask_trust(segment(0.5, 0.5, None)) == 0.25
     assert mask_trust(segment(None, 1.02, 1.0)) == 1  # SAM's predicted IoU may exceed 1
     assert mask_trust(segment(0.5, -0.1, 1.0)) == 0
     good, bad = segment(1.0, 1.0, 1.0), segment(0.5, 0.5, 1.0)

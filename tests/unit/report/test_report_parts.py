@@ -197,7 +197,7 @@ def test_confused_pairs_are_the_largest_cells_off_the_diagonal() -> None:
     assert confusion.wrong == pytest.approx(1 - np.trace(counts) / counts.sum())
 
 
-@pytest.mark.parametrize("key", ["iou", "score"])
+@pytest.mark.parametrize("key", ["iou", "doubt"])
 def test_choice_of_images(key: str) -> None:
     rng = np.random.default_rng(1)
     values = [None if k % 5 == 0 else float(v) for k, v in enumerate(rng.random(50))]
@@ -205,7 +205,8 @@ def test_choice_of_images(key: str) -> None:
     chosen = choose_images(images, 15)
     groups = {g: {c.image.row for c in chosen if c.group == g} for g in ("best", "worst", "random")}
     assert [len(rows) for rows in groups.values()] == [5, 5, 5]
-    known = sorted((v, k) for k, v in enumerate(values) if v is not None)
+    sign = 1 if key == "iou" else -1
+    known = sorted((sign * v, k) for k, v in enumerate(values) if v is not None)
     assert groups["worst"] == {k for _, k in known[:5]}
     assert groups["best"] == {k for _, k in known[-5:]}
     assert [c.image.row for c in chosen] == sorted(c.image.row for c in chosen)
