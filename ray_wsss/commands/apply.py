@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ray_wsss.commands.flags import (
     ClusterFlags,
@@ -17,19 +18,25 @@ from ray_wsss.config import EvaluateConfig, LabelConfig, PredictConfig, Recipe
 from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster, Resources
+from ray_wsss.errors import UserError
 from ray_wsss.storage import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Step 7: measure the mIoU of CAMs, pseudo labels and segmenter on a data set with masks."""
+    """Step 7: measure the mIoU of CAMs, pseudo labels and segmenter on a data set with masks.
+    With --against: measure how much labels and their corrections, or two sets of labels, differ."""
 
-    dataset: Path
-    """Data set written by ingest, with masks."""
+    dataset: Path | None = None
+    """Data set written by ingest, with masks. With --against it is needed only for labels whose data set has
+    moved."""
     classifier: Path | None = None
     """Output of train-classifier, to measure its CAMs."""
     labels: Path | None = None
     """Output of label, to measure the pseudo labels."""
+    against: Path | None = None
+    """Data set with masks, such as corrected ones, or output of label, that --labels is compared with: IoU by
+    class, changed pixels and changed images. --labels may then be a data set with masks as well."""
     segmenter: Path | None = None
     """Output of train-segmenter, to measure its predictions."""
     json: Path | None = None
@@ -44,10 +51,26 @@ class Evaluate:
     def run(self) -> None:
         from rich.console import Console
 
-        from ray_wsss.cluster.stages.evaluate import run_evaluate
         from ray_wsss.figures.metrics_table import metrics_table
 
-        metrics = run_evaluate(
+        metrics = self._compare(self.against) if self.against is not None else self._measure()
+        Console().print(metrics_table(metrics))
+        if self.json is not None:
+            write_json(metrics, self.json)
+
+    def _compare(self, against: Path) -> dict[str, Any]:
+        from ray_wsss.stages.curation.against import compare_masks
+
+        if self.labels is None or self.classifier is not None or self.segmenter is not None:
+            raise UserError("--against needs --labels, and no --classifier or --segmenter")
+        return compare_masks(self.labels, against, self.dataset)
+
+    def _measure(self) -> dict[str, Any]:
+        from ray_wsss.cluster.stages.evaluate import run_evaluate
+
+        if self.dataset is None:
+            raise UserError("evaluate needs --dataset, a data set with masks, or --labels with --against")
+        return run_evaluate(
             Recipe(label=self.label, predict=self.predict, evaluate=self.evaluate),
             dataset=self.dataset,
             classifier=self.classifier,
@@ -56,9 +79,6 @@ class Evaluate:
             resources=self.resources,
             cluster=self.cluster,
         )
-        Console().print(metrics_table(metrics))
-        if self.json is not None:
-            write_json(metrics, self.json)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ray_wsss.commands.flags import FilterFlags
 from ray_wsss.config.export import ExportFilter, InstancesBy
@@ -14,6 +14,7 @@ from ray_wsss.storage import lies_in
 if TYPE_CHECKING:
     from ray_wsss.export.record import ExportFormat
     from ray_wsss.export.source import ExportSource
+    from ray_wsss.runs.curation.review import Review
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class _Export:
     """Output of predict; needs --images. Give this or --labels."""
     images: Path | None = None
     """Folder that --predictions were made from, or a data set with the same images."""
+    review: Path | None = None
+    """The review.csv of a report; images that it rejects are left out."""
     filters: FilterFlags = field(default_factory=ExportFilter)
     skip_images: bool = False
     """Write the labels without the pictures."""
@@ -40,6 +43,7 @@ class _Export:
 
         source = self._source()
         self._check_classes([source.class_names[k] for k in self.filters.keep_classes(source.class_names)])
+        review = self._review(source)
         settings, make = self._settings(), self._format()
         # YOLO knows nothing else, and in a folder of masks only --min-area-px depends on it.
         components: InstancesBy = "components"
@@ -51,10 +55,14 @@ class _Export:
             settings=settings,
             filters=self.filters,
             by=getattr(self, "instances", components),
+            review=review,
             overwrite=self.overwrite,
         )
         if report is not None:
             print("\n".join(report.describe(self.filters)))
+            if review is not None:
+                images = report.images + report.rejected + len(report.errors)
+                print(review.describe(report.rejected, images))
             if report.errors:
                 print(f"{self.out / 'errors.parquet'} lists the images that failed, and why")
             print(f"in {self.out}")
@@ -70,15 +78,28 @@ class _Export:
     def _format() -> "Callable[..., ExportFormat]":
         raise NotImplementedError
 
+    def _review(self, source: "ExportSource") -> "Review | None":
+        from ray_wsss.runs.curation.review import read_review
+
+        where = self.dataset or self.images
+        if self.review is None or where is None:
+            return None
+        return read_review(self.review, set(source.image_ids()), where)
+
+    def _label_source(self, labels: Path, dataset: Path) -> "ExportSource":
+        from ray_wsss.export.source import LabelSource
+
+        return LabelSource(labels, dataset)
+
     def _source(self) -> "ExportSource":
-        from ray_wsss.export.source import LabelSource, PredictionSource
+        from ray_wsss.export.source import PredictionSource
 
         if (self.labels is None) == (self.predictions is None):
             raise UserError("expected either --labels with --dataset, or --predictions with --images")
         if self.labels is not None:
             if self.dataset is None or self.images is not None:
                 raise UserError("--labels needs --dataset, the data set that they are of, and no --images")
-            source: ExportSource = LabelSource(self.labels, self.dataset)
+            source = self._label_source(self.labels, self.dataset)
             inputs = {"--labels": self.labels, "--dataset": self.dataset}
         else:
             assert self.predictions is not None
@@ -176,10 +197,29 @@ class ExportLabelStudio(_Export):
     url_prefix: str = "/data/local-files/?d="
     """Start of an image's address in a task, before images/NAME.jpg.
     The default is for local storage with --out as its root."""
+    order: Literal["dataset", "uncertain"] = "dataset"
+    """Order of the tasks: that of the data set, or the most doubtful labels first (needs --labels)."""
+    compare: tuple[Path, ...] = ()
+    """With --order uncertain: outputs of predict, or of label with other prompts, for the same images.
+    Labels that differ from them are doubtful."""
     format_name: ClassVar[str] = "label-studio"
 
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {"url_prefix": self.url_prefix}
+
+    def _source(self) -> "ExportSource":
+        if self.order == "uncertain" and self.labels is None:
+            raise UserError("--order uncertain needs --labels; predictions have no scores")
+        if self.compare and self.order != "uncertain":
+            raise UserError("--compare needs --order uncertain")
+        return super()._source()
+
+    def _label_source(self, labels: Path, dataset: Path) -> "ExportSource":
+        from ray_wsss.export.doubtful import DoubtfulFirst
+
+        if self.order == "dataset":
+            return super()._label_source(labels, dataset)
+        return DoubtfulFirst(labels, dataset, self.compare)
 
     @staticmethod
     def _format() -> "Callable[..., ExportFormat]":

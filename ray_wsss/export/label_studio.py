@@ -43,7 +43,9 @@ class LabelStudioFormat:
         if known:
             prediction["score"] = min(known)
         address = f"{self.url_prefix}{quote(f'images/{name}')}"
-        data = {"image": address, "ray_wsss_id": image.image_id}
+        data: dict[str, Any] = {"image": address, "ray_wsss_id": image.image_id}
+        if image.doubt is not None:
+            data["doubt"] = round(image.doubt, 4)  # a column to sort by in Label Studio's data manager
         self.tasks.add({"data": data, "predictions": [prediction]})
 
     def finish(self) -> None:

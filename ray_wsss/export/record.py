@@ -85,6 +85,8 @@ class ExportedImage:
     label_map: LabelMap
     """(H, W): 0 background, exported class k as k + 1, ignored pixels as `label_format` says."""
     instances: Sequence[Instance] = field(default_factory=tuple)
+    doubt: float | None = None
+    """Doubt about the label, in [0, 1], see `runs.curation.doubt`; None if it was not asked for."""
 
     @property
     def image_hw(self) -> tuple[int, int]:

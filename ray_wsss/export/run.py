@@ -25,6 +25,7 @@ from ray_wsss.export.files import StreamedFile
 from ray_wsss.export.record import ExportedImage, ExportFormat, Instance, find_instances, instance_of, stacked
 from ray_wsss.export.source import ExportSource, LabelledImage
 from ray_wsss.label_format import LabelMap, ignore_label, label_format
+from ray_wsss.runs.curation.review import Review
 from ray_wsss.runs.manifest import Output
 from ray_wsss.storage import drop_leftovers
 
@@ -45,6 +46,8 @@ class ExportReport:
     """Instances dropped for their area."""
     of_other_classes: int = 0
     """Classes dropped because they were not chosen, counted once per image."""
+    rejected: int = 0
+    """Images left out because a review rejects them."""
     errors: list[tuple[str, str]] = field(default_factory=list)
     """(image_id, reason)."""
 
@@ -77,6 +80,7 @@ def run_export(
     settings: dict[str, Any],
     filters: ExportFilter,
     by: InstancesBy,
+    review: Review | None = None,
     overwrite: bool | None = None,
 ) -> ExportReport | None:
     """Export all images of ``source``. Returns None if ``out`` holds the finished export already.
@@ -89,23 +93,25 @@ def run_export(
         settings: settings of the format, for the manifest.
         by: what counts as an instance, see `export.record.find_instances`. Of an image that was labelled by
             its annotated objects, "components" are these objects.
+        review: verdicts; images that it rejects are left out.
         overwrite: replace the content of ``out``, see `runs.manifest.Output.begin`.
 
     Raises:
         UserError: a class is unknown, a minimum score is set but ``source`` has no scores, ``out`` holds
-            another run, or every image failed.
+            another run, or every image failed or is rejected.
     """
     kept = filters.keep_classes(source.class_names)
     if filters.min_score is not None and not source.has_scores:
         raise UserError("--min-score needs --labels; predictions have no scores")
     depends_on = dict(source.depends_on) | settings | {"instances": by, "classes": list(filters.classes)}
     depends_on |= {"min_score": filters.min_score, "min_area_px": filters.min_area_px}
+    depends_on |= review.settings() if review is not None else {}
     output = Output(out, stage, depends_on)
     if output.begin(overwrite=overwrite) == "finished":
         output.log_finished(overwrite)
         return None
     drop_leftovers(out)
-    export = _Export(source, kept, filters, by)
+    export = _Export(source, kept, filters, by, review)
     report = export.run(make_format(out, [source.class_names[k] for k in kept]), out)
     output.finish()
     return report
@@ -113,8 +119,14 @@ def run_export(
 
 class _Export:
     def __init__(
-        self, source: ExportSource, kept: Sequence[int], filters: ExportFilter, by: InstancesBy
+        self,
+        source: ExportSource,
+        kept: Sequence[int],
+        filters: ExportFilter,
+        by: InstancesBy,
+        review: Review | None,
     ) -> None:
+        self.review = review
         self.source, self.kept, self.filters = source, kept, filters
         self.by: InstancesBy = by
         self.report = ExportReport()
@@ -129,6 +141,9 @@ class _Export:
         listed = StreamedFile(out / "names.csv")
         listed.write("name,image_id\n")
         for position, labelled in enumerate(self.source):
+            if self.review is not None and labelled.image_id in self.review.rejected:
+                self.report.rejected += 1
+                continue
             name, number = names.name(labelled.image_id), names.number(labelled.image_id, position)
             try:
                 if labelled.error is not None:
@@ -162,7 +177,7 @@ class _Export:
         else:
             instances = []
             for instance in find_instances(label_map, scores, self.by):
-                if self._passes(instance):
+                if self._passes(instance, labelled.kept):
                     instances.append(instance)
                 else:
                     label_map[instance.box][instance.crop] = self.format.ignore
@@ -174,6 +189,7 @@ class _Export:
             orientation=labelled.orientation,
             label_map=label_map,
             instances=instances,
+            doubt=labelled.doubt,
         )
 
     def _objects(self, labelled: LabelledImage, label_map: LabelMap) -> list[Instance]:
@@ -197,9 +213,10 @@ class _Export:
             part[kept[k].crop & (part == 0)] = kept[k].class_index + 1
         return kept
 
-    def _passes(self, instance: Instance) -> bool:
+    def _passes(self, instance: Instance, kept: bool = False) -> bool:
+        """Whether an instance is exported; one of a mask made by hand has no score, and needs none."""
         score, least = instance.scores.score, self.filters.min_score
-        if least is not None and (score is None or score < least):
+        if least is not None and not kept and (score is None or score < least):
             self.report.below_score += 1
             return False
         if instance.area < self.filters.min_area_px:
@@ -210,6 +227,8 @@ class _Export:
     def _write_errors(self, out: Path) -> None:
         errors = self.report.errors
         write_errors(errors, out)
+        if not self.report.images and not errors:
+            raise UserError(f"all {self.report.rejected:,} images are rejected in the review")
         if not self.report.images:
             raise UserError(f"all {len(errors)} images failed, the first is {errors[0][0]}: {errors[0][1]}")
 

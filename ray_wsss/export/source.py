@@ -21,12 +21,13 @@ from ray_wsss.data.schema import DatasetMetadata, locate
 from ray_wsss.errors import UserError
 from ray_wsss.export.record import MaskScores
 from ray_wsss.label_format import LabelMap
+from ray_wsss.runs.curation.masks import KEPT
 from ray_wsss.runs.manifest import dataset_hash, file_hash, require_finished
 from ray_wsss.runs.read_chunks import plan_chunks, read_chunk
 from ray_wsss.stages.label import score_of
 from ray_wsss.storage import parse_path, printable, why_unreadable
 
-_IMAGE = ("image_id", "image", "orientation")
+IMAGE_COLUMNS = ("image_id", "image", "orientation")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,6 +55,10 @@ class LabelledImage:
     """Scores by class index; empty if unknown."""
     objects: Sequence[LabelledObject] = ()
     """SAM's masks of annotated objects; empty if CAMs prompted SAM."""
+    kept: bool = False
+    """Whether the label is a mask that somebody made by hand, which has no score."""
+    doubt: float | None = None
+    """Doubt about the label, in [0, 1], see `runs.curation.doubt`; None if it was not asked for."""
     error: str | None = None
     """Why the image has no labels, or none that fit it; the other fields are then empty."""
 
@@ -96,15 +101,24 @@ class LabelSource:
 
     def __iter__(self) -> Iterator[LabelledImage]:
         for position, row in enumerate(_dataset_rows(self.dataset)):
-            label = self._label_of(row["image_id"], position)
-            segments = label["segments"] or []
-            of_objects = [segment for segment in segments if segment.get("object_index") is not None]
-            scores = {} if of_objects else {s["class_index"]: _scores_of(s) for s in segments}
-            image = _join(row, label["pseudo_label"], len(self.class_names), label["error"], scores)
-            yield replace(image, objects=list(map(_object_of, of_objects))) if of_objects else image
+            label = self.label_of(row["image_id"], position)
+            yield self.join(row, label)
 
-    def _label_of(self, image_id: str, position: int) -> dict[str, Any]:
-        """Label row of an image. `label` keeps the data set's order, so an index of ids is rarely needed."""
+    def join(self, row: Mapping[str, Any], label: Mapping[str, Any]) -> LabelledImage:
+        """An image of the data set with its label row."""
+        segments = label["segments"] or []
+        of_objects = [segment for segment in segments if segment.get("object_index") is not None]
+        scores = {} if of_objects else {s["class_index"]: _scores_of(s) for s in segments}
+        image = _join(row, label["pseudo_label"], len(self.class_names), label["error"], scores)
+        if image.error is not None:
+            return image
+        return replace(image, objects=list(map(_object_of, of_objects)), kept=label.get("source") == KEPT)
+
+    def label_of(self, image_id: str, position: int) -> dict[str, Any]:
+        """Label row of an image at a row of the data set.
+
+        `label` keeps the data set's order, so an index of ids is rarely needed.
+        """
         if position < len(self.reader) and self.reader.read(position, ["image_id"])["image_id"] == image_id:
             return self.reader.read(position)
         try:
@@ -236,7 +250,7 @@ def _object_of(segment: Mapping[str, Any]) -> LabelledObject:
 def _dataset_rows(dataset: Path) -> Iterator[dict[str, Any]]:
     """Rows of a data set; the images of one chunk are in memory at a time."""
     for chunk in plan_chunks(dataset):
-        table = read_chunk(chunk, _IMAGE)
+        table = read_chunk(chunk, IMAGE_COLUMNS)
         for at in range(len(table)):
             yield table.slice(at, 1).to_pylist()[0]
 

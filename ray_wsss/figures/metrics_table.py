@@ -12,6 +12,7 @@ TITLES = {
     "cam_best": "CAM, best threshold",
     "pseudo_label": "pseudo labels",
     "segmenter": "segmenter",
+    "against": "labels against the others",
 }
 """Column titles by name of the measure."""
 
@@ -56,6 +57,10 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
             table.caption = "the file of --json has all classes"
     table.add_section()
     table.add_row("images", *[str(metrics[name]["images"]) for name in columns])
+    if "against" in columns:
+        changed = [metrics[name] for name in columns]
+        table.add_row("images changed", *[str(entry.get("images_changed", "-")) for entry in changed])
+        table.add_row("pixels changed", *[_percent(entry.get("pixels_changed")) for entry in changed])
     return table
 
 

@@ -48,8 +48,10 @@ class GalleryImage:
     """Indices of the classes in the image; empty too if they are unknown."""
     score: float | None = None
     """Mean score of the masks."""
+    doubt: float | None = None
+    """Doubt about the pseudo label, in [0, 1], see `runs.curation.doubt`; None if nothing tells."""
     iou: float | None = None
-    """Mean IoU of the pseudo label, in [0, 1], see `report.survey.mean_iou`."""
+    """Mean IoU of the pseudo label, in [0, 1], see `runs.curation.agreement.mean_iou`."""
     prediction_iou: float | None = None
     """Mean IoU of the prediction, likewise."""
     cam: NDArray[np.float32] | None = None
@@ -68,6 +70,7 @@ class GalleryImage:
             "height": self.pixels.shape[0],
             "classes": sorted(self._classes()),
             "score": _rounded(self.score),
+            "doubt": _rounded(self.doubt),
             "iou": _rounded(self.iou),
             "predictionIou": _rounded(self.prediction_iou),
             "masks": [_facts_of(mask) for mask in sorted(self.masks, key=lambda mask: -mask.score)],

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ray_wsss.config import LabelConfig, PredictConfig
 from ray_wsss.data.coco import decode_rle
@@ -15,12 +15,15 @@ from ray_wsss.data.images import decode_image, decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.export.source import PredictionSource
+from ray_wsss.label_format import LabelMap
 from ray_wsss.models.store import load_classifier
 from ray_wsss.ops.resize import group_by_size, shrink
 from ray_wsss.ops.tiles import needs_tiles
 from ray_wsss.report.gallery import GalleryImage, MaskOfClass
-from ray_wsss.report.survey import SurveyedImage, mean_iou
+from ray_wsss.report.survey import SurveyedImage
 from ray_wsss.runs.classifier_side import with_classifier_side
+from ray_wsss.runs.curation.agreement import mean_iou
+from ray_wsss.runs.curation.doubt import agreement, doubt_with
 from ray_wsss.stages.cams import cams_of
 from ray_wsss.stages.label import score_of
 from ray_wsss.stages.predict import Predictor
@@ -42,7 +45,7 @@ class ChosenImage:
 def choose_images(images: Sequence[SurveyedImage], count: int | None, seed: int = 0) -> list[ChosenImage]:
     """Choose images for the gallery: a third the best, a third the worst, the rest at random.
 
-    Images are ranked by IoU if there is ground truth, else by score; without either, all are random.
+    Images are ranked by IoU if there is ground truth, else by doubt; without either, all are random.
 
     Args:
         count: number of images to choose. All are chosen if there are no more than this, or with None.
@@ -52,14 +55,12 @@ def choose_images(images: Sequence[SurveyedImage], count: int | None, seed: int 
     """
     if count is None or len(images) <= count:
         return [ChosenImage(image=image, group="") for image in images]
-    ranked = [image for image in images if image.iou is not None]
-    key = "iou" if ranked else "score"
-    ranked = sorted(
-        (image for image in images if getattr(image, key) is not None), key=lambda i: getattr(i, key)
-    )
+    quality = {image.row: image.iou for image in images if image.iou is not None}
+    quality = quality or {image.row: -image.doubt for image in images if image.doubt is not None}
+    ranked = sorted(quality, key=quality.__getitem__)
     third = min(count // 3, len(ranked) // 2)
-    groups = {image.row: "worst" for image in ranked[:third]}
-    groups |= {image.row: "best" for image in ranked[len(ranked) - third :]}
+    groups = dict.fromkeys(ranked[:third], "worst")
+    groups |= dict.fromkeys(ranked[len(ranked) - third :], "best")
     others = [image.row for image in images if image.row not in groups]
     rows = random.Random(seed).sample(others, min(len(others), count - len(groups)))
     groups |= dict.fromkeys(rows, "random")
@@ -127,6 +128,7 @@ class GallerySource:
                 image.pseudo_label = decode_mask(label["pseudo_label"], self.num_classes)
                 hw = (image.pixels.shape[0], image.pixels.shape[1])
                 image.masks = [_mask_of(segment, hw) for segment in label["segments"]]
+                image.doubt = surveyed.doubt
             return image
         except ValueError as error:
             self.failed.append((surveyed.image_id, str(error)))
@@ -171,10 +173,15 @@ class GallerySource:
                 for at, label_map in zip(members, label_maps):
                     images[at].prediction = label_map
         for image in images:
-            if image.prediction is not None and image.truth is not None:
-                # The prediction may be of another image with the same name.
-                same = image.prediction.shape == image.truth.shape
-                image.prediction_iou = mean_iou(image.prediction, image.truth) if same else None
+            # The prediction may be of another image with the same name.
+            if image.pseudo_label is not None and _same_size(image.prediction, image.pseudo_label):
+                image.doubt = doubt_with(image.doubt, agreement(image.pseudo_label, image.prediction))
+            if image.truth is not None and _same_size(image.prediction, image.truth):
+                image.prediction_iou = mean_iou(image.prediction, image.truth)
+
+
+def _same_size(prediction: LabelMap | None, other: LabelMap) -> TypeGuard[LabelMap]:
+    return prediction is not None and prediction.shape == other.shape
 
 
 def _mask_of(segment: dict[str, Any], image_hw: tuple[int, int]) -> MaskOfClass:

@@ -169,6 +169,8 @@ class Report:
     gallery_note: str = ""
     """Line above the gallery that names its images, labels and data set; empty without a gallery."""
     class_names: Sequence[str] = ()
+    review_key: str = ""
+    """What the browser keeps verdicts under, the same for every report on these labels; empty without any."""
 
 
 def render_report(report: Report, images: Iterator[GalleryImage], side_px: int) -> Iterator[str]:
@@ -202,13 +204,14 @@ def render_report(report: Report, images: Iterator[GalleryImage], side_px: int) 
         lstrip_blocks=True,
     )
     environment.filters["percent"] = _percent
-    style, script = _asset("report.css"), _asset("theme.js") + _asset("gallery.js")
+    style, script = _asset("report.css"), _asset("theme.js") + _asset("review.js") + _asset("gallery.js")
     gallery = {
         "facts": facts,
         "layers": layers,
         "classNames": list(report.class_names),
         "colours": [f"rgb({r}, {g}, {b})" for r, g, b in palette[1:].tolist()],
         "perBlock": PICTURES_PER_BLOCK,
+        "reviewKey": report.review_key,
     }
     return environment.get_template("report.html").generate(
         report=report,

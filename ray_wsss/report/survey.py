@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ray_wsss.data.images import decode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import DatasetMetadata
-from ray_wsss.label_format import LabelMap, ignore_label
 from ray_wsss.ops.metrics import ConfusionMatrix
+from ray_wsss.runs.curation.agreement import confusion_of, iou_of_classes
+from ray_wsss.runs.curation.doubt import image_doubt
 from ray_wsss.stages.label import score_of
 
 BINS = 25
@@ -30,6 +29,8 @@ class SurveyedImage:
     image_id: str
     score: float | None = None
     """Mean score of the image's masks, in [0, 1]."""
+    doubt: float | None = None
+    """Doubt about the pseudo label, in [0, 1], see `runs.curation.doubt`; None if it has no mask of SAM."""
     iou: float | None = None
     """Mean IoU of the pseudo label over classes, background left out, in [0, 1]."""
 
@@ -92,7 +93,8 @@ def survey(dataset: Path, labels: Path | None) -> Survey:
             result.failed.append((image_id, str(error)))
             continue
         result.count("iou", iou)
-        result.images.append(SurveyedImage(row=row, image_id=image_id, score=score, iou=iou))
+        doubt = image_doubt(label["segments"] or [])
+        result.images.append(SurveyedImage(row=row, image_id=image_id, score=score, doubt=doubt, iou=iou))
     return result
 
 
@@ -132,36 +134,4 @@ def _compare(result: Survey, pseudo_label: bytes | None, truth: bytes) -> float 
         result.confusion = ConfusionMatrix.zeros(1 + num_classes)
     result.confusion.counts[labels[:, None], labels] += matrix.counts
     result.compared += 1
-    return _mean_iou(matrix)
-
-
-def confusion_of(label_map: LabelMap, truth: LabelMap) -> tuple[Tensor, ConfusionMatrix]:
-    """The labels in either map of an image, ascending, background first, and the counts of these labels.
-
-    With 1,000 classes, a matrix of all would have a million cells for every image.
-
-    Raises:
-        ValueError: the maps' sizes differ.
-    """
-    if label_map.shape != truth.shape:
-        sizes = [f"{shape[1]}x{shape[0]}" for shape in (label_map.shape, truth.shape)]
-        raise ValueError(f"its label map is {sizes[0]} pixels, its ground truth {sizes[1]}")
-    labels = np.union1d([0], np.union1d(label_map, truth))
-    labels = labels[labels != ignore_label(truth)]
-    # Ignored pixels have the highest label, so that they are placed behind all others.
-    predicted, true = (torch.from_numpy(np.searchsorted(labels, m)) for m in (label_map, truth))
-    matrix = ConfusionMatrix.from_labels(predicted, true, len(labels), ignore=len(labels))
-    return torch.from_numpy(labels.astype(np.int64)), matrix
-
-
-def mean_iou(label_map: LabelMap, truth: LabelMap) -> float | None:
-    """Mean IoU over the classes of an image, in [0, 1]; None if neither label map has a class.
-
-    Background is left out, since it is nearly always right. Raises ValueError if the maps' sizes differ.
-    """
-    return _mean_iou(confusion_of(label_map, truth)[1])
-
-
-def _mean_iou(matrix: ConfusionMatrix) -> float | None:
-    iou = matrix.iou()[1:]
-    return None if iou.isnan().all() else float(iou.nanmean())
+    return iou_of_classes(matrix)

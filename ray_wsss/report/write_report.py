@@ -20,6 +20,7 @@ from ray_wsss.report.html import LONG_TABLE, ClassRow, FailedImage, Report, Tile
 from ray_wsss.report.metrics import make_confusions, make_table, measured
 from ray_wsss.report.survey import Survey, survey
 from ray_wsss.runs.dependencies import check_classes
+from ray_wsss.runs.manifest import file_hash
 from ray_wsss.storage import replace_atomically
 
 _FAILED_SHOWN = 1000
@@ -110,10 +111,12 @@ def _gallery(
         return iter(())
     chosen = choose_images(surveyed.images, options.images, options.seed)
     of_all = f"{len(chosen):,} of the {len(surveyed.images):,} images"
-    by = "IoU" if any(image.iou is not None for image in surveyed.images) else "score"
+    by = "IoU" if any(image.iou is not None for image in surveyed.images) else "doubt"
     how = f", the best and the worst by {by} and some at random" if chosen[0].group else ""
     of_what = f"labels {found.labels.path}, " if found.labels is not None else ""
     report.gallery_note = f"{of_all}{how}; {of_what}data set {found.dataset}"
+    if found.labels is not None:
+        report.review_key = file_hash(found.labels.path / "manifest.json")[:16]
     unread: list[tuple[str, str]] = []
     gallery = GallerySource(
         found.dataset,

@@ -183,7 +183,7 @@ def labelled_rows(
     rejected: frozenset[str] = frozenset(),
     tell: bool = False,
 ) -> list[int]:
-    """Rows of ``dataset`` to train on: those with a corrected mask, or with a pseudo label that was not rejected.
+    """Rows of ``dataset`` to train on: with a corrected mask, or a pseudo label that was not rejected.
 
     Rows whose image labels are unknown are left out, whatever ``labels`` says of them (version 0.1 labelled
     them as background), unless they have a mask that was made by hand.

@@ -1,5 +1,6 @@
 """The report in headless Chromium: what is clicked, typed and seen; and that nothing leaves the machine."""
 
+import csv
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 
 from ray_wsss.cli import main
+from ray_wsss.data.reader import ShardReader
+from ray_wsss.runs.curation.review import read_review
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install -e '.[browser]'")
 
@@ -190,3 +193,105 @@ def test_fits_the_screen_in_the_colours_of_the_system(
     assert (lightness() > 0.9) == (other == "light")
     assert visit.said == []
     page.close()
+
+
+def told(page: Any) -> str:
+    return page.text_content("#review-told")
+
+
+def saved(page: Any, folder: Path) -> Path:
+    with page.expect_download() as download:
+        page.click("#review-save")
+    assert download.value.suggested_filename == "review.csv"
+    download.value.save_as(folder / "review.csv")
+    return folder / "review.csv"
+
+
+def test_review_by_keyboard(visit: Visit, run: Any, tmp_path: Path) -> None:
+    page = visit.page
+    assert visit.facts("doubt") == sorted(visit.facts("doubt"), reverse=True)  # the most doubtful comes first
+    names = visit.names()
+    focused = "document.activeElement.querySelector('.facts b')?.textContent"
+    page.locator(".image").first.focus()
+    for key in ("a", "r", "ArrowRight", "r", "r"):
+        page.keyboard.press(key)
+    assert page.evaluate(focused) == names[5]
+    assert told(page) == "1 accepted, 3 rejected, 8 left"
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("r")  # again: takes it back
+    assert page.evaluate(focused) == names[4]
+    assert told(page) == "1 accepted, 2 rejected, 9 left"
+    assert page.locator(".image[data-verdict]").count() == 3
+
+    page.select_option("#reviewed", "left")
+    left = [name for name in names if name not in (names[0], names[1], names[3])]
+    assert visit.names() == left
+    page.locator(".image").nth(1).focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("a")  # it leaves the filter: the next one is in its place
+    assert page.text_content("#detail-title") == left[2]
+    assert visit.names() == [left[0], *left[2:]]
+    page.keyboard.press("Escape")
+    page.select_option("#reviewed", "reject")
+    assert visit.names() == [names[1], names[3]]
+
+    page.reload()
+    assert told(page) == "2 accepted, 2 rejected, 8 left"
+    found = read_review(saved(page, tmp_path), ShardReader(run.dataset).image_ids, run.dataset)
+    assert (found.accepted, found.rejected) == ({names[0], left[1]}, {names[1], names[3]})
+    page.fill("#name", "ar")  # typing is no verdict
+    assert told(page) == "2 accepted, 2 rejected, 8 left"
+
+
+def test_review_is_loaded_again(browser: Any, report: Path, tmp_path: Path) -> None:
+    """Elsewhere, where the browser has kept nothing."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(report.as_uri())
+    assert told(page) == "0 accepted, 0 rejected, 12 left"
+    names = page.locator(".image .facts b").all_text_contents()
+    path = tmp_path / "other.csv"
+    elsewhere = 'not, in "this"\ngallery'
+    rows = [("image_id", "verdict"), (names[2], "reject"), (elsewhere, "accept"), (names[3], "accept")]
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows(rows)
+    page.set_input_files("#review-file", path)
+    page.wait_for_function("document.getElementById('review-told').textContent.startsWith('1 accepted')")
+    assert told(page) == "1 accepted, 1 rejected, 10 left, 1 verdicts on images that are not in this gallery"
+    with saved(page, tmp_path).open(encoding="utf-8", newline="") as file:
+        again = [(row["image_id"], row["verdict"]) for row in csv.DictReader(file)]
+    assert again == rows[1:]
+
+    for content, message in {
+        "image_id,verdict\na,accept\nb,so\n": "line 3: the verdict is 'so'; expected accept or reject",
+        "a,b\n": "line 1: expected the columns image_id,verdict",
+    }.items():
+        path.write_text(content)
+        page.set_input_files("#review-file", path)
+        page.wait_for_function("text => document.getElementById('review-error').textContent === text",
+                               arg=f"other.csv, {message}")  # fmt: skip
+        assert page.locator("#review-error").is_visible()
+    assert told(page).startswith("1 accepted, 1 rejected")
+    context.close()
+
+
+def test_review_on_a_phone(browser: Any, report: Path) -> None:
+    context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(report.as_uri())
+    names = page.locator(".image .facts b").all_text_contents()
+    page.locator("#review-start").tap()
+    for button, after in (("accept", names[1]), ("reject", names[2])):
+        box = page.locator(f"#detail-{button}").bounding_box()
+        assert box["height"] >= 40
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= PHONE["width"]
+        assert box["y"] + box["height"] <= PHONE["height"]
+        page.locator(f"#detail-{button}").tap()
+        assert page.text_content("#detail-title") == after
+    page.locator("#detail-previous").tap()
+    assert page.get_attribute("#detail-reject", "aria-pressed") == "true"
+    page.locator("#detail-close").tap()
+    assert told(page) == "1 accepted, 1 rejected, 10 left"
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    context.close()

@@ -31,8 +31,10 @@ class Gallery {
     this.page = 0;
     this.opened = -1;
     this.blocks = new Map();
+    this.review = data.reviewKey ? new Review(data.reviewKey, this.all.map((image) => image.id)) : null;
     this.fillChoices();
     this.listen();
+    if (this.review) this.listenToReview();
     this.update();
   }
 
@@ -101,10 +103,64 @@ class Gallery {
     document.addEventListener("keydown", (event) => this.key(event));
   }
 
+  listenToReview() {
+    byId("reviewed").addEventListener("change", () => this.update());
+    byId("review-start").addEventListener("click", () => this.open(this.page * PER_PAGE));
+    byId("detail-accept").addEventListener("click", () => this.judge("accept"));
+    byId("detail-reject").addEventListener("click", () => this.judge("reject"));
+    byId("review-save").addEventListener("click", () => this.saveReview());
+    byId("review-file").addEventListener("change", (event) => this.loadReview(event.target));
+  }
+
+  saveReview() {
+    const link = make("a");
+    link.href = URL.createObjectURL(new Blob([this.review.csv()], { type: "text/csv" }));
+    link.download = "review.csv";
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+
+  async loadReview(input) {
+    const [file] = input.files;
+    if (!file) return;
+    let error = "";
+    try {
+      this.review.load(await file.text());
+    } catch (problem) { error = `${file.name}, ${problem.message}`; }
+    byId("review-error").textContent = error;
+    byId("review-error").hidden = !error;
+    input.value = "";
+    this.update();
+  }
+
+  // A verdict on the image that is open, or whose card has the focus; then the next one follows.
+  judge(verdict) {
+    const cards = [...byId("cards").children], isOpen = byId("detail").open;
+    const on = cards.indexOf(document.activeElement);
+    const at = isOpen ? this.opened : on < 0 ? -1 : this.page * PER_PAGE + on;
+    const image = this.shown[at];
+    if (!image) return;
+    this.review.give(image.id, verdict);
+    const page = this.page;
+    this.update();
+    // With a filter, the image may be gone, and the next one is in its place.
+    const next = this.shown[at] === image && this.review.of(image.id) ? at + 1 : at;
+    const last = Math.min(next, this.shown.length - 1);
+    this.page = Math.max(0, Math.min(page, this.pages() - 1));
+    if (isOpen && last >= 0) { this.page = Math.floor(last / PER_PAGE); this.draw(); this.open(last); return; }
+    if (isOpen) byId("detail").close();
+    if (last >= 0) this.page = Math.floor(last / PER_PAGE);
+    this.draw();
+    const card = byId("cards").children[last % PER_PAGE];
+    if (card) this.focus(card);
+  }
+
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const typing = event.target.matches("input[type=search], input[type=range], select");
     if (typing) return;
+    const verdict = { a: "accept", r: "reject" }[event.key];
+    if (verdict && this.review) { event.preventDefault(); this.judge(verdict); return; }
     if (byId("detail").open) {
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (step) { event.preventDefault(); this.open(this.opened + step); }
@@ -140,12 +196,19 @@ class Gallery {
     this.shown = this.all.filter((image) =>
       (wanted === "" || image.classes.includes(Number(wanted)))
       && (group === "" || image.group === group)
+      && this.passesReview(image)
       && image.id.toLowerCase().includes(name));
     this.shown.sort(this.order(byId("sort").value));
     this.page = 0;
     const of = this.shown.length === this.all.length ? "" : ` of ${this.all.length.toLocaleString("en")}`;
     byId("count").textContent = `${this.shown.length.toLocaleString("en")}${of} image${this.all.length === 1 ? "" : "s"}`;
+    if (this.review) byId("review-told").textContent = this.review.told();
     this.draw();
+  }
+
+  passesReview(image) {
+    const wanted = this.review ? byId("reviewed").value : "";
+    return wanted === "" || this.review.of(image.id) === (wanted === "left" ? "" : wanted);
   }
 
   order(choice) {
@@ -193,6 +256,11 @@ class Gallery {
     const stack = this.stack(image, layers);
     stack.classList.add("square");
     card.append(stack, facts);
+    const verdict = this.review ? this.review.of(image.id) : "";
+    if (verdict) {
+      card.dataset.verdict = verdict;
+      card.append(make("span", "verdict", verdict === "accept" ? "✓ accepted" : "✗ rejected"));
+    }
     card.title = `${image.id}: ${image.classes.map((index) => this.className(index)).join(", ")}`;
     card.addEventListener("click", () => this.open(at));
     return card;
@@ -200,6 +268,7 @@ class Gallery {
 
   told(image) {
     const parts = [];
+    if (image.doubt !== null) parts.push(`doubt ${image.doubt.toFixed(2)}`);
     if (image.score !== null) parts.push(`score ${image.score.toFixed(2)}`);
     if (image.iou !== null) parts.push(`IoU ${percent(image.iou)}`);
     if (image.predictionIou !== null) parts.push(`prediction IoU ${percent(image.predictionIou)}`);
@@ -268,6 +337,9 @@ class Gallery {
       return figure;
     }));
     this.fillMasks(image);
+    for (const verdict of this.review ? VERDICTS : []) {
+      byId(`detail-${verdict}`).setAttribute("aria-pressed", this.review.of(image.id) === verdict);
+    }
     byId("detail-previous").disabled = at === 0;
     byId("detail-next").disabled = at + 1 === this.shown.length;
     if (!byId("detail").open) byId("detail").showModal();

@@ -1,4 +1,4 @@
-"""Masks of one data set in place of the pseudo labels of another: corrected by hand, or drawn from the start."""
+"""Masks of a data set, corrected or drawn by hand, in place of the pseudo labels of another."""
 
 import logging
 from collections.abc import Sequence
@@ -54,7 +54,9 @@ class HandMasks:
         known, ignore = len(self.class_names), len(self.new_labels) - 1
         beyond = stored[(stored > known) & (stored != ignore)]
         if beyond.size:
-            raise ValueError(f"its mask in {self.reader.dataset} has label {beyond[0]}; expected 0 to {known}")
+            raise ValueError(
+                f"its mask in {self.reader.dataset} has label {beyond[0]}; expected 0 to {known}"
+            )
         return self.new_labels[stored]
 
 
@@ -89,12 +91,21 @@ def open_hand_masks(flag: str, masks: Path, dataset: Path, *, tell: bool = True)
             log.info(sentence)
         if absent:
             log.info("%s does not know %s: its masks have none of it", masks, _some(absent))
-    before, after = label_format(len(theirs.class_names)), label_format(len(ours))
-    new_labels = np.zeros(before.ignore + 1, after.dtype)
-    new_labels[before.ignore] = after.ignore
-    for stored, name in enumerate(theirs.class_names, 1):
-        new_labels[stored] = 1 + ours.index(name)
+    new_labels = labels_by_name(theirs.class_names, ours)
     return HandMasks(ShardReader(masks.absolute()), found.rows, theirs.class_names, new_labels)
+
+
+def labels_by_name(stored: Sequence[str], wanted: Sequence[str]) -> NDArray[np.uint8 | np.uint16]:
+    """Label in the classes ``wanted`` by label in the classes ``stored``, all of which are among them.
+
+    The last entry is that of ignored pixels. Classes are counted from 1, since 0 is the background.
+    """
+    before, after = label_format(len(stored)), label_format(len(wanted))
+    labels = np.zeros(before.ignore + 1, after.dtype)
+    labels[before.ignore] = after.ignore
+    place = {name: label for label, name in enumerate(wanted, 1)}
+    labels[1 : 1 + len(stored)] = [place[name] for name in stored]
+    return labels
 
 
 def hand_masks_settings(name: str, masks: Path | None) -> dict[str, str]:

@@ -129,7 +129,10 @@ class _Contents:
         """Id of the first image with the bytes of a row of ``theirs``; None if there is none."""
         wanted: bytes | None = None
         for row in self.of_size.get(look.size_hw, ()):
-            if 0 in (hashes := (look.perceptual_hash, self.looks[row].perceptual_hash)) or len({*hashes}) == 1:
+            if (
+                0 in (hashes := (look.perceptual_hash, self.looks[row].perceptual_hash))
+                or len({*hashes}) == 1
+            ):
                 wanted = wanted or _digest(theirs, their_row)
                 if row not in self.digests:
                     self.digests[row] = _digest(self.reader, row)

@@ -12,7 +12,7 @@ from ray_wsss.runs.tally import Tally
 
 
 class Labeller(Protocol):
-    """A stage that labels images: a row for each, in order, with the columns of `stages.label.LABEL_SCHEMA`."""
+    """A stage that labels images: a row of `stages.label.LABEL_SCHEMA` for each, in order."""
 
     rows_per_group: int
 

@@ -32,7 +32,7 @@ def test_kept_masks_are_labels_and_cost_no_sam(
     scene_dataset: Path, images: list[PreparedImage], classifier_dir: Path, tmp_path: Path
 ) -> None:
     def correct(k: int, row: dict) -> dict | None:
-        """Image 1 gets its truth, with ignored pixels; the mask of 2 has the wrong size, which its row hides."""
+        """1 and 4 get their truth, with ignored pixels; the mask of 2 has another size than its row says."""
         if k == 2:
             return row | {"mask": encode_mask(np.zeros((5, 6), np.uint8))}
         truth = decode_mask(row["mask"])

@@ -28,7 +28,7 @@ def test_by_id_then_name_then_content(ours: Path, tmp_path: Path) -> None:
     ids = [row["image_id"] for row in rows_of(ours)]
 
     def through_tools(k: int, row: dict) -> dict | None:
-        """Row 0 stays; 1 to 3 come back from VOC, as JPEG; 4 to 6 from COCO, with numbers; the rest is lost."""
+        """0 stays; 1 to 3 come back from VOC, as JPEG; 4 to 6 from COCO, with numbers; the rest is lost."""
         if 1 <= k <= 3:
             return row | {"image_id": f"cat_{k % 2}_{k}", "image": as_jpeg(row)}
         return row | {"image_id": str(k)} if 4 <= k <= 6 else row if k == 0 else None
@@ -102,7 +102,7 @@ def test_what_can_not_replace_labels_is_refused(ours: Path, tmp_path: Path) -> N
     ):
         open_hand_masks("--keep", other, ours)
     empty = rewrite(ours, tmp_path / "empty", lambda k, row: row | {"mask": None})
-    with pytest.raises(UserError, match="--keep .*empty has no masks"):
+    with pytest.raises(UserError, match=r"--keep .*empty has no masks"):
         open_hand_masks("--keep", empty, ours)
     foreign = rewrite(
         ours, tmp_path / "foreign", lambda k, row: row | {"image_id": f"x{k}", "image": b"%d" % k}

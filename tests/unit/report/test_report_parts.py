@@ -19,8 +19,9 @@ from ray_wsss.report.gallery_source import choose_images
 from ray_wsss.report.history import describe_stage, describe_training, describe_work
 from ray_wsss.report.html import Report, render_report
 from ray_wsss.report.metrics import make_confusions, make_table, measured
-from ray_wsss.report.survey import Survey, SurveyedImage, mean_iou
+from ray_wsss.report.survey import Survey, SurveyedImage
 from ray_wsss.report.write_report import _label_config
+from ray_wsss.runs.curation.agreement import mean_iou
 from ray_wsss.runs.manifest import NewerFormatError
 from ray_wsss.stages.evaluate import describe_confusion
 
@@ -196,7 +197,7 @@ def test_confused_pairs_are_the_largest_cells_off_the_diagonal() -> None:
     assert confusion.wrong == pytest.approx(1 - np.trace(counts) / counts.sum())
 
 
-@pytest.mark.parametrize("key", ["iou", "score"])
+@pytest.mark.parametrize("key", ["iou", "doubt"])
 def test_choice_of_images(key: str) -> None:
     rng = np.random.default_rng(1)
     values = [None if k % 5 == 0 else float(v) for k, v in enumerate(rng.random(50))]
@@ -204,7 +205,8 @@ def test_choice_of_images(key: str) -> None:
     chosen = choose_images(images, 15)
     groups = {g: {c.image.row for c in chosen if c.group == g} for g in ("best", "worst", "random")}
     assert [len(rows) for rows in groups.values()] == [5, 5, 5]
-    known = sorted((v, k) for k, v in enumerate(values) if v is not None)
+    sign = 1 if key == "iou" else -1
+    known = sorted((sign * v, k) for k, v in enumerate(values) if v is not None)
     assert groups["worst"] == {k for _, k in known[:5]}
     assert groups["best"] == {k for _, k in known[-5:]}
     assert [c.image.row for c in chosen] == sorted(c.image.row for c in chosen)
