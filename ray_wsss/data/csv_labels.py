@@ -11,9 +11,9 @@ from ray_wsss.data.schema import SourceRow, check_class_names
 from ray_wsss.data.source import Source
 from ray_wsss.data.sources.locations import Locator
 from ray_wsss.data.sources.names import Names
-from ray_wsss.data.sources.placed_labels import PlacedLabels
 from ray_wsss.data.sources.rows import SourceRows
-from ray_wsss.data.sources.table_lines import NONE, LabelTable
+from ray_wsss.data.tables.lines import NONE, LabelTable
+from ray_wsss.data.tables.placed_labels import PlacedLabels
 from ray_wsss.errors import UserError
 
 Labels = frozenset[str]
@@ -37,7 +37,7 @@ def read_csv(
     gs). A blank label column leaves the labels unknown; lines with the same path add their labels together.
     An image that has both a class and none of them becomes an error row. A line may say where its label is:
     a point ``path,label,x,y``, with 1 (on the object) or 0 (beside it) behind it, or a box
-    ``path,label,x1,y1,x2,y2``, in pixels (`data.sources.placed_labels`). The first line is a header if its
+    ``path,label,x1,y1,x2,y2``, in pixels (`data.tables.placed_labels`). The first line is a header if its
     path has no image extension and no such file exists. The table is UTF-8, with or without a byte order
     mark.
 

@@ -70,6 +70,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         }
         for k, (class_index, mask, score) in enumerate(OBJECTS)
     ]
+    output = Output(folder / "labels", "label", {})
+    output.begin()
     label = {"pseudo_label": encode_mask(painted()), "segments": segments}
     for part, row, schema in (("data", image, IMAGE_SCHEMA), ("labels", label, LABEL_SCHEMA)):
         table = pa.Table.from_pylist([size | row], schema=schema)
@@ -77,8 +79,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     DatasetMetadata(
         class_names=("cat", "dog"), source="coco", images=1, unlabelled=0, errors=0, has_masks=False
     ).save(folder / "data")
-    output = Output(folder / "labels", "label", {})
-    output.begin()
     output.finish()
     return ["--labels", str(folder / "labels"), "--dataset", str(folder / "data")]
 

@@ -31,7 +31,7 @@ def test_gallery_has_boxes_and_points(root: Path) -> None:
     found = re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', page, re.DOTALL)
     assert found is not None
     labels = ShardReader(root / "labels")
-    for image in json.loads(found[1])["images"]:
+    for image in json.loads(found[1])["facts"]:
         segments = labels.read(labels.index_of(image["id"]))["segments"]
         assert segments
         by_score = sorted(segments, key=lambda segment: -min(1, segment["sam_score"]))

@@ -72,6 +72,7 @@ def test_bytes_labels_and_size_are_stored(tmp_path):
         "image_labels": [2, 4],
         "mask": None,
         "perceptual_hash": perceptual_hash(decode_image(data)),
+        "objects": None,
     }
     path = tmp_path / "out/shards/part-00000.parquet"
     assert pq.read_schema(path).equals(IMAGE_SCHEMA)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray_wsss.data.coco.prompts import BOX_LEFT_OUT
-from ray_wsss.data.sources.table_lines import LabelLine
+from ray_wsss.data.tables.lines import LabelLine
 
 
 class PlacedLabels:

@@ -1,0 +1,1 @@
+"""Tables of labels: their lines, and the boxes and points in them."""
