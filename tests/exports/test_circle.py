@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ray_wsss.cli import main
 from ray_wsss.config import AugmentConfig
+from ray_wsss.data.label_studio import read_label_studio
 from ray_wsss.data.reader import ShardReader
-from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.runs.curation.masks import open_hand_masks
 from ray_wsss.stages.curation.against import compare_masks
+from ray_wsss.stages.ingest import ingest_here
 from ray_wsss.training.crops import TrainingCrops
 
 AS_IT_IS = AugmentConfig(
@@ -113,9 +113,7 @@ def test_a_corrected_mask_arrives_in_training(
     corrected = {image_id: _correct(tasks[image_id], codec) for image_id in CORRECTED}
     (out / "corrected.json").write_text(json.dumps([task for task, _ in corrected.values()]))
     again = tmp_path / "again"
-    words = ["--tasks", out / "corrected.json", "--images", out, "--out", again]
-    assert main(["ingest", "label-studio", *map(str, words)]) == 0
-    assert DatasetMetadata.load(again).has_masks
+    assert ingest_here(read_label_studio(out / "corrected.json", out), out=again, max_errors=0).has_masks
 
     masks = open_hand_masks("--corrections", again, labelled.dataset)
     reader = ShardReader(labelled.dataset)

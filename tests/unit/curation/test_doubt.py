@@ -13,6 +13,7 @@ from scipy.stats import mannwhitneyu
 from ray_wsss.config import LabelConfig, SamConfig
 from ray_wsss.data.images import decode_mask
 from ray_wsss.data.scenes import Scene, make_scene
+from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.runs.curation.agreement import mean_iou
 from ray_wsss.runs.curation.doubt import agreement, doubt_with, image_doubt, mask_trust
@@ -93,7 +94,7 @@ def test_bad_masks_are_found_earlier_than_by_chance(
         return PairCams(cam, index[:, 0], index[:, 1], [cam[:, None]], 6)
 
     monkeypatch.setattr(label, "cams_of", cams_of)
-    prepare = PrepareImages(sam_side_px=IMAGE_SIZE_PX)
+    prepare = PrepareImages(max_side_px=1024, frame=InputFrame(IMAGE_SIZE_PX))
     images: list[PreparedImage] = []
     for k, scene in enumerate(scenes):
         classes = tuple(sorted({drawn.class_index for drawn in scene.objects}))
