@@ -34,7 +34,7 @@ def load_hub_model(config: SamConfig) -> HubModel:
             another kind of model.
     """
     folder = find_folder(config)
-    theirs = _read(config, folder)
+    theirs = read_transformers(config, folder)
     if config.name.startswith("hq_"):
         from ray_wsss.models.sam_family.sam_hq import SamHq as Model
     else:
@@ -148,8 +148,12 @@ def _require_transformers(title: str) -> None:
         ) from None
 
 
-def _read(config: SamConfig, folder: Path) -> Any:
-    """transformers' model with the weights in a folder."""
+def read_transformers(config: SamConfig, folder: Path) -> Any:
+    """transformers' model with the weights in a folder.
+
+    Raises:
+        UserError: as `load_hub_model`.
+    """
     title = MODELS[config.name].title
     _require_transformers(title)
     import torch
