@@ -21,7 +21,7 @@ from ray_wsss.models.promptable.build import build_model
 from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.models.promptable.precision import precision_on
 from ray_wsss.models.sam.model import SegmentAnything
-from ray_wsss.models.sam_family.hub import find_folder, read_transformers
+from ray_wsss.models.sam_family.hub import find_folder, hub_frame, read_transformers
 
 _SIZE_HW = (480, 640)
 Predict = Callable[[Sequence[NDArray[np.uint8]], NDArray[np.float64]], Tensor]
@@ -142,14 +142,15 @@ class _TransformersPredictor:
     def __init__(self, model: Any, config: SamConfig) -> None:
         import transformers
 
-        self.model, self.sorts = model, config.name.startswith("hq_")
-        if self.sorts:
-            self.processor = transformers.SamHQProcessor(transformers.SamImageProcessorPil())
-            return
-        side = {"height": config.card.side_px, "width": config.card.side_px}
-        kind = "Sam3" if config.name == "sam3_tracker" else "Sam2"
-        image_processor = getattr(transformers, f"{kind}ImageProcessor")(size=side)
-        self.processor = transformers.Sam2Processor(image_processor)
+        self.model, side_px = model, hub_frame(config).side_px
+        square = {"height": side_px, "width": side_px}
+        if config.name.startswith("hq_"):
+            images = transformers.SamImageProcessorPil(size={"longest_edge": side_px}, pad_size=square)
+            self.processor = transformers.SamHQProcessor(images)
+        else:
+            kind = "Sam3" if config.name == "sam3_tracker" else "Sam2"
+            images = getattr(transformers, f"{kind}ImageProcessor")(size=square)
+            self.processor = transformers.Sam2Processor(images)
 
     def __call__(self, images: Sequence[NDArray[np.uint8]], points_xy: NDArray[np.float64]) -> Tensor:
         return torch.stack([self._one(image, xy) for image, xy in zip(images, points_xy)])

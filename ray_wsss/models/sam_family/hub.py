@@ -44,7 +44,7 @@ def load_hub_model(config: SamConfig) -> HubModel:
         theirs,
         convert_prompt_encoder(theirs.prompt_encoder, settings.prompt_encoder_config),
         convert_mask_decoder(theirs.mask_decoder, settings.mask_decoder_config, Model.sigmoid_iou),
-        frame=hub_frame(config),
+        frame=InputFrame(settings.prompt_encoder_config.image_size, config.card.squeeze),
         map_shapes=Model.shapes_of(settings),
         **(_HALF if config.name == "sam3_tracker" else _IMAGENET),
     )
