@@ -4,6 +4,7 @@
     python jobs/benchmark.py objects --images 1000 --boxes 8
     python jobs/benchmark.py train --sam vit_b --checkpoint random --batch-size 2 --steps 2
     python jobs/benchmark.py sam --model vit_b --batch-size 2 --images 2
+    python jobs/benchmark.py sam --model sam2.1_tiny --batch-size 2 --images 2
     python jobs/benchmark.py scale --nodes 1 2 4 8 16
     python jobs/benchmark.py project --nodes 1000 --images 100e6
 
@@ -24,6 +25,7 @@ import tyro
 from ray_wsss.benchmark.inputs import make_classifier, make_dataset, make_embeddings, make_random_sam
 from ray_wsss.benchmark.label import LabelBenchmark
 from ray_wsss.benchmark.objects import ObjectBenchmark
+from ray_wsss.benchmark.predictor import PredictorBenchmark
 from ray_wsss.benchmark.projection import Deployment, project
 from ray_wsss.benchmark.sam import SamBenchmark
 from ray_wsss.benchmark.scale import ScaleBenchmark
@@ -31,6 +33,7 @@ from ray_wsss.benchmark.train import TrainBenchmark
 from ray_wsss.config import Recipe, SamConfig, SamName
 from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
+from ray_wsss.config.promptable import MODELS
 from ray_wsss.console import logged_to
 from ray_wsss.errors import UserError
 
@@ -145,10 +148,17 @@ class Objects(_Benchmark):
 
 @dataclass(frozen=True, kw_only=True)
 class Sam:
-    """SAM's image encoder: segment_anything's image by image and in batches, ours, compiled, on Ray."""
+    """Models that are prompted, ours against the models' own code.
+
+    tiny and vit_*: the image encoder; segment_anything's image by image and in batches, ours, compiled, on
+    Ray.
+    Others: a point in each image; the model's own predictor image by image, and ours in batches.
+    """
 
     model: SamName = "tiny"
-    """Model of SAM. tiny has its trained weights, the others random ones, which run as fast."""
+    """Model. tiny has its trained weights, the others random ones, which run as fast."""
+    checkpoint: str | None = None
+    """Path of trained weights instead, for models other than tiny and vit_*."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device on which the encoder runs."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
@@ -179,6 +189,10 @@ class Sam:
                 f"--images is {self.images}, --batch-size {self.batch_size} and --repeats {self.repeats}; "
                 "expected at least 1 of each, and --images a multiple of --batch-size"
             )
+        if MODELS[self.model].hub_id is not None or self.model == "mobile_sam":
+            return self._against_predictor()
+        if self.checkpoint is not None:
+            raise UserError(f"--checkpoint is {self.checkpoint}; expected none with --model {self.model}")
         sam = SamConfig(name="tiny")
         if self.model != "tiny":
             sam = make_random_sam(self.model, self.work / f"random_{self.model}_positions.safetensors")
@@ -192,6 +206,17 @@ class Sam:
             compile=self.compile,
             ray=self.ray,
             profile=self.profile,
+        ).run()
+
+    def _against_predictor(self) -> dict[str, Any]:
+        precision = "fp32" if self.precision == "auto" else self.precision  # as the models' own predictors
+        sam = SamConfig(name=self.model, checkpoint=self.checkpoint, precision=precision)
+        return PredictorBenchmark(
+            sam=replace(sam, encode_batch_size=self.batch_size),
+            device=self.device,
+            images=self.images,
+            repeats=self.repeats,
+            work=self.work,
         ).run()
 
 

@@ -34,7 +34,7 @@ def load_hub_model(config: SamConfig) -> HubModel:
             another kind of model.
     """
     folder = find_folder(config)
-    theirs = _read(config, folder)
+    theirs = read_transformers(config, folder)
     if config.name.startswith("hq_"):
         from ray_wsss.models.sam_family.sam_hq import SamHq as Model
     else:
@@ -44,7 +44,7 @@ def load_hub_model(config: SamConfig) -> HubModel:
         theirs,
         convert_prompt_encoder(theirs.prompt_encoder, settings.prompt_encoder_config),
         convert_mask_decoder(theirs.mask_decoder, settings.mask_decoder_config, Model.sigmoid_iou),
-        frame=hub_frame(config),
+        frame=InputFrame(settings.prompt_encoder_config.image_size, config.card.squeeze),
         map_shapes=Model.shapes_of(settings),
         **(_HALF if config.name == "sam3_tracker" else _IMAGENET),
     )
@@ -148,8 +148,12 @@ def _require_transformers(title: str) -> None:
         ) from None
 
 
-def _read(config: SamConfig, folder: Path) -> Any:
-    """transformers' model with the weights in a folder."""
+def read_transformers(config: SamConfig, folder: Path) -> Any:
+    """transformers' model with the weights in a folder.
+
+    Raises:
+        UserError: as `load_hub_model`.
+    """
     title = MODELS[config.name].title
     _require_transformers(title)
     import torch

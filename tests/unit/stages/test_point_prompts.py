@@ -82,7 +82,7 @@ def slow_mask(predictor: SamPredictor, points_yx: set[tuple[int, int]], config: 
     # Declared as tensors, they are arrays.
     predicted: Any = predictor.predict(points_xy, np.ones(len(points_xy)), return_logits=True)
     logits, iou, _ = predicted
-    best = 2 if config.mask_output == "whole" else int(np.argmax(iou))
+    best = 2 if config.mask_output != "best_iou" else int(np.argmax(iou))
     return SlowMask(logits[best], float(iou[best]))
 
 
