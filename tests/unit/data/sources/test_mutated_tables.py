@@ -4,6 +4,7 @@ import csv
 import io
 import posixpath
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -71,7 +72,7 @@ def check(folder: Path, table: bytes) -> None:
     assert all(row.error or row.path for row in rows)
 
 
-COMMON = {"suppress_health_check": [HealthCheck.function_scoped_fixture]}
+COMMON: Any = {"suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
 @settings(max_examples=100, **COMMON)
