@@ -35,11 +35,8 @@ class HubModel(PromptableModel):
         std: Sequence[float],
     ) -> None:
         super().__init__()
-        self.image_encoder, self.prompt_encoder, self.mask_decoder = (
-            image_encoder,
-            prompt_encoder,
-            mask_decoder,
-        )
+        self.image_encoder = image_encoder
+        self.prompt_encoder, self.mask_decoder = prompt_encoder, mask_decoder
         self._frame, self._map_shapes = frame, tuple(map_shapes)
         for name, values in (("pixel_mean", mean), ("pixel_std", std)):
             column = 255 * torch.tensor(values)[:, None, None]
