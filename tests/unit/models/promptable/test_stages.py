@@ -33,6 +33,7 @@ from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.read_chunks import plan_chunks
 from ray_wsss.stages.embed import SamEmbedder, restore_embeddings
 from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
+from ray_wsss.stages.label_images import label_images
 from ray_wsss.training.cpm import Cpm, masks_to_crop
 from ray_wsss.training.crops import TrainingCrops
 from ray_wsss.training.host_plan import unpack_geometry
@@ -144,6 +145,19 @@ def test_labels_from_the_cache_are_the_live_ones(recipe, dataset, embeddings, cl
     assert 0.05 < (maps[0] > 0).mean() < 0.95
     noted = json.loads((tmp_path / "live" / "manifest.json").read_text())["depends_on"]
     assert noted["label.mask_output"] == "best_iou"
+
+
+def test_a_quick_look(recipe, classifier):
+    """As `ray-wsss show` and notebooks label single images."""
+    settings = SETTINGS | {"sam.name": recipe.sam.name, "sam.checkpoint": recipe.sam.checkpoint}
+    image = make_scene(300, 60, 90).image
+    (found,) = label_images(
+        [image], classifier=classifier, classes=["a", "b"], preset="demo", settings=settings, device="cpu"
+    )
+    assert found.error is None
+    assert found.class_names == ("a", "b")
+    assert {each.mask.shape for each in found.found} == {(60, 90)}
+    assert any(0 < each.mask.mean() < 1 for each in found.found)
 
 
 def test_segment_maps_from_the_cache_are_the_live_ones(recipe, dataset, embeddings, tmp_path):
