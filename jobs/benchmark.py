@@ -44,7 +44,7 @@ CLASSIFIER_SCENES = 400
 
 @dataclass(frozen=True, kw_only=True)
 class _Benchmark:
-    sam: SamName = "tiny"
+    sam: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "tiny"
     """Model of SAM; tiny ships with the package, the others are Meta's."""
     checkpoint: str | None = None
     """Path of SAM's weights, or 'random' for random ones, which run as fast.

@@ -62,7 +62,7 @@ def why_slow(precision: EncoderPrecision, capability: Capability) -> str | None:
 
 def compiles(config: SamConfig, device: str, images: int) -> bool:
     """Whether the encoder is compiled for this number of images on a type of torch device."""
-    if config.compile != "auto" or device not in _COMPILE_FROM:
+    if config.compile != "auto" or device not in _COMPILE_FROM or not config.card.can_compile:
         return config.compile == "on"
     return images >= (_COMPILE_TINY_FROM if config.name == "tiny" else _COMPILE_FROM[device])
 

@@ -12,6 +12,8 @@ from ray_wsss.errors import UserError
 from ray_wsss.models.promptable.frame import InputFrame
 from ray_wsss.models.sam_family.convert import convert_mask_decoder, convert_prompt_encoder
 from ray_wsss.models.sam_family.model import HubModel
+from ray_wsss.models.sam_family.sam2 import Sam2
+from ray_wsss.models.sam_family.sam_hq import SamHq
 from ray_wsss.storage import is_remote, parse_path
 
 _KINDS = {
@@ -35,17 +37,13 @@ def load_hub_model(config: SamConfig) -> HubModel:
     """
     folder = find_folder(config)
     theirs = read_transformers(config, folder)
-    if config.name.startswith("hq_"):
-        from ray_wsss.models.sam_family.sam_hq import SamHq as Model
-    else:
-        from ray_wsss.models.sam_family.sam2 import Sam2 as Model
-    settings = theirs.config
-    model = Model(
+    settings, kind = theirs.config, SamHq if config.name.startswith("hq_") else Sam2
+    model = kind(
         theirs,
         convert_prompt_encoder(theirs.prompt_encoder, settings.prompt_encoder_config),
-        convert_mask_decoder(theirs.mask_decoder, settings.mask_decoder_config, Model.sigmoid_iou),
+        convert_mask_decoder(theirs.mask_decoder, settings.mask_decoder_config, kind.sigmoid_iou),
         frame=InputFrame(settings.prompt_encoder_config.image_size, config.card.squeeze),
-        map_shapes=Model.shapes_of(settings),
+        map_shapes=kind.shapes_of(settings),
         **(_HALF if config.name == "sam3_tracker" else _IMAGENET),
     )
     return model.eval().requires_grad_(False)

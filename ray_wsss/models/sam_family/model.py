@@ -1,6 +1,5 @@
 """What the models read through transformers share behind the interface of promptable models."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -9,10 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_wsss.models.promptable.frame import InputFrame
-from ray_wsss.models.promptable.interface import Embeddings, MapShape, PromptableModel, RunBlock
-
-GREY = 255.0
-"""White, in the values of images; transformers normalises images divided by it."""
+from ray_wsss.models.promptable.interface import MapShape, PromptableModel
 
 
 class HubModel(PromptableModel):
@@ -39,14 +35,11 @@ class HubModel(PromptableModel):
         std: Sequence[float],
     ) -> None:
         super().__init__()
-        self.image_encoder, self.prompt_encoder, self.mask_decoder = (
-            image_encoder,
-            prompt_encoder,
-            mask_decoder,
-        )
+        self.image_encoder = image_encoder
+        self.prompt_encoder, self.mask_decoder = prompt_encoder, mask_decoder
         self._frame, self._map_shapes = frame, tuple(map_shapes)
         for name, values in (("pixel_mean", mean), ("pixel_std", std)):
-            column = GREY * torch.tensor(values)[:, None, None]
+            column = 255 * torch.tensor(values)[:, None, None]
             self.register_buffer(name, column, persistent=False)
 
     @property
@@ -75,6 +68,3 @@ class HubModel(PromptableModel):
 
     def drop_encoder(self) -> None:
         self.image_encoder = nn.Identity()
-
-    @abstractmethod
-    def encode(self, inputs: Tensor, run_block: RunBlock | None = None) -> Embeddings: ...

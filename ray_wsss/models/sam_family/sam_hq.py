@@ -30,7 +30,8 @@ class HqFeatures(nn.Module):
 class SamHq(HubModel):
     """`SamHQModel` of transformers. SAM's own weights are frozen in it, so its outputs mean what SAM's mean.
 
-    Each mask is the sum of SAM's and of the correcting one, as in the authors' predictor.
+    Each mask is the sum of SAM's and of the correcting one, as in the authors' predictor. Masks are read from
+    the embeddings that attended to the prompts, as in the authors' code; transformers 5.24 drops those.
 
     Args:
         model: transformers' model, whose parts are taken over.
@@ -51,10 +52,8 @@ class SamHq(HubModel):
     @staticmethod
     def shapes_of(config: Any) -> tuple[MapShape, ...]:
         """Shapes of the maps by transformers' configuration, the coarsest first."""
-        width, grid = (
-            config.mask_decoder_config.hidden_size,
-            config.prompt_encoder_config.image_embedding_size,
-        )
+        width = config.mask_decoder_config.hidden_size
+        grid = config.prompt_encoder_config.image_embedding_size
         return (width, grid, grid), (width // 8, 4 * grid, 4 * grid)
 
     def encode(self, inputs: Tensor, run_block: RunBlock | None = None) -> Embeddings:
@@ -75,10 +74,8 @@ class SamHq(HubModel):
         embedding, fine = embeddings.maps
         prompts = encode_prompts(self, points_xy, point_labels, boxes_xyxy, mask_logits)
         decoder = self.mask_decoder
-        tokens = (decoder.iou_token, decoder.mask_tokens, self.hq_token)
-        hidden, source = attend(
-            self, embedding, prompts, torch.cat([token.weight for token in tokens]), valid
-        )
+        tokens = [token.weight for token in (decoder.iou_token, decoder.mask_tokens, self.hq_token)]
+        hidden, source = attend(self, embedding, prompts, torch.cat(tokens), valid)
         upscaled = decoder.output_upscaling(source)
         end = 1 + decoder.num_mask_tokens
         logits = read_masks(decoder.output_hypernetworks_mlps, hidden[:, 1:end], upscaled)

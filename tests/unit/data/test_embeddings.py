@@ -142,6 +142,31 @@ def test_embeddings_come_back_by_image_id(tmp_path, embedding):
     np.testing.assert_array_equal(small.scale, expected.scale)
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
+def test_several_maps_are_kept_one_after_the_other(tmp_path, embedding, dtype):
+    fine = 7 * np.repeat(embedding[:2], 2, axis=1)
+    (stored,) = store_embeddings([torch.tensor(maps)[None] for maps in (embedding, fine)], dtype)
+    assert isinstance(stored, StoredEmbedding)
+    alone = [store_embedding(maps, dtype) for maps in (embedding, fine)]
+    columns = entry("both", embedding, dtype) | {
+        "shape": [number for shape in stored.shapes for number in shape],
+        "embedding": stored.values.tobytes(),
+        "scale": stored.scale.tolist() if stored.scale is not None else None,
+    }
+    write_cache(tmp_path, [columns])
+    found = EmbeddingCache(tmp_path).read("both", (60, 80))
+    assert found.shapes == (embedding.shape, fine.shape)
+    np.testing.assert_array_equal(found.values, np.concatenate([each.values for each in alone]))
+    if dtype == "int8":
+        np.testing.assert_array_equal(found.scale, np.concatenate([each.scale for each in alone]))  # type: ignore[arg-type]
+
+
+def test_values_that_do_not_fill_the_maps_are_refused(tmp_path, embedding):
+    write_cache(tmp_path, [entry("cut", embedding) | {"shape": (3, 4, 6)}])
+    with pytest.raises(ValueError, match="60 values of its embedding; expected 72"):
+        EmbeddingCache(tmp_path).read("cut", (60, 80))
+
+
 def test_what_the_cache_can_not_give(tmp_path, embedding):
     write_cache(tmp_path, [entry("good", embedding), entry("bad", None, error="truncated JPEG")])
     cache = EmbeddingCache(tmp_path)

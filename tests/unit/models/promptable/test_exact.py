@@ -143,6 +143,16 @@ def test_points_that_fill_up_a_set_change_nothing(encoder):
     assert (everything[0] - alone[0]).abs().max() > 0.05
 
 
+def test_less_precision_and_no_compiling(name, folder, encoder):
+    """The encoder alone is in bf16; compiling, which only segment_anything's encoder can, stays off."""
+    config = SamConfig(name=name, checkpoint=str(folder), precision="bf16")
+    rough = load_encoder(config, torch.device("cpu"), images=10**9)
+    assert rough.run_block is None
+    for found, expected in zip(rough(IMAGES[:1]).maps, encoder(IMAGES[:1]).maps):
+        assert found.dtype == torch.float32
+        assert 0.9 < torch.cosine_similarity(found.flatten(), expected.flatten(), 0) < 0.999999
+
+
 def _wrong_normalisation(sam: HubModel, patch: pytest.MonkeyPatch) -> None:
     patch.setitem(sam._buffers, "pixel_mean", 0 * sam.get_buffer("pixel_mean"))
 

