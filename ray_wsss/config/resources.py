@@ -97,7 +97,7 @@ class Resources:
     """GPUs of an actor, 0 or more; actors with a fraction share a GPU."""
     memory_gib_per_actor: float = 1
     """Memory of its node that Ray reserves for an actor, in GiB, 0 or more. It is not a limit."""
-    label_selector: str | None = None
+    actor_label_selector: str | None = None
     """Labels of the nodes that may have an actor, such as ray.io/accelerator-type=H100,market=!spot.
     Values may be VALUE, !VALUE, in(A,B) or !in(A,B). Without it any node may."""
     decode_label_selector: str | None = None
@@ -105,7 +105,7 @@ class Resources:
 
     def __post_init__(self) -> None:
         parse_selector(self.decode_label_selector, "--decode-label-selector")
-        parse_selector(self.label_selector, "--label-selector")
+        parse_selector(self.actor_label_selector, "--actor-label-selector")
         if self.actors < 0:
             raise UserError(f"the number of actors is {self.actors}; expected 0 or more")
         if self.cpus_per_actor <= 0 or self.gpus_per_actor < 0:
@@ -123,7 +123,7 @@ class Resources:
             cpus=self.cpus_per_actor,
             gpus=self.gpus_per_actor,
             memory_gib=self.memory_gib_per_actor,
-            labels=parse_selector(self.label_selector, "--label-selector"),
+            labels=parse_selector(self.actor_label_selector, "--actor-label-selector"),
         )
 
     @property
@@ -155,12 +155,12 @@ class Workers:
     """Memory of its node that Ray reserves for a worker, in GiB, 0 or more. It is not a limit."""
     max_failures: int = 3
     """Times that training resumes automatically after a worker or its node died; 0 or more."""
-    label_selector: str | None = None
+    worker_label_selector: str | None = None
     """Labels of the nodes that may have a worker, such as ray.io/accelerator-type=H100,market=!spot.
     Values may be VALUE, !VALUE, in(A,B) or !in(A,B). Without it any node may."""
 
     def __post_init__(self) -> None:
-        parse_selector(self.label_selector, "--label-selector")
+        parse_selector(self.worker_label_selector, "--worker-label-selector")
         if self.workers < 0:
             raise UserError(f"workers is {self.workers}; expected 0 or more")
         if self.cpus_per_worker <= 0:
@@ -184,5 +184,5 @@ class Workers:
             cpus=self.cpus_per_worker,
             gpus=self.gpus_per_worker,
             memory_gib=self.memory_gib_per_worker,
-            labels=parse_selector(self.label_selector, "--label-selector"),
+            labels=parse_selector(self.worker_label_selector, "--worker-label-selector"),
         )

@@ -32,8 +32,8 @@ def test_selectors_are_in_rays_notation(text: str | None, expected: dict[str, st
 def test_what_is_no_selector_is_refused_with_its_flag(text: str) -> None:
     with pytest.raises(UserError, match=r"--decode-label-selector has '.*'; expected KEY=VALUE"):
         Resources(decode_label_selector=text)
-    with pytest.raises(UserError, match=r"--label-selector has "):
-        Workers(label_selector=text)
+    with pytest.raises(UserError, match=r"--worker-label-selector has "):
+        Workers(worker_label_selector=text)
 
 
 def node(cpus: float, **labels: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def test_room_is_counted_where_processes_may_be(
     monkeypatch: pytest.MonkeyPatch, asked: str | None, decode: str | None, room: int
 ) -> None:
     monkeypatch.setattr(capacity.ray, "nodes", lambda: [SPOT, KEPT, BARE])
-    resources = Resources(actors=20, label_selector=asked, decode_label_selector=decode)
+    resources = Resources(actors=20, actor_label_selector=asked, decode_label_selector=decode)
     assert room_for_processes(20, resources.share, resources.decode_share) == room
 
 
