@@ -156,6 +156,7 @@ def read_transformers(config: SamConfig, folder: Path) -> Any:
     _require_transformers(title)
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     kinds = _KINDS[config.name.partition("_")[0].partition(".")[0]]
     found = json.loads((folder / "config.json").read_bytes()).get("model_type")
@@ -169,7 +170,7 @@ def read_transformers(config: SamConfig, folder: Path) -> Any:
         model, loaded = getattr(transformers, kinds[0]).from_pretrained(
             folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder} holds no {title} that can be read: {error}") from error
     finally:
         transformers.logging.set_verbosity(verbosity)

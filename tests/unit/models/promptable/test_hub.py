@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -64,7 +65,7 @@ def test_the_hash_is_that_of_weights_and_settings(folder, tmp_path):
 def test_pickled_weights_are_never_read(folder, tmp_path):
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"no config\.json with \*\.safetensors .* pickled weights are never"):
+    with pytest.raises(UserError, match=r"no config\.json with \*\.safetensors .*pickled weights are never"):
         build_model(sam2(tmp_path))
 
 
