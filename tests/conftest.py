@@ -219,7 +219,7 @@ def _save_segmenter(spec: "SegmenterSpec", folder: Path) -> None:
     scenes = np.stack([make_scene(seed, 64, 64).image for seed in range(4)])
     with torch.no_grad():
         mean = model(torch.from_numpy(scenes).permute(0, 3, 1, 2) / 255).mean(dim=(0, 2, 3))
-        model.get_parameter("head.4.bias").sub_(mean)
+        model.get_parameter("head.bias").sub_(mean)
     save_model(model, spec, folder)
 
 
