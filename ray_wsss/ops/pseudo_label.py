@@ -5,8 +5,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Integer
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from ray_wsss.label_format import MAX_BYTE_CLASSES, ignore_label, label_format
 
@@ -164,8 +163,8 @@ def ignore_rim(labels: Integer[Tensor, "B H W"], rim_px: int) -> Integer[Tensor,
     ignore = ignore_label(labels)
     # float32 is exact here, since all labels are below 2**24.
     values = labels[:, None].float()
-    window = {"kernel_size": 2 * rim_px + 1, "stride": 1, "padding": rim_px}
     ignored = labels[:, None] == ignore
-    highest = F.max_pool2d(values.masked_fill(ignored, -torch.inf), **window)
-    lowest = -F.max_pool2d((-values).masked_fill(ignored, -torch.inf), **window)
+    around = nn.MaxPool2d(2 * rim_px + 1, stride=1, padding=rim_px)
+    highest = around(values.masked_fill(ignored, -torch.inf))
+    lowest = -around((-values).masked_fill(ignored, -torch.inf))
     return labels.masked_fill((highest > lowest)[:, 0], ignore)

@@ -72,9 +72,9 @@ class SegmenterStep:
 
 def _weight_of(batch: Batch) -> Tensor | None:
     """Weights of pixels (B, P, P), or (B, 1, 1) if an image's pixels have the same; None: all have 1."""
-    found = [batch["weight"][:, None, None]] if "weight" in batch else []
-    found += [batch["pixel_weight"]] if "pixel_weight" in batch else []
-    return math.prod(found) if found else None
+    of_images = batch["weight"][:, None, None] if "weight" in batch else None
+    of_pixels = batch.get("pixel_weight")
+    return of_pixels if of_images is None else of_images if of_pixels is None else of_images * of_pixels
 
 
 def sum_cross_entropy(

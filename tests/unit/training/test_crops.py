@@ -3,6 +3,7 @@
 import io
 import pickle
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.images import decode_mask, encode_mask
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import IMAGE_SCHEMA, write_table_atomically
+from ray_wsss.runs.curation.masks import HandMasks
 from ray_wsss.training.crops import PADDING, TrainingCrops, make_loader
 from ray_wsss.training.order import IterationBatches
 
@@ -205,7 +207,7 @@ def test_pixels_are_weighed_by_the_score_of_their_mask(folders, tmp_path, correc
     crops = crops_of((folders[0], tmp_path))
     crops.by_score = True
     if corrected:
-        crops.corrections = ByHand()
+        crops.corrections = cast(HandMasks, ByHand())
     for draw in range(12):
         item = crops[draw, draw % 4]
         weight, label = item["pixel_weight"], item["pseudo_label"]
