@@ -76,7 +76,7 @@ def break_images(dataset: Path, out: Path, image_ids: set[str]) -> Path:
     return rewrite(dataset, out, cut)
 
 
-def crops_of(dataset: Path, **views: Path) -> TrainingCrops:
+def crops_of(dataset: Path, **views: Any) -> TrainingCrops:
     return TrainingCrops(dataset, list(range(COUNT)), num_classes=6, augment=AUGMENT, seed=0, **views)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def made(make_views) -> dict[str, Path]:
     return make_views("fp16")
 
 
-def make_batch(dataset: Path, made: dict[str, Path], augment: AugmentConfig, start: int = 0) -> dict:
+def make_batch(dataset: Path, made: dict[str, Any], augment: AugmentConfig, start: int = 0) -> dict:
     crops = TrainingCrops(dataset, list(range(14)), num_classes=6, augment=augment, seed=3, **made)
     return default_collate([crops[(start + k, k)] for k in range(8)])
 

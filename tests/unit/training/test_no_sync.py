@@ -197,7 +197,7 @@ def made(make_views) -> dict[str, Path]:
     return make_views("int8")
 
 
-def put_batch(gpu: FakeGpu, dataset: Path, made: dict[str, Path]) -> dict[str, Any]:
+def put_batch(gpu: FakeGpu, dataset: Path, made: dict[str, Any]) -> dict[str, Any]:
     crops = TrainingCrops(dataset, list(range(14)), num_classes=6, augment=AUGMENT, seed=3, **made)
     batch = collate([crops[(k, k)] for k in range(5)])
     return {name: gpu.put(value) for name, value in batch.items()}
