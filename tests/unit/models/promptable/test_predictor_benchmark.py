@@ -1,16 +1,12 @@
 """The benchmark of models against their own predictors."""
 
-import sys
 from pathlib import Path
 
 import pytest
+from small_models import save_small
 
 from ray_wsss.benchmark.predictor import PredictorBenchmark
 from ray_wsss.config import SamConfig, SamName
-
-sys.path.append(str(Path(__file__).parents[1] / "models" / "promptable"))
-
-from small_models import save_small
 
 
 def run(sam: SamConfig, work: Path, images: int = 3) -> dict:
