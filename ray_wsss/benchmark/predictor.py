@@ -167,4 +167,9 @@ class _TransformersPredictor:
 def _agreement(theirs: Tensor, ours: Tensor) -> dict[str, float]:
     union = ((theirs > 0) | (ours > 0)).sum((2, 3))
     iou = torch.where(union > 0, ((theirs > 0) & (ours > 0)).sum((2, 3)) / union, 1.0)
-    return {"mask_iou": iou.mean().item(), "max_logit_diff": (theirs - ours).abs().max().item()}
+    difference = (theirs - ours).abs().max()
+    return {
+        "mask_iou": iou.mean().item(),
+        "max_logit_diff": difference.item(),
+        "logit_std": theirs.std().item(),
+    }
