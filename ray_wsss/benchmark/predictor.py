@@ -60,7 +60,7 @@ class PredictorBenchmark:
         own = _own_predictor(self.sam, theirs.to(device))
         ours = _Ours(SamEncoder(model.to(device), precision, self.sam.encode_batch_size))
         seconds: dict[str, list[float]] = {"stock": [], "ours": []}
-        found: dict[str, list[Tensor]] = {}
+        found: dict[str, Tensor] = {}
         for turn in range(self.repeats + 1):
             for name, predict in (("stock", own), ("ours", ours)):
                 some = slice(None if turn else self.sam.encode_batch_size)
@@ -146,7 +146,7 @@ class _TransformersPredictor:
         square = {"height": side_px, "width": side_px}
         if config.name.startswith("hq_"):
             images = transformers.SamImageProcessorPil(size={"longest_edge": side_px}, pad_size=square)
-            self.processor = transformers.SamHQProcessor(images)
+            self.processor: Any = transformers.SamHQProcessor(images)
         else:
             kind = "Sam3" if config.name == "sam3_tracker" else "Sam2"
             images = getattr(transformers, f"{kind}ImageProcessor")(size=square)
@@ -167,4 +167,9 @@ class _TransformersPredictor:
 def _agreement(theirs: Tensor, ours: Tensor) -> dict[str, float]:
     union = ((theirs > 0) | (ours > 0)).sum((2, 3))
     iou = torch.where(union > 0, ((theirs > 0) & (ours > 0)).sum((2, 3)) / union, 1.0)
-    return {"mask_iou": iou.mean().item(), "max_logit_diff": (theirs - ours).abs().max().item()}
+    difference = (theirs - ours).abs().max()
+    return {
+        "mask_iou": iou.mean().item(),
+        "max_logit_diff": difference.item(),
+        "logit_std": theirs.std().item(),
+    }

@@ -63,10 +63,14 @@ def untrained_model(name: SamName, work: Path) -> tuple[PromptableModel, Any]:
     torch.manual_seed(0)
     if name == "mobile_sam":
         sam = untrained_mobile_sam().eval().requires_grad_(False)
+        _spread(sam)
         return sam, sam
     folder = work / f"random_{name}"
     theirs = _BUILD[name.partition("_")[0]](name)
     _spread(theirs)
+    # One for the image and for its prompts, as in trained weights.
+    shared = theirs.shared_image_embedding.positional_embedding.detach()
+    theirs.prompt_encoder.shared_embedding.positional_embedding.data.copy_(shared)
     theirs.save_pretrained(folder)
     return load_hub_model(SamConfig(name=name, checkpoint=str(folder))), theirs.eval()
 
@@ -115,9 +119,9 @@ _BUILD: dict[str, Callable[[SamName], Any]] = {
 
 @torch.no_grad()
 def _spread(model: Any) -> None:
-    """Make weights that are zero at first random too, and positions one, so that errors show."""
-    for name, parameter in model.named_parameters():
-        if "pos_embed" in name or "rel_pos" in name or "no_memory" in name:
-            parameter.normal_(std=0.02)
-    shared = model.shared_image_embedding.positional_embedding
-    model.prompt_encoder.shared_embedding.positional_embedding.copy_(shared)
+    """Make all weights random, and so large that masks have logits of about one, so that errors show."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and len(parameter) > 1:
+            parameter.normal_(std=parameter[0].numel() ** -0.5)
+        else:
+            parameter.add_(0.1 * torch.randn_like(parameter))

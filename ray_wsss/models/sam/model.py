@@ -41,8 +41,14 @@ class SegmentAnything(Sam, PromptableModel):
         return model.to(mean.device).train(sam.training)
 
     @property
+    def _vit(self) -> ImageEncoderViT | None:
+        """The image encoder if it is segment_anything's."""
+        encoder: nn.Module = self.image_encoder
+        return encoder if isinstance(encoder, ImageEncoderViT) else None
+
+    @property
     def can_compile(self) -> bool:
-        return isinstance(self.image_encoder, ImageEncoderViT)
+        return self._vit is not None
 
     @property
     def frame(self) -> InputFrame:
@@ -58,17 +64,17 @@ class SegmentAnything(Sam, PromptableModel):
 
     def cast_encoder(self, dtype: torch.dtype) -> None:
         self.image_encoder.to(dtype)
-        if isinstance(self.image_encoder, ImageEncoderViT):
+        if (vit := self._vit) is not None:
             # Only the convolutions need this: tensors between the blocks have their channels last already.
-            for part in (self.image_encoder.patch_embed, self.image_encoder.neck):
+            for part in (vit.patch_embed, vit.neck):
                 part.to(memory_format=torch.channels_last)
 
     def drop_encoder(self) -> None:
         self.register_module("image_encoder", NoEncoder(self.image_encoder.img_size))
 
     def encode(self, inputs: Tensor, run_block: RunBlock | None = None) -> Embeddings:
-        if isinstance(self.image_encoder, ImageEncoderViT):
-            return Embeddings((fast_forward(self.image_encoder, inputs, run_block).float(),))
+        if (vit := self._vit) is not None:
+            return Embeddings((fast_forward(vit, inputs, run_block).float(),))
         dtype = next(self.image_encoder.parameters()).dtype
         return Embeddings((self.image_encoder(inputs.to(dtype)).float(),))
 

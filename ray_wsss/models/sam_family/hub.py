@@ -1,6 +1,7 @@
 """Models in transformers' format: a folder, local or of the Hugging Face hub, with safetensors only."""
 
 import hashlib
+import importlib
 import json
 from functools import cache
 from pathlib import Path
@@ -139,7 +140,7 @@ def _fetch(name: SamName) -> Path:
 
 def _require_transformers(title: str) -> None:
     try:
-        import transformers  # noqa: F401
+        importlib.import_module("transformers")
     except ImportError:
         raise UserError(
             f"{title} needs transformers, which is not installed: pip install -e '.[sam2]'"

@@ -6,6 +6,7 @@ Its file is that of the authors (``mobile_sam.pt``), or the same weights as safe
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
@@ -45,11 +46,12 @@ class TinyVitEncoder(nn.Module):
 
         super().__init__()
         self.img_size = img_size
-        self.vit = timm.create_model("tiny_vit_5m_224", pretrained=False, num_classes=0, drop_path_rate=0.0)
-        self.vit.stages[3].downsample.conv2.conv.stride = (1, 1)
-        self.vit.head = nn.Identity()
+        vit: Any = timm.create_model("tiny_vit_5m_224", pretrained=False, num_classes=0, drop_path_rate=0.0)
+        vit.stages[3].downsample.conv2.conv.stride = (1, 1)
+        vit.head = nn.Identity()
+        self.vit = vit
         self.neck = nn.Sequential(
-            nn.Conv2d(self.vit.num_features, _WIDTH, kernel_size=1, bias=False),
+            nn.Conv2d(vit.num_features, _WIDTH, kernel_size=1, bias=False),
             LayerNorm2d(_WIDTH),
             nn.Conv2d(_WIDTH, _WIDTH, kernel_size=3, padding=1, bias=False),
             LayerNorm2d(_WIDTH),
@@ -57,7 +59,7 @@ class TinyVitEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeddings (N, 256, S / 16, S / 16) of inputs (N, 3, S, S)."""
-        return self.neck(self.vit.forward_features(x))
+        return self.neck(self.vit(x))
 
 
 def build_mobile_sam(config: SamConfig) -> SegmentAnything:

@@ -8,7 +8,6 @@ those of an empty image, or the mean of those that padded scenes have.
 """
 
 import torch
-from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import Block, window_partition, window_unpartition
 from torch import Tensor
 
@@ -17,11 +16,12 @@ from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.promptable.prepare import prepare_images
 from ray_wsss.models.sam.build import build_sam
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
+from ray_wsss.models.sam.model import SegmentAnything
 
 SCENES, POINTS, SIDE = 128, 4, 128
 
 
-def encode_without_padding(sam: Sam, inputs: Tensor, padding: Tensor) -> Tensor:
+def encode_without_padding(sam: SegmentAnything, inputs: Tensor, padding: Tensor) -> Tensor:
     """Embeddings (N, D, h, w) of inputs (N, 3, H, S), of a height that patches divide.
 
     Args:
@@ -62,7 +62,7 @@ def attend(block: Block, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure(sam: Sam, height: int) -> dict[str, tuple[float, float]]:
+def measure(sam: SegmentAnything, height: int) -> dict[str, tuple[float, float]]:
     """Mean IoU, and its first percentile, by what the padding's embeddings are."""
     scenes = [make_scene(seed, SIDE, SIDE).image[:height] for seed in range(SCENES)]
     inputs = prepare_images(sam, scenes)

@@ -1,16 +1,12 @@
 """The benchmark of models against their own predictors."""
 
-import sys
 from pathlib import Path
 
 import pytest
+from small_models import save_small
 
 from ray_wsss.benchmark.predictor import PredictorBenchmark
 from ray_wsss.config import SamConfig, SamName
-
-sys.path.append(str(Path(__file__).parents[1] / "models" / "promptable"))
-
-from small_models import save_small
 
 
 def run(sam: SamConfig, work: Path, images: int = 3) -> dict:
@@ -32,10 +28,11 @@ def test_a_small_model(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sam2.1_tiny", "sam2.1_base_plus", "edgetam", "mobile_sam"])
+@pytest.mark.parametrize("name", ["sam2.1_tiny", "sam2.1_base_plus", "mobile_sam"])
 def test_full_size(name: SamName, tmp_path):
     """With random weights, on one image of 640 x 480 pixels."""
     figures = run(SamConfig(name=name, precision="fp32", encode_batch_size=1), tmp_path, images=1)
     assert figures["weights"] == "random"
+    assert figures["logit_std"] > 0.1
     assert figures["max_logit_diff"] < 1e-3
     assert figures["mask_iou"] > 0.999
