@@ -69,6 +69,12 @@ class PromptingConfig:
     if_empty: only for a class without peaks."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     """Image scales whose class maps are summed into the CAM, each in (0, 4]."""
+    affinity_steps: int = 0
+    """Steps of a random walk that spreads class maps to cells with like features of the backbone; 0: none."""
+    affinity_power: float = 4.0
+    """Sharpness of the affinity, the cosine of two cells' features to this power; above 0."""
+    colour_steps: int = 0
+    """Steps that pull class maps to edges of colour (PAMR), at a quarter of the image's size; 0: none."""
     mask_output: Literal["auto", "whole", "best_iou"] = "auto"
     """Which of SAM's three masks is taken.
     auto: whole if the model has such an output, else best_iou (SAM 2.1, EdgeTAM, SAM 3).
@@ -83,6 +89,8 @@ class PromptingConfig:
         check(self, lambda v: 0 <= v <= 1, "tau", "a CAM value in [0, 1]")
         check(self, lambda v: v >= 1, "min_distance_px", "at least 1 pixel")
         check(self, lambda v: v and all(0 < s <= 4 for s in v), "scales", "one or more scales in (0, 4]")
+        check(self, lambda v: v >= 0, "affinity_steps colour_steps", "0 or more steps")
+        check(self, lambda v: 0 < v < inf, "affinity_power", "a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -58,7 +58,8 @@ class OptimConfig:
     backbone: str = "tf_efficientnet_lite0"
     """Network that makes the features: a timm name, or one of ours.
     resnet_small: for small images and training from scratch; resnet_tiny: the same, with half the stem.
-    wide_resnet38: the paper's; needs backbone_checkpoint."""
+    wide_resnet38: the paper's; needs backbone_checkpoint.
+    Two names joined by +: the features of both."""
     pretrained: bool = True
     """Start from ImageNet weights: tf_efficientnet_lite0's come with a package, others through timm."""
     backbone_checkpoint: str | None = None

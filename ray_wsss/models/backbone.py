@@ -147,6 +147,10 @@ class Backbone(nn.Module):
         for module in _batch_norms(self):
             module.eval()
 
+    def compile_networks(self) -> None:
+        """Make the network faster with torch.compile."""
+        self.network.compile()
+
 
 def _batch_norms(module: nn.Module) -> list[nn.Module]:
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -160,6 +164,7 @@ def build_backbone(
     pretrained: bool,
     checkpoint: str | None = None,
     layers: Sequence[int] | None = (-1,),
+    any_stride: bool = False,
 ) -> Backbone:
     """Build a backbone by its timm name, or ``resnet_small`` or ``resnet_tiny``, or ``wide_resnet38``.
 
@@ -172,6 +177,7 @@ def build_backbone(
             installed package; those of other timm models are downloaded.
         layers: indices of the layers whose features are concatenated; negative ones count from the last. A
             layer is a block of a plain transformer, else a stage. None: all layers.
+        any_stride: take the strides that a transformer has, without a word.
 
     Raises:
         UserError: the name is unknown, the network can't have the stride or the layers, or the weights can't
@@ -195,7 +201,8 @@ def build_backbone(
     offline = bool(extra) or checkpoint is not None or name == LITE0
     build = partial(build_timm, timm_name, extra, output_stride, layers)
     network = build(pretrained=pretrained and not offline)
-    grid = _find_grid(name, network, output_stride)
+    own = any_stride and isinstance(network, LayerFeatures)
+    grid = -1 if own else _find_grid(name, network, output_stride)
     mean = tuple(network.pretrained_cfg.get("mean", IMAGENET_DEFAULT_MEAN))
     std = tuple(network.pretrained_cfg.get("std", IMAGENET_DEFAULT_STD))
     if name == LITE0:

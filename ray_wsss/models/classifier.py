@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_wsss.config import ClassifierConfig
-from ray_wsss.models.backbone import Backbone, build_backbone
 from ray_wsss.models.full_precision import FullPrecisionConv2d
+from ray_wsss.models.joined_backbone import AnyBackbone, build_backbones
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class ClassifierOutput:
     """Class maps of the classes asked for, before ReLU and normalisation; None if none were."""
     features: Float[Tensor, "B D h w"]
     """Non-negative features, from which logits and class maps are computed."""
+    cells: Float[Tensor, "B E h w"]
+    """The backbone's feature map, from which the features are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class ClassifierSpec:
 class Classifier(nn.Module):
     """Backbone, 1x1 convolution to features, 1x1 convolution to class maps; without biases, as in S2C."""
 
-    def __init__(self, backbone: Backbone, feature_dim: int, num_classes: int) -> None:
+    def __init__(self, backbone: AnyBackbone, feature_dim: int, num_classes: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.to_features = FullPrecisionConv2d(backbone.out_channels, feature_dim, 1, bias=False)
@@ -85,10 +87,11 @@ class Classifier(nn.Module):
         Args:
             classes: the classes of each image to make class maps of.
         """
-        features = F.relu(self.to_features(self.backbone(images)))
+        cells = self.backbone(images)
+        features = F.relu(self.to_features(cells))
         logits = self.to_class_maps(features.mean(dim=(2, 3), keepdim=True)).flatten(1)
         class_maps = self._class_maps(features, classes) if classes is not None else None
-        return ClassifierOutput(logits, class_maps, features)
+        return ClassifierOutput(logits, class_maps, features, cells)
 
     def _class_maps(
         self, features: Float[Tensor, "B D h w"], classes: Int[Tensor, "B M"]
@@ -103,8 +106,8 @@ class Classifier(nn.Module):
 def build_classifier(
     spec: ClassifierSpec, *, pretrained: bool = False, checkpoint: str | None = None
 ) -> Classifier:
-    """Build the network of ``spec``: the backbone by `build_backbone`, with a random head."""
-    backbone = build_backbone(
+    """Build the network of ``spec``: the backbone by `build_backbones`, with a random head."""
+    backbone = build_backbones(
         spec.backbone,
         output_stride=spec.output_stride,
         pretrained=pretrained,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ray_wsss.config import SegmenterConfig
 from ray_wsss.errors import UserError
-from ray_wsss.models.backbone import Backbone, build_backbone
 from ray_wsss.models.full_precision import FullPrecisionConv2d
+from ray_wsss.models.joined_backbone import AnyBackbone, build_backbones
 from ray_wsss.models.timm_networks import count_layers
 
 _PYRAMIDS = ((2, 4, 8, 16, 32), (4, 8, 16, 32))
@@ -64,7 +64,7 @@ class Segmenter(nn.Module):
         decoder: makes a map of ``width`` channels of the image's pyramid: the image, then feature maps.
     """
 
-    def __init__(self, backbone: Backbone, decoder: nn.Module, width: int, num_labels: int) -> None:
+    def __init__(self, backbone: AnyBackbone, decoder: nn.Module, width: int, num_labels: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.decoder = decoder
@@ -126,12 +126,12 @@ class _Dpt(nn.Module):
 def build_segmenter(
     spec: SegmenterSpec, *, pretrained: bool = False, checkpoint: str | None = None
 ) -> Segmenter:
-    """Build the network of ``spec``: the backbone by `models.backbone.build_backbone`, the rest random.
+    """Build the network of ``spec``: the backbone by `build_backbones`, the rest random.
 
     Raises:
         UserError: the backbone can't be built, or hasn't the feature maps that the architecture needs.
     """
-    backbone = build_backbone(
+    backbone = build_backbones(
         spec.backbone,
         output_stride=spec.output_stride,
         pretrained=pretrained,
@@ -153,7 +153,7 @@ def _layers_of(spec: SegmenterSpec) -> tuple[int, ...] | None:
     return None
 
 
-def _check_strides(spec: SegmenterSpec, backbone: Backbone) -> None:
+def _check_strides(spec: SegmenterSpec, backbone: AnyBackbone) -> None:
     """Round the backbone's images to sides that suit the decoder. Raises UserError if nothing does."""
     architecture, strides = spec.architecture, tuple(backbone.strides)
     listed = " ".join(map(str, strides))
@@ -172,7 +172,7 @@ def _check_strides(spec: SegmenterSpec, backbone: Backbone) -> None:
         backbone.multiple = strides[-1]
 
 
-def _build_decoder(spec: SegmenterSpec, backbone: Backbone) -> tuple[nn.Module, int]:
+def _build_decoder(spec: SegmenterSpec, backbone: AnyBackbone) -> tuple[nn.Module, int]:
     """Decoder, and the channels of its map."""
     from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder, DeepLabV3PlusDecoder
     from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder

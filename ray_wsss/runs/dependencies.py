@@ -31,6 +31,7 @@ _INCIDENTAL = (
 _BEFORE = [
     *[("head_lr_factor", 1.0), ("correction_weight", 1.0), ("layer_decay", 1.0), ("layers", [-1])],
     *[("architecture", "deeplabv3"), ("weigh_by", "none"), ("ignore_rim_px", 0)],
+    *[("affinity_steps", 0), ("affinity_power", 4.0), ("colour_steps", 0)],
 ]
 
 _OF_OBJECTS = ("label.object_prompts", "label.object_mask")

@@ -10,13 +10,14 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ray_wsss.config import LabelConfig
+from ray_wsss.config import LabelConfig, PromptingConfig
 from ray_wsss.label_format import MAX_BYTE_CLASSES
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.modes import eval_mode
 from ray_wsss.ops.cam import list_classes, merge_scales
 from ray_wsss.ops.device import upload
-from ray_wsss.ops.resize import scale_images, slices_of, to_tensor
+from ray_wsss.ops.refine import refine_by_colour, spread_by_features
+from ray_wsss.ops.resize import resize_images, scale_images, slices_of, to_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,7 @@ def find_cams(
     *,
     scales: Sequence[float],
     flip: bool,
+    refine: PromptingConfig | None = None,
     max_pixels: int | None = None,
 ) -> PairCams:
     """Multi-scale CAMs of a batch of images. The model runs in eval mode; its modules' modes are restored.
@@ -63,9 +65,10 @@ def find_cams(
             GPU.
         scales: image scales whose activations are summed.
         flip: also add the mirrored image at every scale.
+        refine: how each view's class maps are refined; None: not at all.
         max_pixels: most pixels of CAMs that are resized and summed at a time; None: all at once.
     """
-    pairs, maps = class_maps_of(model, images, image_labels, scales=scales, flip=flip)
+    pairs, maps = class_maps_of(model, images, image_labels, scales=scales, flip=flip, refine=refine)
     cam = _merge(maps, (images.shape[-2], images.shape[-1]), max_pixels)
     return PairCams(cam, pairs[:, 0], pairs[:, 1], maps, model.num_classes)
 
@@ -78,6 +81,7 @@ def class_maps_of(
     *,
     scales: Sequence[float],
     flip: bool,
+    refine: PromptingConfig | None = None,
 ) -> tuple[Tensor, list[Float[Tensor, "N 1 _h _w"]]]:
     """Pairs (N, 2) of image and class, on the CPU, and their class maps before ReLU, one for each view.
 
@@ -87,14 +91,33 @@ def class_maps_of(
     places = present.nonzero()
     at = upload(places, images.device).unbind(1)
     seen = upload(classes, images.device)
-    maps = []
+    maps: list[Tensor] = []
+
+    def see(view: Tensor) -> Tensor:
+        output = model(view, seen)
+        found = output.class_maps
+        return (_refine(found, output.cells, view, refine) if refine is not None else found)[*at, None]
+
     with eval_mode(model):
         for scale in scales:
             scaled = scale_images(images, scale, model.backbone.multiple)
-            maps.append(model(scaled, seen).class_maps[*at, None])
+            maps.append(see(scaled))
             if flip:
-                maps.append(model(scaled.flip(-1), seen).class_maps[*at, None].flip(-1))
+                maps.append(see(scaled.flip(-1)).flip(-1))
     return torch.stack([places[:, 0], classes[present]], dim=1), maps
+
+
+def _refine(maps: Tensor, cells: Tensor, images: Tensor, config: PromptingConfig) -> Tensor:
+    """Class maps (B, M, h, w) of a view, refined; one without activation stays as it is."""
+    if not (config.affinity_steps or config.colour_steps):
+        return maps
+    refined = spread_by_features(maps.relu(), cells, steps=config.affinity_steps, power=config.affinity_power)
+    if config.colour_steps:
+        quarter_hw = (max(1, images.shape[-2] // 4), max(1, images.shape[-1] // 4))
+        maps, refined = resize_images(maps, quarter_hw), resize_images(refined, quarter_hw)
+        colours = resize_images(images, quarter_hw)
+        refined = refine_by_colour(refined, colours, steps=config.colour_steps)
+    return torch.where(refined.amax((2, 3), keepdim=True) > 0, refined, maps)
 
 
 def _merge(maps: Sequence[Tensor], size_hw: tuple[int, int], max_pixels: int | None) -> Tensor:
@@ -130,7 +153,13 @@ def cams_of(
     scales = [scale * shrink for scale in config.scales]
     on_device = to_tensor(images, model.device)
     return find_cams(
-        model, on_device, present, scales=scales, flip=config.flip, max_pixels=config.max_map_pixels
+        model,
+        on_device,
+        present,
+        scales=scales,
+        flip=config.flip,
+        refine=config,
+        max_pixels=config.max_map_pixels,
     )
 
 

@@ -82,7 +82,8 @@ class Cpm:
         plan = batch["plan"] if "plan" in batch else make_plan(batch)
         images = batch["image"]
         with mixed_precision(images.device, self.bf16):
-            cams = find_cams(model, images, plan.image_labels, scales=self.config.scales, flip=False)
+            scales, labels = self.config.scales, plan.image_labels
+            cams = find_cams(model, images, labels, scales=scales, flip=False, refine=self.config)
         points_yx, valid = find_points(cams, self.config)
         if self.config.view == "image":
             stored = batch["embedding"], batch.get("embedding_scale")

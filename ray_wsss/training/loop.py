@@ -132,7 +132,7 @@ class TrainingRun:
         self.progress = restore_checkpoint(session.latest_checkpoint(), model, self.optimiser, session.device)
         self.broken = BrokenImages(self.progress.broken, session, limit or ErrorLimit())
         if config.compile:
-            model.backbone.network.compile()
+            model.backbone.compile_networks()
         self.wrapped = session.prepare(model)
         self.meter = Meter()
 

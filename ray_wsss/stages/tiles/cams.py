@@ -78,6 +78,7 @@ def tiled_cams(
             present,
             scales=[scale * shrink for scale in config.scales],
             flip=config.flip,
+            refine=config,
         )
         active, signed = (
             _sum_in_cells(of_views, size_hw).view(len(members), len(classes), *cells_hw(size_hw))

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from ray_wsss.errors import UserError
 from ray_wsss.models import backbone as backbone_module
 from ray_wsss.models.backbone import Backbone, build_backbone
-from ray_wsss.models.classifier import Classifier
+from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
+from ray_wsss.models.joined_backbone import JoinedBackbone
 from ray_wsss.ops.device import has_bf16
 from ray_wsss.ops.resize import resize_maps
 from ray_wsss.stages.cams import find_cams
@@ -212,6 +213,29 @@ def test_convolutional_layers():
 def test_strides_and_layers_that_can_not_be_had(family, settings, message):
     with pytest.raises(UserError, match=message):
         build(family, **settings)
+
+
+def test_two_networks_give_the_features_of_both():
+    """At the size of the first's map; the second has a stride of its own."""
+    spec = ClassifierSpec(class_names=("a", "b"), backbone="deit+dinov2", output_stride=16, feature_dim=4)
+    model = build_classifier(spec).eval()
+    both = model.backbone
+    assert isinstance(both, JoinedBackbone)
+    images = torch.rand(1, 3, 96, 128)
+    with torch.no_grad():
+        first, second = (part(images) for part in both.backbones)
+        expected = torch.nn.functional.interpolate(second, (6, 8), mode="bilinear", antialias=True)
+        assert_close(both(images), torch.cat([first, expected], 1))
+    assert second.shape[2:] == (7, 9)
+    assert [len(stage) > 0 for stage in both.stages()] == [True] * 4
+    model(images, torch.tensor([[0, 1]])).class_maps.square().sum().backward()
+    trained = [name for name, p in both.named_parameters() if p.grad is None]
+    assert trained == []
+    both.freeze(1, norm=True)
+    frozen = {name.split(".", 4)[4] for name, p in both.named_parameters() if not p.requires_grad}
+    assert {"cls_token", "blocks.0.attn.qkv.weight"} < frozen
+    with pytest.raises(UserError, match=r"weights\.pth is one file, and backbone is deit\+dinov2"):
+        build_classifier(spec, pretrained=True, checkpoint="weights.pth")
 
 
 def test_networks_of_one_image_size_are_refused():
