@@ -1,0 +1,69 @@
+"""Measuring with one click per object."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from segment_anything import SamPredictor
+
+from ray_wsss.config import SamConfig
+from ray_wsss.models.sam.build import build_sam
+from ray_wsss.pretraining.clicks import centre, measure_clicks
+from ray_wsss.pretraining.photos import Photo, read_coco
+
+
+def test_the_centre_is_farthest_from_the_border() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        mask = np.zeros((14, 17), bool)
+        top, left = rng.integers(0, 6, 2)
+        mask[top : top + 8, left : left + 5] = True
+        mask[:3, 9:] |= rng.random((3, 8)) < 0.8
+        outside = np.argwhere(~np.pad(mask, 1)) - 1
+        depth = {(int(y), int(x)): np.hypot(*(outside - (y, x)).T).min() for y, x in np.argwhere(mask)}
+        assert np.isclose(depth[centre(mask)], max(depth.values()))
+
+
+def test_an_object_at_the_edge_has_its_centre_inside() -> None:
+    mask = np.zeros((20, 20), bool)
+    mask[:, :9] = True
+    assert centre(mask)[1] == 4
+
+
+@pytest.fixture(scope="module")
+def genuine_photos(request: pytest.FixtureRequest) -> list[Photo]:
+    folder = Path(__file__).parents[4] / "shared" / "data" / "photos_masks_eval" / "annotations"
+    if not folder.is_dir():
+        pytest.skip(f"no genuine images at {folder}")
+    return list(read_coco("gsc151", folder / "gsc151.json"))[:3]
+
+
+def test_figures_are_those_of_the_predictor(genuine_photos: list[Photo]) -> None:
+    sam = build_sam(SamConfig(name="tiny"))
+    figures = measure_clicks(sam, genuine_photos)
+    predictor = SamPredictor(sam)
+    for at, photo in enumerate(genuine_photos):
+        truth = photo.mask(0)
+        scored = ~photo.ignored(0)
+        predictor.set_image(photo.image)
+        row, column = centre(truth)
+        click = {"point_coords": np.array([[column, row]]), "point_labels": np.array([1])}
+        masks, scores, _ = predictor.predict(**click, multimask_output=True)
+        single, _, _ = predictor.predict(**click, multimask_output=False)
+
+        def iou(mask: np.ndarray, truth: np.ndarray = truth, scored: np.ndarray = scored) -> float:
+            return (mask & truth & scored).sum() / ((mask | truth) & scored).sum()
+
+        assert figures.best_iou[at] == pytest.approx(iou(masks[scores.argmax()]), abs=0.01)
+        assert figures.whole[at] == pytest.approx(iou(masks[2]), abs=0.01)
+        assert figures.single[at] == pytest.approx(iou(single[0]), abs=0.01)
+        assert figures.oracle[at] == pytest.approx(max(map(iou, masks)), abs=0.01)
+        assert figures.predicted[at] == pytest.approx(scores.max(), abs=0.01)
+
+
+def test_small_objects_are_left_out(photos: list[Photo]) -> None:
+    sam = build_sam(SamConfig(name="tiny"))
+    chosen = photos[:2]
+    shares = np.concatenate([photo.areas / np.prod(photo.size_hw) for photo in chosen])
+    least = float(np.median(shares))
+    assert measure_clicks(sam, chosen, least).as_json()["objects"] == (shares >= least).sum()
