@@ -18,7 +18,7 @@ import tyro
 
 from ray_wsss.config import SamConfig, SamName
 from ray_wsss.errors import UserError
-from ray_wsss.models.sam.build import build_sam
+from ray_wsss.models.promptable.build import build_model
 from ray_wsss.pretraining.clicks import ClickFigures, measure_clicks
 from ray_wsss.pretraining.photos import read_coco
 
@@ -43,7 +43,7 @@ def main(config: EvaluateClicks) -> None:
     """Measure, and print a line per model and file, and one per model over all files."""
     lines = []
     for name in config.models:
-        sam = build_sam(SamConfig(name=name, checkpoint=config.checkpoint))
+        sam = build_model(SamConfig(name=name, checkpoint=config.checkpoint))
         total = ClickFigures()
         for path in config.annotations:
             figures = measure_clicks(sam, list(read_coco(path.stem, path)), config.least_share)

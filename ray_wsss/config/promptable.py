@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 SamName = Literal[
     "tiny",
+    "lite",
     "vit_b",
     "vit_l",
     "vit_h",
@@ -56,6 +57,7 @@ def _hq(size: str) -> ModelCard:
 
 MODELS: dict[SamName, ModelCard] = {
     "tiny": ModelCard(title="the tiny SAM", licence="Apache-2.0", side_px=128, can_compile=True),
+    "lite": ModelCard(title="the lite SAM", licence="see docs/lite_sam.md", side_px=384),
     "vit_b": ModelCard(title="SAM ViT-B", licence="Apache-2.0", can_compile=True),
     "vit_l": ModelCard(title="SAM ViT-L", licence="Apache-2.0", can_compile=True),
     "vit_h": ModelCard(title="SAM ViT-H", licence="Apache-2.0", can_compile=True),

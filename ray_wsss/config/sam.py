@@ -20,6 +20,7 @@ class SamConfig:
 
     name: SamName = "vit_h"
     """Model.
+    lite: ships with the package, for photographs on a CPU (sources of its training in docs/lite_sam.md).
     tiny: ships with the package, knows generated scenes only (Apache-2.0).
     vit_b, vit_l, vit_h: Meta's SAM (Apache-2.0).
     mobile_sam: MobileSAM (Apache-2.0), which needs sam.checkpoint.

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
-from segment_anything.modeling import Sam
 
-from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
-from ray_wsss.models.sam.encoder import SamEncoder, sam_input_hw
+from ray_wsss.models.promptable.encoder import SamEncoder
+from ray_wsss.models.promptable.interface import PromptableModel
 from ray_wsss.pretraining.photos import Photo
 
 LEAST_SHARE = 0.01
@@ -52,7 +51,9 @@ def centre(mask: NDArray[Any]) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def measure_clicks(sam: Sam, photos: Sequence[Photo], least_share: float = LEAST_SHARE) -> ClickFigures:
+def measure_clicks(
+    sam: PromptableModel, photos: Sequence[Photo], least_share: float = LEAST_SHARE
+) -> ClickFigures:
     """Click on every mask of some photographs that is large enough."""
     figures = ClickFigures()
     encoder = SamEncoder(sam)
@@ -61,16 +62,11 @@ def measure_clicks(sam: Sam, photos: Sequence[Photo], least_share: float = LEAST
         if not len(large):
             continue
         masks = [photo.mask(int(at)) for at in large]
-        input_hw = sam_input_hw(sam, photo.size_hw)
-        scale = [new / old for new, old in zip(input_hw[::-1], photo.size_hw[::-1])]
-        # As SamPredictor does; SAM's prompt encoder adds half a pixel.
-        clicks = [(x * scale[0], y * scale[1]) for y, x in map(centre, masks)]
-        points = torch.tensor(clicks)[:, None]
-        embedding = encoder([photo.image])
-        logits, predicted = decode_prompts(
-            sam, embedding.expand(len(masks), -1, -1, -1), points, torch.ones(len(masks), 1)
-        )
-        found = upscale_logits(sam, logits, input_hw, photo.size_hw) > 0
+        clicks = np.array([[centre(mask)[::-1]] for mask in masks], np.float64)
+        points = torch.from_numpy(sam.frame.place_points(clicks, photo.size_hw)).float()
+        embeddings = encoder([photo.image])[[0] * len(masks)]
+        logits, predicted = sam.decode(embeddings, points, torch.ones(len(masks), 1))
+        found = sam.upscale(logits, sam.frame.inner_hw(photo.size_hw), photo.size_hw) > sam.mask_threshold
         for at, mask, answers, scores in zip(large, masks, found.numpy(), predicted.numpy()):
             scored = ~photo.ignored(int(at))
             ious = [(a & mask & scored).sum() / max(((a | mask) & scored).sum(), 1) for a in answers]

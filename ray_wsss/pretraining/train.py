@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ray_wsss.models.backbone import lite0_state
-from ray_wsss.models.sam.decoder import decode_maps, encode_prompts
-from ray_wsss.models.sam.lite import IMAGE_SIZE_PX, build_lite_sam, load_lite0, set_input_side
+from ray_wsss.models.backbone_weights import lite0_state
+from ray_wsss.models.promptable.interface import Embeddings
+from ray_wsss.models.sam.lite import IMAGE_SIZE_PX, STAGES, LiteSam, build_lite_sam, load_lite0
 from ray_wsss.pretraining.clicks import measure_clicks
 from ray_wsss.pretraining.examples import Examples
 from ray_wsss.pretraining.losses import prompt_loss
@@ -109,12 +107,13 @@ class Trainer:
         """One step of the optimiser; returns the parts of the loss."""
         schedule = self.schedule
         for sam in (self.sam, self.average):
-            set_input_side(sam, schedule.side_px(self.step))
+            sam.set_input_side(schedule.side_px(self.step))
         rate = schedule.rate(self.step)
         for group, lr in zip(self.optimiser.param_groups, (schedule.lr, schedule.lr, schedule.encoder_lr)):
             group["lr"] = rate * lr
-        maps = [x.repeat_interleave(schedule.prompts_per_image, 0) for x in self._encode(batch.images)]
-        loss, parts = self._prompt(maps, batch)
+        image_of_prompt = torch.arange(len(batch.images)).repeat_interleave(schedule.prompts_per_image)
+        embeddings = self._encode(batch.images)[image_of_prompt]
+        loss, parts = self._prompt(embeddings, batch)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0)
@@ -123,29 +122,27 @@ class Trainer:
         self._update_average()
         return {"loss": loss.item()} | parts
 
-    def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        inputs = (images.permute(0, 3, 1, 2).float() - self.sam.pixel_mean) / self.sam.pixel_std
-        frozen = 7 if self.step < self.schedule.frozen_steps else FROZEN_STAGES
+    def _encode(self, images: Tensor) -> Embeddings:
+        inputs = self.sam.preprocess(images.permute(0, 3, 1, 2).float())
+        frozen = STAGES if self.step < self.schedule.frozen_steps else FROZEN_STAGES
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.schedule.bf16):
             x = self.encoder.stem(inputs)
             first = self.encoder.stages(x, range(frozen))
         first = [x.float() for x in first]
-        rest = self.encoder.stages(first[-1], range(frozen, 7)) if frozen < 7 else []
-        return self.encoder.merge([*first, *rest])
+        rest = self.encoder.stages(first[-1], range(frozen, STAGES))
+        return Embeddings(self.encoder.merge([*first, *rest]))
 
-    def _prompt(self, maps: Sequence[Tensor], batch: PromptedBatch) -> tuple[Tensor, dict[str, float]]:
+    def _prompt(self, embeddings: Embeddings, batch: PromptedBatch) -> tuple[Tensor, dict[str, float]]:
         """Loss of a batch. One in five batches of clicks is corrected, and learns from that alone."""
         rng = np.random.default_rng([self.schedule.seed, self.step, 1])
         points, labels, previous = batch.points, batch.labels, None
         if points is not None and self.step > 0.2 * self.schedule.steps and rng.random() < 0.2:
             with torch.no_grad():
-                logits, iou = decode_maps(self.sam, maps, *encode_prompts(self.sam, points, labels))
+                logits, iou = self.sam.decode(embeddings, points, labels)
             best = logits[torch.arange(len(logits)), 1 + iou[:, 1:].argmax(1)]
             points, labels = correct(rng, batch, best)
             previous = best[:, None] if rng.random() < 0.5 else None
-        logits, iou = decode_maps(
-            self.sam, maps, *encode_prompts(self.sam, points, labels, batch.boxes, previous)
-        )
+        logits, iou = self.sam.decode(embeddings, points, labels, batch.boxes, previous)
         whole_weights = batch.whole_weights
         if points is not batch.points:  # a corrected click means the target, no larger object
             whole_weights = torch.where(whole_weights == 1, 1.0, 0.0)
@@ -187,7 +184,7 @@ class Trainer:
 
 def train(
     photos: list[Photo], held_out: list[Photo], schedule: Schedule, checkpoint: Path, measure_every: int = 500
-) -> Sam:
+) -> LiteSam:
     """Train, or go on from the checkpoint if it exists, and return the averaged model."""
     trainer = Trainer(schedule)
     if checkpoint.exists():
@@ -211,6 +208,6 @@ def train(
     return trainer.average
 
 
-def save_weights(sam: Sam, path: Path) -> None:
+def save_weights(sam: LiteSam, path: Path) -> None:
     """Write the weights in fp16."""
     save_file({name: value.half().contiguous() for name, value in sam.state_dict().items()}, path)

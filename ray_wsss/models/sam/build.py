@@ -1,4 +1,4 @@
-"""Building SAM by name: the tiny SAM from the package, Meta's SAMs from a file or a verified download."""
+"""Building SAM by name: those in the package, and Meta's from a file or a verified download."""
 
 import hashlib
 import http.client
@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from segment_anything import sam_model_registry
 
 from ray_wsss.config import SamConfig
 from ray_wsss.errors import UserError
+from ray_wsss.models.sam import lite, tiny
+from ray_wsss.models.sam.lite import build_lite_sam, lite_checkpoint
 from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.models.sam.tiny import build_tiny_sam, tiny_checkpoint
 from ray_wsss.models.weights import read_weights
@@ -47,6 +50,22 @@ PUBLISHED = {
 }
 
 
+@dataclass(frozen=True)
+class PackagedModel:
+    """A SAM whose weights ship with the package."""
+
+    build: Callable[[], SegmentAnything]
+    checkpoint: Callable[[], Path]
+    side_px: int
+    """Side of its square input, in pixels."""
+
+
+IN_PACKAGE = {
+    "tiny": PackagedModel(build_tiny_sam, tiny_checkpoint, tiny.IMAGE_SIZE_PX),
+    "lite": PackagedModel(build_lite_sam, lite_checkpoint, lite.IMAGE_SIZE_PX),
+}
+
+
 def build_sam(config: SamConfig) -> SegmentAnything:
     """Build SAM with its weights, on the CPU, in eval mode, without gradients.
 
@@ -54,8 +73,10 @@ def build_sam(config: SamConfig) -> SegmentAnything:
         UserError: the checkpoint can't be found, downloaded or read, or does not fit this SAM.
     """
     path = resolve_checkpoint(config)
-    tiny = config.name == "tiny"
-    sam = build_tiny_sam() if tiny else SegmentAnything.of(sam_model_registry[config.name]())
+    if config.name in IN_PACKAGE:
+        sam = IN_PACKAGE[config.name].build()
+    else:
+        sam = SegmentAnything.of(sam_model_registry[config.name]())
     try:
         sam.load_state_dict(read_weights(path, "sam.checkpoint"))
     except RuntimeError as error:
@@ -67,8 +88,8 @@ def build_sam(config: SamConfig) -> SegmentAnything:
 def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
     """Find or download SAM's weights, and return their local file.
 
-    ``config.checkpoint`` comes first (copied to the cache if it is remote). Without it, the tiny SAM's
-    weights come from the package, and Meta's are downloaded: once per machine, by one process.
+    ``config.checkpoint`` comes first (copied to the cache if it is remote). Without it, the tiny and
+    the lite SAM's weights come from the package, and Meta's are downloaded: once per machine, by one process.
 
     Args:
         cache: folder of downloads; by default ``$RAY_WSSS_CACHE`` or ``~/.cache/ray_wsss``.
@@ -84,8 +105,8 @@ def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
                 f"sam.checkpoint {path} does not exist; expected the weights of SAM {config.name}"
             )
         return cached_file(path, folder)
-    if config.name == "tiny":
-        return tiny_checkpoint()
+    if config.name in IN_PACKAGE:
+        return IN_PACKAGE[config.name].checkpoint()
     published = PUBLISHED[config.name]
     path = folder / published.file_name
     try:
@@ -93,7 +114,7 @@ def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"SAM's weights can't be downloaded ({error}); put {published.file_name} at {path}, "
-            f"or set sam.checkpoint to a file, or set sam.name=tiny to run offline"
+            f"or set sam.checkpoint to a file, or set sam.name=lite to run offline"
         ) from error
     _check_hash(published, path)
     return path

@@ -3,9 +3,8 @@
 It is small enough for a laptop's CPU, ships with the package, and knows photographs. Its weights were trained
 by ``jobs/train_lite_sam.py``; ``docs/lite_sam.md`` is their model card.
 
-As in SAM 2, finer maps of the encoder reach the decoder on a short cut: they are added while it enlarges its
-masks. An embedding holds all three maps in one tensor. It has the grid of the coarsest; the cells of the
-finer ones lie in its channels (`pack`).
+As in SAM 2, finer maps of the encoder reach the decoder on a short cut: they are added to its features while
+it enlarges them.
 """
 
 from collections.abc import Sequence
@@ -16,37 +15,29 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
-from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ray_wsss.models.promptable.interface import Embeddings, MapShape, RunBlock
+from ray_wsss.models.sam.decoder import attend, encode_prompts, read_masks
+from ray_wsss.models.sam.model import SegmentAnything
 
 IMAGE_SIZE_PX = 384
 STRIDE_PX = 16
 PROMPT_DIM = 128
 FINE_DIMS = (PROMPT_DIM // 4, PROMPT_DIM // 8)
 """Channels of the maps at strides 8 and 4: those that the decoder's upscaling has there."""
-EMBED_DIM = PROMPT_DIM + 4 * FINE_DIMS[0] + 16 * FINE_DIMS[1]
-"""Channels of an embedding, in which all maps are packed."""
+STAGES = 7
+"""Stages of EfficientNet-Lite0."""
+LITE0 = {"model_name": "tf_efficientnet_lite0", "features_only": True, "out_indices": (1, 2, 3, 4)}
 
 
 def lite_checkpoint() -> Path:
     """Path of the weights inside the package (safetensors, fp16)."""
     return Path(str(files("ray_wsss.models.sam") / "lite.safetensors"))
-
-
-def pack(
-    coarse: Float[Tensor, "N D h w"], fine: Sequence[Float[Tensor, "N _ _ _"]]
-) -> Float[Tensor, "N E h w"]:
-    """Put maps of 1, 2 and 4 times the grid (h, w) into the channels of one."""
-    return torch.cat([coarse, *(F.pixel_unshuffle(x, x.shape[-1] // coarse.shape[-1]) for x in fine)], 1)
-
-
-def unpack(embeddings: Float[Tensor, "N E h w"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Maps at strides 16, 8 and 4 of `pack`: (N, 128, h, w), (N, 32, 2h, 2w), (N, 16, 4h, 4w)."""
-    coarse, middle, fine = embeddings.split((PROMPT_DIM, 4 * FINE_DIMS[0], 16 * FINE_DIMS[1]), 1)
-    return coarse, F.pixel_shuffle(middle, 2), F.pixel_shuffle(fine, 4)
 
 
 class ContextBlock(nn.Module):
@@ -87,10 +78,6 @@ class LiteEncoder(nn.Module):
             nn.Sequential(nn.GELU(), nn.Conv2d(dim, dim, 3, padding=1)) for dim in FINE_DIMS
         )
 
-    def features(self, inputs: Float[Tensor, "N 3 S S"]) -> list[Tensor]:
-        """EfficientNet-Lite0's maps at strides 4, 8, 16 and 32."""
-        return self.stages(self.stem(inputs), range(7))
-
     def stem(self, inputs: Float[Tensor, "N 3 S S"]) -> Tensor:
         return self.network.bn1(self.network.conv_stem(inputs.contiguous(memory_format=torch.channels_last)))
 
@@ -114,13 +101,8 @@ class LiteEncoder(nn.Module):
             maps.append(mix(lateral(x) + above))
         return maps[0], maps[1], maps[2]
 
-    def embed(self, features: Sequence[Tensor]) -> Float[Tensor, "N E h w"]:
-        """Embedding of the maps of `features`."""
-        coarse, *fine = self.merge(features)
-        return pack(coarse, fine)
-
-    def forward(self, inputs: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N E h w"]:
-        return self.embed(self.features(inputs))
+    def forward(self, inputs: Float[Tensor, "N 3 S S"]) -> tuple[Tensor, Tensor, Tensor]:
+        return self.merge(self.stages(self.stem(inputs), range(STAGES)))
 
 
 def fold_batch_norms(network: nn.Module) -> None:
@@ -141,38 +123,76 @@ def fold_batch_norms(network: nn.Module) -> None:
 
 def load_lite0(encoder: LiteEncoder, state: dict[str, Tensor]) -> None:
     """Load EfficientNet-Lite0's weights, under timm's names and with batch norms, into the encoder."""
-    network: Any = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3, 4))
+    network: Any = timm.create_model(**LITE0)
     network.load_state_dict({name: state[name] for name in network.state_dict()})
     fold_batch_norms(network.eval())
     encoder.network.load_state_dict(network.state_dict())
 
 
-def set_input_side(sam: Sam, side_px: int) -> None:
-    """Change the side of a lite SAM's input, a multiple of 32 px: nothing in it depends on a size."""
-    sam.image_encoder.img_size = side_px
-    sam.prompt_encoder.input_image_size = (side_px, side_px)
-    sam.prompt_encoder.image_embedding_size = (side_px // STRIDE_PX, side_px // STRIDE_PX)
-
-
 class LiteMaskDecoder(MaskDecoder):
     """SAM's mask decoder, to whose enlarged features the encoder's finer maps are added."""
 
-    def upscale(
+    def enlarge(
         self, image: Float[Tensor, "N D h w"], middle: Tensor, fine: Tensor
     ) -> Float[Tensor, "N F 4h 4w"]:
-        """Enlarge the transformer's image four times, with the maps at strides 8 and 4 of `unpack`."""
-        enlarge, norm, act, enlarge_again, act_again = self.output_upscaling
-        return act_again(enlarge_again(act(norm(enlarge(image) + middle))) + fine)
+        """Enlarge the transformer's image four times, with the maps at strides 8 and 4."""
+        double, norm, act, double_again, act_again = self.output_upscaling
+        return act_again(double_again(act(norm(double(image) + middle))) + fine)
 
 
-def build_lite_sam() -> Sam:
-    """Build an untrained lite SAM: 384 px input, embedding (512, 24, 24), low-resolution masks 96 x 96.
+class LiteSam(SegmentAnything):
+    """SAM whose image encoder gives three maps, at strides 16, 8 and 4."""
+
+    image_encoder: Any  # Sam declares ViT's
+    mask_decoder: LiteMaskDecoder
+
+    def set_input_side(self, side_px: int) -> None:
+        """Change the side of the input, a multiple of 32 px: no weight depends on it."""
+        self.image_encoder.img_size = side_px
+        self.prompt_encoder.input_image_size = (side_px, side_px)
+        self.prompt_encoder.image_embedding_size = (side_px // STRIDE_PX, side_px // STRIDE_PX)
+        self.prompt_encoder.mask_input_size = (side_px // 4, side_px // 4)
+
+    @property
+    def map_shapes(self) -> tuple[MapShape, ...]:
+        side = self.image_encoder.img_size
+        dims = zip((PROMPT_DIM, *FINE_DIMS), (STRIDE_PX, 8, 4))
+        return tuple((dim, side // stride, side // stride) for dim, stride in dims)
+
+    def cast_encoder(self, dtype: torch.dtype) -> None:
+        self.image_encoder.to(dtype=dtype, memory_format=torch.channels_last)
+
+    def encode(self, inputs: Tensor, run_block: RunBlock | None = None) -> Embeddings:
+        dtype = next(self.image_encoder.parameters()).dtype
+        return Embeddings(tuple(x.float() for x in self.image_encoder(inputs.to(dtype))))
+
+    def decode(
+        self,
+        embeddings: Embeddings,
+        points_xy: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        boxes_xyxy: Tensor | None = None,
+        mask_logits: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        prompts = encode_prompts(self, points_xy, point_labels, boxes_xyxy, mask_logits)
+        decoder, (coarse, middle, fine) = self.mask_decoder, embeddings.maps
+        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        hidden, source = attend(self, coarse, prompts, output_tokens, valid)
+        tokens = hidden[:, 1 : 1 + decoder.num_mask_tokens]
+        enlarged = decoder.enlarge(source, middle, fine)
+        logits = read_masks(decoder.output_hypernetworks_mlps, tokens, enlarged)
+        return logits, decoder.iou_prediction_head(hidden[:, 0])
+
+
+def build_lite_sam() -> LiteSam:
+    """Build an untrained lite SAM: 384 px input, low-resolution masks 96 x 96.
 
     Images are normalised as for EfficientNet-Lite0, and otherwise prepared as for Meta's checkpoints.
     """
     grid = IMAGE_SIZE_PX // STRIDE_PX
-    encoder: Any = LiteEncoder()  # Sam declares ViT's
-    sam = Sam(
+    encoder: Any = LiteEncoder()
+    sam = LiteSam(
         image_encoder=encoder,
         prompt_encoder=PromptEncoder(
             embed_dim=PROMPT_DIM,

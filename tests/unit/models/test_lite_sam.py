@@ -1,0 +1,138 @@
+"""The lite SAM: its encoder against timm's network, its decoder against segment_anything's."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from segment_anything.modeling import Sam
+
+from ray_wsss.config import SamConfig
+from ray_wsss.models.backbone_weights import lite0_state
+from ray_wsss.models.promptable.build import build_decoder, build_model, input_frame
+from ray_wsss.models.promptable.encoder import SamEncoder
+from ray_wsss.models.sam.lite import (
+    IMAGE_SIZE_PX,
+    LITE0,
+    LiteSam,
+    build_lite_sam,
+    lite_checkpoint,
+    load_lite0,
+)
+
+
+@pytest.fixture(scope="module")
+def sam() -> LiteSam:
+    torch.manual_seed(0)
+    return build_lite_sam().requires_grad_(False)
+
+
+def prompts(count: int, points: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    labels = (torch.rand(count, points, generator=generator) < 0.7).float()
+    return torch.rand(count, points, 2, generator=generator) * IMAGE_SIZE_PX, labels
+
+
+def test_folding_the_batch_norms_changes_nothing() -> None:
+    state = lite0_state()
+    network: Any = timm.create_model(**LITE0).eval()
+    network.load_state_dict({name: state[name] for name in network.state_dict()})
+    encoder = build_lite_sam().image_encoder
+    load_lite0(encoder, state)
+    assert not any("bn" in name for name in encoder.state_dict())
+    inputs = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = network(inputs), encoder.stages(encoder.stem(inputs), range(7))
+    for one, other in zip(expected, found):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("points", [1, 3])
+def test_masks_without_finer_maps_are_those_of_segment_anything(sam: LiteSam, points: int) -> None:
+    embeddings = sam.encode(torch.randn(1, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX))
+    for finer in embeddings.maps[1:]:
+        finer.zero_()
+    points_xy, labels = prompts(4, points)
+    logits, iou = sam.decode(embeddings[[0] * 4], points_xy, labels)
+    sparse, dense = sam.prompt_encoder(points=(points_xy, labels), boxes=None, masks=None)
+    expected = sam.mask_decoder.predict_masks(
+        embeddings.maps[0], sam.prompt_encoder.get_dense_pe(), sparse, dense
+    )
+    torch.testing.assert_close(logits, expected[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(iou, expected[1], rtol=1e-4, atol=1e-4)
+
+
+def test_finer_maps_matter(sam: LiteSam) -> None:
+    embeddings = sam.encode(torch.randn(1, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX))
+    before, _ = sam.decode(embeddings, *prompts(1, 1))
+    for at in (1, 2):
+        embeddings.maps[at].zero_()
+        after, _ = sam.decode(embeddings, *prompts(1, 1))
+        assert (after - before).abs().max() > 1e-3
+        before = after
+
+
+def test_points_that_only_fill_up_change_nothing(sam: LiteSam) -> None:
+    embeddings = sam.encode(torch.randn(2, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX))
+    points_xy, labels = prompts(2, 3)
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    logits, _ = sam.decode(embeddings, points_xy, labels, valid=valid)
+    alone, _ = sam.decode(embeddings[:1], points_xy[:1, :2], labels[:1, :2])
+    torch.testing.assert_close(logits[:1], alone, rtol=1e-3, atol=1e-4)
+
+
+def test_shapes_are_those_stated(sam: LiteSam) -> None:
+    for side in (256, IMAGE_SIZE_PX):
+        sam.set_input_side(side)
+        embeddings = sam.encode(torch.zeros(2, 3, side, side))
+        assert tuple(tuple(x.shape[1:]) for x in embeddings.maps) == sam.map_shapes
+        logits, iou = sam.decode(embeddings, *prompts(2, 1))
+        assert logits.shape == (2, 4, sam.mask_side_px, sam.mask_side_px)
+        assert iou.shape == (2, 4)
+    assert sam.frame == input_frame(SamConfig(name="lite"))
+
+
+def test_images_are_normalised_as_for_lite0(sam: LiteSam) -> None:
+    inputs = sam.preprocess(torch.full((3, 100, IMAGE_SIZE_PX), 255.0))
+    assert inputs.shape == (3, IMAGE_SIZE_PX, IMAGE_SIZE_PX)
+    assert (inputs[:, :100] == 1).all()
+    assert not inputs[:, 100:].any()
+
+
+def test_the_model_is_built_by_name() -> None:
+    sam, decoder = (build(SamConfig(name="lite")) for build in (build_model, build_decoder))
+    assert isinstance(sam, LiteSam)
+    assert isinstance(sam, Sam)
+    assert lite_checkpoint().stat().st_size < 12e6
+    images = [np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)]
+    embeddings = SamEncoder(sam)(images)
+    for one, other in zip(sam.decode(embeddings, *prompts(1, 1)), decoder.decode(embeddings, *prompts(1, 1))):
+        assert torch.equal(one, other)
+
+
+def test_bf16_makes_nearly_the_same_masks() -> None:
+    images = [np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)]
+    masks = []
+    for precision in ("fp32", "bf16"):
+        sam = build_model(SamConfig(name="lite"))
+        logits, _ = sam.decode(SamEncoder(sam, precision)(images), *prompts(1, 1))
+        masks.append(logits[:, 1:] > 0)
+    assert (masks[0] == masks[1]).float().mean() > 0.95
+
+
+QUALITY_PHOTOS = 12
+"""Photographs, evenly spread over the 151."""
+QUALITY_FLOOR = 0.5
+"""A little below what the weights of the package reach on them (docs/lite_sam.md)."""
+
+
+def test_the_weights_know_photographs(genuine_data: Path) -> None:
+    from ray_wsss.pretraining.clicks import measure_clicks
+    from ray_wsss.pretraining.photos import read_coco
+
+    photos = list(read_coco("gsc151", genuine_data / "photos_masks_eval" / "annotations" / "gsc151.json"))
+    chosen = photos[:: len(photos) // QUALITY_PHOTOS]
+    figures = measure_clicks(build_model(SamConfig(name="lite")), chosen).as_json()
+    assert figures["best_iou"] > QUALITY_FLOOR
