@@ -53,7 +53,7 @@ class Cut:
 class Examples:
     """Random examples of photographs."""
 
-    def __init__(self, photos: list[Photo], paste: float = 0.35) -> None:
+    def __init__(self, photos: list[Photo], paste: float = 0.6) -> None:
         self.photos, self.paste = photos, paste
         self._chance = weights(photos)
         donors = [i for i, photo in enumerate(photos) if photo.source in PASTE_FROM]

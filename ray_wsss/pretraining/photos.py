@@ -132,7 +132,7 @@ def split_held_out(photos: list[Photo]) -> tuple[list[Photo], list[Photo]]:
 
 def weights(photos: list[Photo]) -> NDArray[np.float64]:
     """Probability with which each photograph is chosen: COCO's and those of whole objects more often."""
-    by_source = {"coco": 3.0, "bsds500": 1.0} | dict.fromkeys(OBJECTS, 1.5)
+    by_source = {"coco": 4.0, "bsds500": 1.5} | dict.fromkeys(OBJECTS, 1.5)
     values = np.array([by_source.get(photo.source, 0.6) for photo in photos])
     return values / values.sum()
 

@@ -14,10 +14,12 @@ from ray_wsss.models.backbone_weights import lite0_state
 from ray_wsss.models.promptable.build import build_decoder, build_model, input_frame
 from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.models.sam.lite import (
+    HINT_WIDTHS,
     IMAGE_SIZE_PX,
     LITE0,
     LiteSam,
     build_lite_sam,
+    draw_prompts,
     lite_checkpoint,
     load_lite0,
 )
@@ -27,6 +29,16 @@ from ray_wsss.models.sam.lite import (
 def sam() -> LiteSam:
     torch.manual_seed(0)
     return build_lite_sam().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def hinted() -> LiteSam:
+    """With hints that change the masks; in an untrained lite SAM they are zero."""
+    torch.manual_seed(1)
+    sam = build_lite_sam().requires_grad_(False)
+    for layer in (sam.prompt_encoder.shown, *sam.prompt_encoder.hints):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    return sam
 
 
 def prompts(count: int, points: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,13 +86,56 @@ def test_finer_maps_matter(sam: LiteSam) -> None:
         before = after
 
 
-def test_points_that_only_fill_up_change_nothing(sam: LiteSam) -> None:
-    embeddings = sam.encode(torch.randn(2, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX))
+def test_points_that_only_fill_up_change_nothing(hinted: LiteSam) -> None:
+    embeddings = hinted.encode(torch.randn(2, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX))
     points_xy, labels = prompts(2, 3)
     valid = torch.tensor([[True, True, False], [True, True, True]])
-    logits, _ = sam.decode(embeddings, points_xy, labels, valid=valid)
-    alone, _ = sam.decode(embeddings[:1], points_xy[:1, :2], labels[:1, :2])
+    logits, _ = hinted.decode(embeddings, points_xy, labels, valid=valid)
+    alone, _ = hinted.decode(embeddings[:1], points_xy[:1, :2], labels[:1, :2])
     torch.testing.assert_close(logits[:1], alone, rtol=1e-3, atol=1e-4)
+
+
+def test_prompts_are_drawn_where_they_are() -> None:
+    side, cells = 64, 16
+    points_xy = torch.tensor([[[9.0, 30.0], [40.0, 5.0], [60.0, 60.0]]])
+    labels, valid = torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[True, True, False]])
+    drawn = draw_prompts(points_xy, labels, torch.tensor([[8.0, 16.0, 40.0, 48.0]]), valid, side, cells)[0]
+    for kind, (x, y) in enumerate([(9, 30), (40, 5)]):
+        for size, width in enumerate(HINT_WIDTHS):
+            bump = drawn[2 * kind + size]
+            assert np.unravel_index(int(bump.argmax()), bump.shape) == (y // 4, x // 4)
+            for row, column in [(0, 0), (7, 2), (3, 11)]:
+                away = np.hypot((column + 0.5) * 4 - x - 0.5, (row + 0.5) * 4 - y - 0.5) / (width * side)
+                assert bump[row, column].item() == pytest.approx(np.exp(-(away**2) / 2), abs=1e-5)
+    filled = torch.zeros(cells, cells)
+    filled[4:12, 2:10] = 1
+    assert torch.equal(drawn[4], filled)
+
+
+def test_points_know_what_the_image_shows_there(hinted: LiteSam) -> None:
+    embeddings = hinted.encode(torch.randn(1, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX))
+    middle = torch.tensor([[[16 * 5 + 7.5, 16 * 9 + 7.5]]])  # of a cell of the coarsest map
+    shown = hinted.prompt_encoder.look(embeddings.maps, middle)[0, 0]
+    coarse, double, fourfold = (x[0] for x in embeddings.maps)
+    # The middle of a coarse cell is the corner between four cells of a finer map.
+    parts = [coarse[:, 9, 5], double[:, 18:20, 10:12].mean((1, 2)), fourfold[:, 37:39, 21:23].mean((1, 2))]
+    torch.testing.assert_close(shown, hinted.prompt_encoder.shown(torch.cat(parts)), rtol=1e-3, atol=1e-4)
+
+
+def test_hints_follow_the_prompt(hinted: LiteSam) -> None:
+    embeddings = hinted.encode(torch.randn(1, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX))
+    mask = torch.zeros(1, 1, hinted.mask_side_px, hinted.mask_side_px)
+    box = torch.tensor([[20.0, 30.0, 200.0, 220.0]])
+    points = dict(zip(("points_xy", "point_labels"), prompts(1, 1)))
+    for given in ({"boxes_xyxy": box}, {"mask_logits": mask}, points):
+        logits, _ = hinted.decode(embeddings, **given)
+        assert logits.isfinite().all()
+        state = {name: value.clone() for name, value in hinted.state_dict().items()}
+        for layer in (hinted.prompt_encoder.shown, *hinted.prompt_encoder.hints):
+            layer.weight.zero_()
+        without, _ = hinted.decode(embeddings, **given)
+        hinted.load_state_dict(state)
+        assert torch.equal(without, logits) == ("mask_logits" in given)
 
 
 def test_shapes_are_those_stated(sam: LiteSam) -> None:
