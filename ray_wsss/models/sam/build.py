@@ -15,7 +15,6 @@ from segment_anything import sam_model_registry
 
 from ray_wsss.config import SamConfig
 from ray_wsss.errors import UserError
-from ray_wsss.models.sam import lite, tiny
 from ray_wsss.models.sam.lite import build_lite_sam, lite_checkpoint
 from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.models.sam.tiny import build_tiny_sam, tiny_checkpoint
@@ -56,13 +55,11 @@ class PackagedModel:
 
     build: Callable[[], SegmentAnything]
     checkpoint: Callable[[], Path]
-    side_px: int
-    """Side of its square input, in pixels."""
 
 
 IN_PACKAGE = {
-    "tiny": PackagedModel(build_tiny_sam, tiny_checkpoint, tiny.IMAGE_SIZE_PX),
-    "lite": PackagedModel(build_lite_sam, lite_checkpoint, lite.IMAGE_SIZE_PX),
+    "tiny": PackagedModel(build_tiny_sam, tiny_checkpoint),
+    "lite": PackagedModel(build_lite_sam, lite_checkpoint),
 }
 
 
@@ -88,8 +85,9 @@ def build_sam(config: SamConfig) -> SegmentAnything:
 def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
     """Find or download SAM's weights, and return their local file.
 
-    ``config.checkpoint`` comes first (copied to the cache if it is remote). Without it, the tiny and
-    the lite SAM's weights come from the package, and Meta's are downloaded: once per machine, by one process.
+    ``config.checkpoint`` comes first (copied to the cache if it is remote). Without it, the
+    weights of the tiny and the lite SAM come from the package, and Meta's are downloaded: once per machine, by
+    one process.
 
     Args:
         cache: folder of downloads; by default ``$RAY_WSSS_CACHE`` or ``~/.cache/ray_wsss``.
