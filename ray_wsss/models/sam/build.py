@@ -85,9 +85,8 @@ def build_sam(config: SamConfig) -> SegmentAnything:
 def resolve_checkpoint(config: SamConfig, cache: Path | None = None) -> Path:
     """Find or download SAM's weights, and return their local file.
 
-    ``config.checkpoint`` comes first (copied to the cache if it is remote). Without it, the
-    weights of the tiny and the lite SAM come from the package, and Meta's are downloaded: once per machine, by
-    one process.
+    ``config.checkpoint`` comes first (copied to the cache if it is remote). Without it, the weights of the
+    tiny and the lite SAM come from the package, and Meta's are downloaded: once per machine, by one process.
 
     Args:
         cache: folder of downloads; by default ``$RAY_WSSS_CACHE`` or ``~/.cache/ray_wsss``.

@@ -69,7 +69,7 @@ def test_unknown_keys(key, message):
         ("cpm.warmup_iters", -1, r"^cpm.warmup_iters is -1"),
         ("cpm.confidence", "iuo", r"^cpm.confidence is iuo; expected one of logit, stability, iou"),
         ("label.keep_global_max", "yes", r"expected one of always, if_empty, never"),
-        ("sam.name", "vit_x", r"^sam.name is vit_x; expected one of tiny, vit_b, vit_l, vit_h"),
+        ("sam.name", "vit_x", r"^sam.name is vit_x; expected one of tiny, lite, vit_b, vit_l, vit_h"),
         (
             "classifier.output_stride",
             12,
