@@ -137,7 +137,7 @@ class LiteMaskDecoder(MaskDecoder):
 
     def enlarge(
         self, image: Float[Tensor, "N D h w"], middle: Tensor, fine: Tensor
-    ) -> Float[Tensor, "N F 4h 4w"]:
+    ) -> Float[Tensor, "N F H W"]:
         """Enlarge the transformer's image four times, with the maps at strides 8 and 4."""
         double, norm, act, double_again, act_again = self.output_upscaling
         return act_again(double_again(act(norm(double(image) + middle))) + fine)
