@@ -19,6 +19,7 @@ BELOW_CLUSTER = (
     "memory",
     "models",
     "ops",
+    "pretraining",
     "report",
     "runs",
     "stages",
