@@ -61,4 +61,4 @@ if __name__ == "__main__":
     try:
         main(tyro.cli(EvaluateClicks, description=__doc__))
     except UserError as error:
-        sys.exit(str(error))
+        sys.exit(f"evaluate_clicks.py: {error}")

@@ -1,7 +1,7 @@
 """Photographs with masks in COCO's format, in memory: what a promptable segmenter is trained on."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,16 +65,16 @@ class Photo:
         return np.zeros(self.size_hw, np.bool_) if band is None else _decode(band)
 
 
-def read_photos(folder: Path, sources: frozenset[str] | None = None) -> list[Photo]:
+def read_photos(folder: Path, without: Collection[str] = ()) -> list[Photo]:
     """Photographs of ``photos_masks`` and of COCO's training part below a folder.
 
     Args:
         folder: has ``photos_masks/annotations/*.json``, ``photos_masks/images``,
             ``coco/annotations/instances_train.json`` and ``coco/images``.
-        sources: names of the sources to read, ``coco`` among them; None reads all.
+        without: names of sources to leave out.
 
     Raises:
-        UserError: the folder has another layout.
+        UserError: the folder has another layout, or no such source.
     """
     files = [(path.stem, path) for path in sorted((folder / "photos_masks" / "annotations").glob("*.json"))]
     files.append(("coco", folder / "coco" / "annotations" / "instances_train.json"))
@@ -83,13 +83,25 @@ def read_photos(folder: Path, sources: frozenset[str] | None = None) -> list[Pho
             f"{folder} has no photographs to train on; expected photos_masks/annotations/*.json and "
             "coco/annotations/instances_train.json in it"
         )
-    wanted = [(name, path) for name, path in files if sources is None or name in sources]
-    return [photo for name, path in wanted for photo in read_coco(name, path)]
+    if unknown := sorted(set(without) - {name for name, _ in files}):
+        known = ", ".join(name for name, _ in files)
+        raise UserError(f"{folder} has no source {unknown[0]}; expected one of {known}")
+
+    return [photo for name, path in files if name not in without for photo in read_coco(name, path)]
 
 
 def read_coco(source: str, annotations: Path) -> Iterator[Photo]:
-    """Photographs of a file in COCO's format that have a mask; its images are in ``../images``."""
-    content = json.loads(annotations.read_text("utf-8"))
+    """Photographs of a file in COCO's format that have a mask; its images are in ``../images``.
+
+    Raises:
+        UserError: the file can't be read.
+    """
+    try:
+        content = json.loads(annotations.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{annotations} can't be read ({error}); expected annotations in COCO's format"
+        ) from None
     of_image: dict[int, list[dict[str, Any]]] = {}
     for annotation in content["annotations"]:
         if not annotation.get("iscrowd"):

@@ -10,7 +10,7 @@ from ray_wsss.cli import main
 
 JOBS = Path(__file__).parents[2] / "jobs"
 COMMANDS = {path.stem: path.stem.replace("_", "-") for path in JOBS.glob("*.py")} | {"tune": "sweep"}
-OTHERS = {"ablation", "benchmark", "gpu_check", "train_tiny_sam"}
+OTHERS = {"ablation", "benchmark", "evaluate_clicks", "gpu_check", "train_lite_sam", "train_tiny_sam"}
 """With flags of their own."""
 
 

@@ -17,10 +17,12 @@ def test_all_sources_are_read(photos: list[Photo]) -> None:
     assert all(photo.whole == (photo.source != "bsds500") for photo in photos)
 
 
-def test_chosen_sources_are_read(photos_folder: Path) -> None:
-    chosen = read_photos(photos_folder, frozenset({"ecssd"}))
-    assert len(chosen) == 20
-    assert {photo.source for photo in chosen} == {"ecssd"}
+def test_sources_are_left_out(photos_folder: Path) -> None:
+    rest = read_photos(photos_folder, ["bsds500", "coco"])
+    assert len(rest) == 20
+    assert {photo.source for photo in rest} == {"ecssd"}
+    with pytest.raises(UserError, match="has no source bsds; expected one of bsds500, ecssd, coco"):
+        read_photos(photos_folder, ["bsds"])
 
 
 def test_a_folder_of_another_layout_is_refused(tmp_path: Path) -> None:
@@ -77,5 +79,4 @@ def test_coco_is_chosen_most_often(photos: list[Photo]) -> None:
     assert np.isclose(chance.sum(), 1)
     sources = np.array([photo.source for photo in photos])
     of = {source: chance[sources == source].sum() for source in ("coco", "ecssd", "bsds500")}
-    assert np.isclose(of["coco"], 2 * of["ecssd"])
-    assert of["ecssd"] > of["bsds500"]
+    assert np.isclose(of["coco"], 4 / 1.5 * of["ecssd"])

@@ -1,5 +1,7 @@
 """The training loop, on generated photographs at a small size."""
 
+import runpy
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from ray_wsss.pretraining import train as module
 from ray_wsss.pretraining.photos import Photo, split_held_out
 from ray_wsss.pretraining.train import Batches, Schedule, Trainer, save_weights, train
 
+JOBS = Path(__file__).parents[3] / "jobs"
+JOB_FLAGS = {"train_lite_sam": ["--data"], "evaluate_clicks": ["--models", "tiny", "--annotations"]}
 SCHEDULE = Schedule(
     steps=4,
     images_per_step=1,
@@ -101,3 +105,13 @@ def test_train_measures_and_saves(
     with caplog.at_level("INFO"):
         train(kept, held_out, SCHEDULE, checkpoint, measure_every=2)
     assert caplog.messages == ["resumed at step 4"]
+
+
+@pytest.mark.parametrize(("job", "flags"), JOB_FLAGS.items())
+def test_jobs_name_what_is_missing(
+    job: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{job}.py", *flags, str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(JOBS / f"{job}.py"), run_name="__main__")
+    assert str(tmp_path / "nowhere") in str(ended.value.code)
