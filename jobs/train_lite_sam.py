@@ -2,8 +2,8 @@
 
     python jobs/train_lite_sam.py --data DATA --out lite.safetensors
 
-DATA has photos_masks and coco, as docs/lite_sam.md describes them. With these defaults it takes about two
-hours on 2 CPU cores. A run that was stopped goes on from its checkpoint. Nothing is trained on COCO's val part.
+DATA has photos_masks and coco, as docs/lite_sam.md describes them. With these defaults it takes two hours
+on 2 CPU cores. A run that was stopped goes on from its checkpoint. Nothing is trained on COCO's val part.
 jobs/evaluate_clicks.py measures the result.
 """
 

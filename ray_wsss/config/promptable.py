@@ -57,7 +57,9 @@ def _hq(size: str) -> ModelCard:
 
 MODELS: dict[SamName, ModelCard] = {
     "tiny": ModelCard(title="the tiny SAM", licence="Apache-2.0", side_px=128, can_compile=True),
-    "lite": ModelCard(title="the lite SAM", licence="see docs/lite_sam.md", side_px=384),
+    "lite": ModelCard(
+        title="the lite SAM", licence="mixed sources, some for research only (docs/lite_sam.md)", side_px=384
+    ),
     "vit_b": ModelCard(title="SAM ViT-B", licence="Apache-2.0", can_compile=True),
     "vit_l": ModelCard(title="SAM ViT-L", licence="Apache-2.0", can_compile=True),
     "vit_h": ModelCard(title="SAM ViT-H", licence="Apache-2.0", can_compile=True),

@@ -86,7 +86,6 @@ def read_photos(folder: Path, without: Collection[str] = ()) -> list[Photo]:
     if unknown := sorted(set(without) - {name for name, _ in files}):
         known = ", ".join(name for name, _ in files)
         raise UserError(f"{folder} has no source {unknown[0]}; expected one of {known}")
-
     return [photo for name, path in files if name not in without for photo in read_coco(name, path)]
 
 
@@ -98,15 +97,16 @@ def read_coco(source: str, annotations: Path) -> Iterator[Photo]:
     """
     try:
         content = json.loads(annotations.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        content["images"], content["annotations"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
-            f"{annotations} can't be read ({error}); expected annotations in COCO's format"
+            f"{annotations} can't be read ({error!r}); expected annotations in COCO's format"
         ) from None
     of_image: dict[int, list[dict[str, Any]]] = {}
     for annotation in content["annotations"]:
         if not annotation.get("iscrowd"):
             of_image.setdefault(annotation["image_id"], []).append(annotation)
-    whole = source not in PARTS and content["info"].get("kind", "instance") == "instance"
+    whole = source not in PARTS and content.get("info", {}).get("kind", "instance") == "instance"
     for image in content["images"]:
         size_hw = (image["height"], image["width"])
         drawn = [
