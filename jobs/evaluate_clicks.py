@@ -1,6 +1,6 @@
 """Click on the centre of every object, and print how well SAM's masks fit.
 
-    python jobs/evaluate_clicks.py --models tiny lite --annotations photos_masks_eval/annotations/*.json
+    python jobs/evaluate_clicks.py --models tiny lite --annotations gsc151.json davis_val.json --least-share 0
     python jobs/evaluate_clicks.py --models tiny lite --annotations coco/annotations/instances_val.json
 
 The centre is the pixel farthest from the object's border. A line per model and file has mean IoUs: of the

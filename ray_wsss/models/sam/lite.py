@@ -244,6 +244,7 @@ class LiteSam(SegmentAnything):
         decoder, (coarse, middle, fine) = self.mask_decoder, embeddings.maps
         sparse, dense = encode_prompts(self, points_xy, point_labels, boxes_xyxy, mask_logits)
         if points_xy is not None:
+            points_xy = points_xy.to(coarse.dtype)  # segment everything gives float64
             shown = self.prompt_encoder.look(embeddings.maps, points_xy)
             sparse = sparse + F.pad(shown, (0, 0, 0, sparse.shape[1] - shown.shape[1]))
         if points_xy is not None or boxes_xyxy is not None:
