@@ -157,7 +157,7 @@ def _cut_out(rng: np.random.Generator, photo: Photo, cut: Cut, side_px: int) -> 
         near = rng.choice(near, MAX_MASKS, replace=False, p=chance / chance.sum())
     masks = np.zeros((len(near), side_px // MASK_STRIDE, side_px // MASK_STRIDE), np.float32)
     for row, at in zip(masks, near):
-        small = cut.render(photo.mask(at) * np.uint8(255), MASK_STRIDE)
+        small = cut.render(photo.mask(int(at)) * np.uint8(255), MASK_STRIDE)
         row[: small.shape[0], : small.shape[1]] = small
     masks /= 255
     seen = masks.sum((1, 2))

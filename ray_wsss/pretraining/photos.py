@@ -97,17 +97,17 @@ def read_coco(source: str, annotations: Path) -> Iterator[Photo]:
     """
     try:
         content = json.loads(annotations.read_text("utf-8"))
-        content["images"], content["annotations"]
+        images, annotated = content["images"], content["annotations"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{annotations} can't be read ({error!r}); expected annotations in COCO's format"
         ) from None
     of_image: dict[int, list[dict[str, Any]]] = {}
-    for annotation in content["annotations"]:
+    for annotation in annotated:
         if not annotation.get("iscrowd"):
             of_image.setdefault(annotation["image_id"], []).append(annotation)
     whole = source not in PARTS and content.get("info", {}).get("kind", "instance") == "instance"
-    for image in content["images"]:
+    for image in images:
         size_hw = (image["height"], image["width"])
         drawn = [
             (a["category_id"], _compress(a["segmentation"], size_hw), a.get("ignore_segmentation"))
@@ -168,6 +168,6 @@ def _areas(rles: Sequence[Rle]) -> NDArray[np.float32]:
     return np.asarray(coco_mask.area(_with_bytes(rles)), np.float32)
 
 
-def _with_bytes(rles: Sequence[Rle]) -> list[Any]:
+def _with_bytes(rles: Sequence[Rle]) -> Any:
     """RLEs as pycocotools takes them."""
     return [{"size": rle["size"], "counts": rle["counts"].encode("ascii")} for rle in rles]

@@ -151,7 +151,8 @@ class Trainer:
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.sam.parameters()), 1 - decay)
+        for mean, value in zip(self.average.parameters(), self.sam.parameters()):
+            mean.lerp_(value, 1 - decay)
 
     def save(self, path: Path) -> None:
         """Write everything that `resume` needs."""

@@ -208,9 +208,10 @@ def draw_prompts(
 class LiteSam(SegmentAnything):
     """SAM whose image encoder gives three maps, at strides 16, 8 and 4."""
 
-    image_encoder: Any  # Sam declares ViT's
-    prompt_encoder: LitePromptEncoder
-    mask_decoder: LiteMaskDecoder
+    # LiteEncoder, LitePromptEncoder and LiteMaskDecoder; Sam declares the types of its own.
+    image_encoder: Any
+    prompt_encoder: Any
+    mask_decoder: Any
 
     def set_input_side(self, side_px: int) -> None:
         """Change the side of the input, a multiple of 32 px: no weight depends on it."""

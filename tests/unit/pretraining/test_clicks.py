@@ -1,6 +1,7 @@
 """Measuring with one click per object."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,15 +42,15 @@ def genuine_photos(request: pytest.FixtureRequest) -> list[Photo]:
 def test_figures_are_those_of_the_predictor(genuine_photos: list[Photo]) -> None:
     sam = build_sam(SamConfig(name="tiny"))
     figures = measure_clicks(sam, genuine_photos)
-    predictor = SamPredictor(sam)
+    predictor: Any = SamPredictor(sam)
     for at, photo in enumerate(genuine_photos):
         truth = photo.mask(0)
         scored = ~photo.ignored(0)
         predictor.set_image(photo.image)
         row, column = centre(truth)
-        click = {"point_coords": np.array([[column, row]]), "point_labels": np.array([1])}
-        masks, scores, _ = predictor.predict(**click, multimask_output=True)
-        single, _, _ = predictor.predict(**click, multimask_output=False)
+        click = np.array([[column, row]]), np.array([1])
+        masks, scores, _ = predictor.predict(*click, multimask_output=True)
+        single, _, _ = predictor.predict(*click, multimask_output=False)
 
         def iou(mask: np.ndarray, truth: np.ndarray = truth, scored: np.ndarray = scored) -> float:
             return (mask & truth & scored).sum() / ((mask | truth) & scored).sum()
