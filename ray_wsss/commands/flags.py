@@ -61,7 +61,7 @@ class Settings:
     """TOML file with settings that replace the preset's, such as the best.toml of a sweep."""
     preset: PresetName = DEFAULT_PRESET
     """Preset with the defaults of all settings. Without it the one that --config names, if it names one.
-    photos: for people's own photographs, in minutes. voc, coco: the paper's recipes. demo: generated scenes."""
+    photos: for people's own, in minutes; voc, coco: the paper's recipes; demo: for generated scenes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ PRESETS = {
             weight_decay=1e-2,
             batch_size=16,
             epochs=12,
-            # Few photographs teach the backbone nothing, and without its gradients a step takes half the time.
+            # Without gradients of the backbone a step takes far less time.
             freeze_stages="all",
             checkpoint_every=100,
             augment=AugmentConfig(long_side_px=(192, 320), crop_px=192),
@@ -106,5 +106,5 @@ PRESETS = {
 
 PresetName = Literal["photos", "voc", "coco", "demo"]
 DEFAULT_PRESET: PresetName = "photos"
-"""The preset of a command that names none. The form of a data set does not tell whether it is COCO or VOC: most
-files in COCO's form are of other photographs."""
+"""The preset of a command that names none. The form of a data set does not decide it, since most files
+in COCO's form are of other photographs than COCO's."""

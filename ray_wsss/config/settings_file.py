@@ -38,7 +38,7 @@ def load_settings(path: Path) -> tuple[str | None, dict[str, Any]]:
 
 
 def load_recipe(path: Path, preset: str | None = None) -> Recipe:
-    """The recipe of a file: its settings replace those of ``preset``, else of the one it names, or of the default.
+    """The recipe of a file: its settings replace those of ``preset``, its own or the default.
 
     Raises:
         UserError: as `load_settings`, an unknown key, or a value out of range.

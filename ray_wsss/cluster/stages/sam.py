@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ray_wsss.cluster.settle_sam import settle_sam
 from ray_wsss.cluster.run_chunks import RunOptions, Stage
+from ray_wsss.cluster.settle_sam import settle_sam
 from ray_wsss.config import Recipe
 from ray_wsss.config.resources import Resources
 from ray_wsss.data.schema import DatasetMetadata
