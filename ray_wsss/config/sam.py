@@ -19,7 +19,7 @@ class SamConfig:
 
     section: ClassVar[str] = "sam"
 
-    name: Literal["auto"] | SamName = "auto"
+    name: Literal["auto", SamName] = "auto"
     """Model.
     auto: vit_h where SAM's actors (or a training's workers) have GPUs, lite on CPUs. With --embeddings their
     model. A resumed run keeps the model it began with.

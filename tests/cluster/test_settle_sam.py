@@ -1,4 +1,4 @@
-"""SAM's precision: one per output, whatever GPUs the machine of the driver and those of the workers have."""
+"""One SAM and one precision per output, whatever GPUs the machine of the driver and the workers have."""
 
 import json
 import subprocess
@@ -20,6 +20,7 @@ from ray_wsss.runs.manifest import Output
 
 T4, A100 = (7, 5), (8, 0)
 AUTO = override(PRESETS["demo"], {"sam.precision": "auto"})
+UNNAMED = override(AUTO, {"sam.name": "auto", "sam.precision": "fp32"})
 ON_GPUS = {"processes": Resources(gpus_per_actor=0.5), "cluster": Cluster()}
 
 
@@ -88,6 +89,56 @@ def test_training_in_this_process_asks_its_own_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: T4)
     assert settle_sam(AUTO, tmp_path, "train-classifier", **local).sam.precision == "fp32"
+
+
+def begun_with(out: Path, stage: str, **settings) -> Path:
+    """An output whose manifest notes these settings of SAM."""
+    output = Output(out, stage, {f"sam.{key}": value for key, value in settings.items()})
+    output.begin()
+    output.finish()
+    return out
+
+
+def name_of(out: Path, processes: Resources | Workers, **options) -> str:
+    recipe = settle_sam(UNNAMED, out, "label", processes=processes, cluster=Cluster(), **options)
+    return recipe.sam.name
+
+
+@pytest.mark.parametrize(
+    ("processes", "name"),
+    [
+        (Resources(), "lite"),
+        (Resources(gpus_per_actor=0.5), "vit_h"),
+        (Workers(workers=2), "lite"),
+        (Workers(gpus_per_worker=1), "vit_h"),
+    ],
+)
+def test_the_hardware_decides_which_sam(processes, name, tmp_path, caplog):
+    caplog.set_level("INFO", logger="ray_wsss")
+    assert name_of(tmp_path, processes) == name
+    device = "CPU" if name == "lite" else "GPU"
+    assert [record.getMessage() for record in caplog.records] == [f"sam.name is {name} (auto, on a {device})"]
+
+
+def test_what_was_begun_before_or_elsewhere_keeps_its_sam(tmp_path, caplog):
+    """Also what versions made whose default was vit_h, on whatever hardware."""
+    caplog.set_level("INFO", logger="ray_wsss")
+    begun = begun_with(tmp_path / "begun", "label", name="vit_h")
+    assert name_of(begun, Resources()) == "vit_h"
+    assert f"sam.name is vit_h (as {begun} was begun)" in caplog.messages
+    assert name_of(begun, Resources(), overwrite=True) == "lite"
+    embeddings = begun_with(tmp_path / "embeddings", "embed", name="tiny")
+    for out in (begun, tmp_path / "new"):
+        assert name_of(out, Resources(), encodes=False, embeddings=embeddings) == "tiny"
+    assert f"sam.name is tiny (as in {embeddings})" in caplog.messages
+
+
+def test_a_named_sam_stays_and_an_unused_one_is_not_settled(tmp_path, caplog):
+    begun = begun_with(tmp_path / "begun", "embed", name="vit_h")
+    run = {"processes": Resources(gpus_per_actor=1), "cluster": Cluster()}
+    assert settle_sam(PRESETS["demo"], begun, "embed", **run).sam.name == "tiny"
+    assert name_of(tmp_path, Resources(), encodes=False) == "auto"
+    assert not caplog.records
 
 
 ASK = """

@@ -13,7 +13,7 @@ from ray_wsss.runs.prepared_images import PrepareImages
 
 
 def settle_stage(recipe: Recipe, out: Path, stage: str, run: RunOptions, *, encodes: bool = True) -> Recipe:
-    """`cluster.precision.settle_sam` with the actors, cluster and overwrite of ``run``."""
+    """`cluster.settle_sam` with the actors, cluster and overwrite of ``run``."""
     return settle_sam(
         recipe,
         out,
