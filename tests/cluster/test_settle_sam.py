@@ -32,6 +32,7 @@ def gpus(monkeypatch):
     def do(*found: Capability) -> list:
         monkeypatch.setattr(settling, "ask_gpus", lambda share: asked.append(share) or list(found))
         monkeypatch.setattr(settling, "ray_session", lambda *_, **__: nullcontext())
+        monkeypatch.setattr(settling, "room_for", lambda **_: nullcontext())
         return asked
 
     return do

@@ -12,7 +12,9 @@ from ray_wsss.models.promptable.build import input_frame
 from ray_wsss.runs.prepared_images import PrepareImages
 
 
-def settle_stage(recipe: Recipe, out: Path, stage: str, run: RunOptions, *, encodes: bool = True) -> Recipe:
+def settle_stage(
+    recipe: Recipe, out: Path, stage: str, run: RunOptions, embeddings: Path | None = None
+) -> Recipe:
     """`cluster.settle_sam` with the actors, cluster and overwrite of ``run``."""
     return settle_sam(
         recipe,
