@@ -16,7 +16,8 @@ from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.modes import eval_mode
 from ray_wsss.ops.cam import list_classes, merge_scales
 from ray_wsss.ops.device import upload
-from ray_wsss.ops.refine import refine_by_colour, spread_by_features
+from ray_wsss.ops.refine_maps.colours import refine_by_colour
+from ray_wsss.ops.refine_maps.features import spread_by_features
 from ray_wsss.ops.resize import resize_images, scale_images, slices_of, to_tensor
 
 

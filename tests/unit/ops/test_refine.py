@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ray_wsss.ops import refine
-from ray_wsss.ops.refine import DILATIONS, refine_by_colour, spread_by_features
+from ray_wsss.ops.refine_maps import features as of_features
+from ray_wsss.ops.refine_maps.colours import DILATIONS, refine_by_colour
+from ray_wsss.ops.refine_maps.features import spread_by_features
 
 GENERATOR = torch.Generator().manual_seed(0)
 MAPS = torch.rand(2, 3, 5, 4, generator=GENERATOR)
@@ -51,7 +52,7 @@ def test_many_cells_are_merged_for_the_walk(monkeypatch):
     features = torch.stack([y.sin(), x.cos(), (x + y).sin()])[None]
     maps = (y * x).sin().relu()[None, None]
     expected = spread_by_features(maps, features, steps=1, power=4.0)
-    monkeypatch.setattr(refine, "MAX_CELLS", 200)
+    monkeypatch.setattr(of_features, "MAX_CELLS", 200)
     got = spread_by_features(maps, features, steps=1, power=4.0)
     assert got.shape == maps.shape
     assert not torch.equal(got, expected)

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from ray_wsss.config import LabelConfig
 from ray_wsss.models.classifier import Classifier
-from ray_wsss.ops.refine import refine_by_colour, spread_by_features
+from ray_wsss.ops.refine_maps.colours import refine_by_colour
+from ray_wsss.ops.refine_maps.features import spread_by_features
 from ray_wsss.stages.cams import find_cams
 
 PLAIN = LabelConfig(scales=(1.0, 0.5), flip=True)

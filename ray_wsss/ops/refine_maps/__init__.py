@@ -1,0 +1,1 @@
+"""Refine class maps by what the image shows."""
