@@ -39,7 +39,7 @@ _FROM_SCRATCH: dict[str, Any] = {
 """Settings that the demo's classifier and segmenter share."""
 
 PRESETS = {
-    # Lengths follow from the number of images, so that 300 photographs should take about ten minutes on 2 cores.
+    # Lengths follow from the number of images, for ten minutes or so with 300 on 2 cores.
     "photos": Recipe(
         classifier=ClassifierConfig(
             optimiser="adamw",
