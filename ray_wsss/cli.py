@@ -9,7 +9,7 @@ import traceback
 from ray_wsss.commands.job import refuse_paths_in_the_copy, runs_in_a_copy
 from ray_wsss.commands.registry import parse, print_completion
 from ray_wsss.config import Recipe
-from ray_wsss.config.overrides import override
+from ray_wsss.config.overrides import override, without_epochs
 from ray_wsss.config.presets import DEFAULT_PRESET, PRESETS
 from ray_wsss.config.resources import Cluster
 from ray_wsss.config.settings_file import apply_settings, load_settings
@@ -111,7 +111,15 @@ def _defaults(argv: list[str]) -> tuple[str, Recipe]:
     named, settings = load_settings(parse_path(config)) if config is not None else (None, {})
     preset = preset or named or (searched.preset if searched else DEFAULT_PRESET)
     recipe = apply_settings(PRESETS[preset], settings, f"--config {config}")
-    return preset, override(recipe, searched.settings) if searched else recipe
+    if searched:
+        recipe = override(without_epochs(recipe, searched.settings), searched.settings)
+    return preset, without_epochs(recipe, _keys_of(argv))
+
+
+def _keys_of(argv: list[str]) -> set[str]:
+    """Dotted keys of the settings that flags give, such as cpm.tau; other flags are among them."""
+    flags = (word[2:].partition("=")[0] for word in argv if word.startswith("--"))
+    return {flag.replace("-", "_") for flag in flags}
 
 
 def _value_of(flag: str, argv: list[str]) -> str | None:

@@ -91,7 +91,7 @@ class PredictorBenchmark:
     def _models(self) -> tuple[Any, Any]:
         """Our model, and what its own predictor takes."""
         if self.sam.checkpoint is None:
-            return untrained_model(self.sam.name, self.work)
+            return untrained_model(self.sam.settled_name, self.work)
         model = build_model(self.sam)
         if isinstance(model, SegmentAnything):
             return model, build_model(self.sam)

@@ -14,8 +14,7 @@ figures  {out}/metrics.json, after {minutes:.1f} minutes
 
 Next, your own images, in a folder for each class (photos/cat/*.jpg, photos/dog/*.jpg, ...):
 
-    ray-wsss ingest folder --root photos --out data/photos
-    ray-wsss run-all --dataset data/photos --out runs --sam.name vit_b --cpm.view image
+    ray-wsss run-all --folder photos --out runs/photos
 """
 """Text that ends the demo."""
 

@@ -25,6 +25,7 @@ from ray_wsss.commands.submit import Submit
 from ray_wsss.commands.sweep import Sweep
 from ray_wsss.commands.train import TrainClassifier, TrainSegmenter
 from ray_wsss.config import Recipe
+from ray_wsss.config.presets import DEFAULT_PRESET, PRESETS
 from ray_wsss.errors import UserError, did_you_mean
 
 PROG = "ray-wsss"
@@ -124,7 +125,7 @@ def parse(argv: list[str], preset: str, recipe: Recipe) -> Any:
 
 def print_completion(argv: list[str]) -> None:
     """Let tyro write a shell's completion script, which knows the flags of every command."""
-    preset, recipe = "voc", Recipe()
+    preset, recipe = DEFAULT_PRESET, PRESETS[DEFAULT_PRESET]
 
     def choice(name: str, command: type | Group) -> Any:
         if isinstance(command, Group):

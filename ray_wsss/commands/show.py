@@ -57,7 +57,7 @@ class Show:
         from ray_wsss.stages.label_images import ImageLabeller
 
         assert self.classifier is not None
-        print(f"loading the classifier and SAM {self.sam.name}", flush=True)
+        print(f"loading the classifier and SAM ({self.sam.name})", flush=True)
         recipe = Recipe(label=self.label, sam=self.sam)
         settings = {k: v for k, v in flatten(recipe).items() if k.split(".")[0] in ("label", "sam")}
         labeller = ImageLabeller(self.classifier, settings=settings, decode=self.decode)

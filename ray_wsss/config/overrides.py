@@ -1,10 +1,17 @@
 """Settings by dotted key: command line, sweeps and tests all change them here."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any, cast
 
 from ray_wsss.errors import UserError, did_you_mean
+
+LENGTHS = {
+    "classifier.max_iters": "classifier.epochs",
+    "cpm.warmup_iters": "cpm.warmup_epochs",
+    "segmenter.max_iters": "segmenter.epochs",
+}
+"""Settings in iterations for which there is one in epochs, which decides them if it is given."""
 
 
 def override(config: Any, changes: Mapping[str, Any]) -> Any:
@@ -53,3 +60,13 @@ def flatten(config: Any) -> dict[str, Any]:
         return {prefix[:-1]: list(cast(tuple[Any, ...], value)) if isinstance(value, tuple) else value}
 
     return walk("", asdict(config))
+
+
+def without_epochs(recipe: Any, chosen: Collection[str]) -> Any:
+    """``recipe`` without the epochs that would decide a length which was chosen in iterations.
+
+    Args:
+        chosen: dotted keys that somebody has chosen, over a preset. Epochs among them stay.
+    """
+    dropped = (epochs for key, epochs in LENGTHS.items() if key in chosen and epochs not in chosen)
+    return override(recipe, dict.fromkeys(dropped))

@@ -46,7 +46,7 @@ class Recipe:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        if self.sam.card.has_whole:
+        if self.sam.has_whole:
             return
         expected = f"auto or best_iou, since no mask of {self.sam.name} is known to be the whole object"
         check(self.cpm, lambda v: v != "whole", "mask_output", expected)
@@ -55,5 +55,5 @@ class Recipe:
     def mask_output(self, config: PromptingConfig) -> Literal["whole", "best_iou"]:
         """Which mask is taken from SAM: "auto" of ``config``, settled by the model."""
         if config.mask_output == "auto":
-            return "whole" if self.sam.card.has_whole else "best_iou"
+            return "whole" if self.sam.has_whole else "best_iou"
         return config.mask_output

@@ -1,11 +1,12 @@
 """Settings of SAM, of its prompts, and of the stages that run it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import ClassVar, Literal
 
 from ray_wsss.config.checks import check, check_choices, check_tiles, overlap_of_tiles
 from ray_wsss.config.promptable import MODELS, ModelCard, SamName
+from ray_wsss.errors import UserError
 
 ObjectMask = Literal["auto", "single", "best_iou", "whole"]
 ObjectPrompts = Literal["all", "boxes", "points"]
@@ -18,8 +19,10 @@ class SamConfig:
 
     section: ClassVar[str] = "sam"
 
-    name: SamName = "vit_h"
+    name: Literal["auto", SamName] = "auto"
     """Model.
+    auto: vit_h where SAM's actors (or a training's workers) have GPUs, lite on CPUs. With --embeddings their
+    model. A resumed run keeps the model it began with.
     lite: ships with the package, for photographs on a CPU (sources of its training in docs/lite_sam.md).
     tiny: ships with the package, knows generated scenes only (Apache-2.0).
     vit_b, vit_l, vit_h: Meta's SAM (Apache-2.0).
@@ -46,13 +49,40 @@ class SamConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         check(self, lambda v: v >= 1, "encode_batch_size decode_batch_size", "at least 1")
-        if not self.card.can_compile:
+        if self.name != "auto" and not self.card.can_compile:
             check(self, lambda v: v != "on", "compile", f"auto or off, since {self.name} can't be compiled")
 
     @property
     def card(self) -> ModelCard:
-        """Facts about the model."""
-        return MODELS[self.name]
+        """Facts about the model. Raises KeyError for auto, which must be settled first."""
+        return MODELS[self.settled_name]
+
+    @property
+    def settled_name(self) -> SamName:
+        """The name of a model. Raises KeyError for auto, which must be settled first."""
+        if self.name == "auto":
+            raise KeyError("sam.name is auto, which is no model yet")
+        return self.name
+
+    @property
+    def has_whole(self) -> bool:
+        """Whether one of the model's mask outputs is known to be the whole object; both of auto's have it."""
+        return self.name == "auto" or self.card.has_whole
+
+    def on(self, device: str) -> "SamConfig":
+        """These settings with a model instead of auto, that suits a type of torch device.
+
+        Raises:
+            UserError: there is a checkpoint, but auto doesn't tell whose weights it holds.
+        """
+        if self.name != "auto":
+            return self
+        if self.checkpoint is not None:
+            raise UserError(
+                f"sam.checkpoint is {self.checkpoint}, but sam.name is auto; expected the name of the model "
+                "whose weights these are, such as sam.name=vit_h"
+            )
+        return replace(self, name="vit_h" if device == "cuda" else "lite")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

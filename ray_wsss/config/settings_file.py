@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ray_wsss.config import Recipe
-from ray_wsss.config.overrides import override
+from ray_wsss.config.overrides import override, without_epochs
 from ray_wsss.config.presets import DEFAULT_PRESET, PRESETS
 from ray_wsss.errors import UserError
 from ray_wsss.storage import replace_atomically
@@ -38,7 +38,7 @@ def load_settings(path: Path) -> tuple[str | None, dict[str, Any]]:
 
 
 def load_recipe(path: Path, preset: str | None = None) -> Recipe:
-    """The recipe of a file: its settings replace those of ``preset``, else of the preset it names, or of voc.
+    """The recipe of a file: its settings replace those of ``preset``, its own or the default.
 
     Raises:
         UserError: as `load_settings`, an unknown key, or a value out of range.
@@ -48,9 +48,13 @@ def load_recipe(path: Path, preset: str | None = None) -> Recipe:
 
 
 def apply_settings(recipe: Recipe, settings: Mapping[str, Any], origin: str) -> Recipe:
-    """``recipe`` with some settings replaced. Raises UserError, naming ``origin``, if one does not fit."""
+    """``recipe`` with some settings replaced, lengths in iterations in place of the recipe's epochs.
+
+    Raises:
+        UserError: a setting doesn't fit; the message names ``origin``.
+    """
     try:
-        return override(recipe, settings)
+        return override(without_epochs(recipe, settings), settings)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
 

@@ -153,13 +153,13 @@ def classifier_settings(
         UserError: an input is missing or unfinished, or doesn't fit the others.
     """
     settings = dataset_settings(dataset) | settings_of(recipe, "classifier", "cpm")
+    if recipe.cpm.enabled and recipe.cpm.view == "image" and embeddings is None:
+        raise UserError("cpm.view is image, which needs --embeddings: the output of 'ray-wsss embed'")
     if recipe.cpm.enabled:
         settings |= sam_settings(recipe, device if recipe.cpm.view == "crop" else None)
     if segments is not None:
         settings |= segments_settings(segments, dataset)
     if recipe.cpm.enabled and recipe.cpm.view == "image":
-        if embeddings is None:
-            raise UserError("cpm.view is image, which needs --embeddings: the output of 'ray-wsss embed'")
         settings |= cache_settings(embeddings, recipe, dataset)
     return settings
 
@@ -185,16 +185,16 @@ def settled(recipe: Recipe, precision: EncoderPrecision) -> Recipe:
     return replace(recipe, sam=replace(recipe.sam, precision=precision))
 
 
-def noted_precision(out: Path, stage: str) -> EncoderPrecision | None:
-    """Precision of SAM's encoder in an output that was begun; None if ``out`` holds no output of ``stage``.
+def noted_sam(out: Path, stage: str) -> dict[str, Any]:
+    """SAM's settings in an output that was begun, as `sam_settings` notes them; empty without any.
 
     Raises:
         UserError: the manifest in ``out`` can't be read.
     """
     found = read_manifest(out)
     if found is None or found["stage"] != stage:
-        return None
-    return found["depends_on"].get("sam.precision", "fp32")  # as `sam_settings` notes it
+        return {}
+    return {key: value for key, value in found["depends_on"].items() if key.startswith("sam.")}
 
 
 def check_validation(validation: Path | None, dataset: Path) -> None:

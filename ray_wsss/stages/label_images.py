@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ray_wsss.config import Recipe
 from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.overrides import override
-from ray_wsss.config.presets import PRESETS
+from ray_wsss.config.presets import DEFAULT_PRESET, PRESETS
 from ray_wsss.data.coco import decode_rle
 from ray_wsss.data.image_files.convert import decode_upright
 from ray_wsss.data.images import decode_mask
@@ -85,7 +85,7 @@ class ImageLabeller:
 
     Args:
         classifier: output of train-classifier.
-        preset: settings to start from: "voc", "coco" or "demo".
+        preset: settings to start from: "photos", "voc", "coco" or "demo".
         settings: changes to the preset by dotted key, such as ``{"sam.name": "vit_b", "label.tau": 0.4}``.
         device: torch device, such as "cuda"; by default a GPU if there is one, else the CPU.
         decode: how files of more than 8 bits or of many channels become RGB; by default `DecodeConfig`.
@@ -98,7 +98,7 @@ class ImageLabeller:
         self,
         classifier: str | Path,
         *,
-        preset: str = "voc",
+        preset: str = DEFAULT_PRESET,
         settings: Mapping[str, Any] | None = None,
         device: str | None = None,
         decode: DecodeConfig | None = None,
@@ -107,13 +107,16 @@ class ImageLabeller:
             raise UserError(f"preset is {preset}; expected one of {', '.join(PRESETS)}")
         recipe: Recipe = override(PRESETS[preset], settings or {})
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        sam = recipe.sam.on(torch.device(device).type)
+        if sam != recipe.sam:
+            log.info("sam.name is %s (auto, on %s)", sam.name, device)
         folder = parse_path(str(classifier))
-        self.labeller = SamLabeller(recipe.label, recipe.sam, folder, device)
+        self.labeller = SamLabeller(recipe.label, sam, folder, device)
         self.config, self.decode = self.labeller.config, decode
         warn_of_large_views(self.config, folder)
         self.prepare = PrepareImages(
             max_side_px=recipe.label.max_side_px,
-            frame=input_frame(recipe.sam),
+            frame=input_frame(sam),
             tile_px=recipe.label.tile_px,
         )
         self.has_warned = False
@@ -226,7 +229,7 @@ def label_images(
     classifier: str | Path,
     classes: Sequence[str] | None = None,
     threshold: float = 0.5,
-    preset: str = "voc",
+    preset: str = DEFAULT_PRESET,
     settings: Mapping[str, Any] | None = None,
     device: str | None = None,
 ) -> list[LabelledPicture]:

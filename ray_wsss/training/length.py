@@ -7,9 +7,6 @@ from typing import Any, Literal
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
 
-LENGTHS = {"classifier.max_iters": "classifier.epochs", "cpm.warmup_iters": "cpm.warmup_epochs"}
-"""Settings in iterations for which there is one in epochs, which decides them if it is given."""
-
 
 def iterations_of(epochs: float, images: int, batch_size: int) -> int:
     """Iterations of ``batch_size`` images that make ``epochs`` epochs of ``images`` images, rounded up."""

@@ -159,7 +159,7 @@ def test_data_set_of_one_image(
     ("flags", "words"),
     [
         (["--cpm.tau", "5"], ["cpm.tau is 5", "[0, 1]"]),
-        (["--preset", "nope"], ["--preset is nope", "voc, coco, demo"]),
+        (["--preset", "nope"], ["--preset is nope", "photos, voc, coco, demo"]),
         (["--classifier.lr", "-1"], ["classifier.lr is -1"]),
         (["--workers", "-1"], ["workers is -1"]),
         (["--workers", "3"], ["classifier.batch_size is 8", "3 workers"]),

@@ -25,7 +25,10 @@ def test_the_file_names_the_preset_and_a_flag_wins(file: Path) -> None:
     flags = ["label", "--preset", "voc", "--config", str(file)]
     assert _defaults(flags) == ("voc", override(PRESETS["voc"], CHANGES))
     assert _defaults(["label", "--preset", "coco", *flags[1:]])[0] == "voc"  # the last counts
-    assert _defaults(["label"]) == ("voc", PRESETS["voc"])
+    assert _defaults(["label"]) == ("photos", PRESETS["photos"])
+    for flag in (["--classifier.max-iters", "9"], ["--classifier.max_iters=9"]):
+        in_iterations = override(PRESETS["photos"], {"classifier.epochs": None})
+        assert _defaults(["train-classifier", *flag]) == ("photos", in_iterations)
 
 
 def test_a_space_is_below_the_file_and_its_fixed_settings_are_defaults(file: Path, tmp_path: Path) -> None:

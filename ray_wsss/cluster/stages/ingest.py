@@ -23,21 +23,25 @@ from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.data.source import Source
 from ray_wsss.data.sources.contents import REQUESTS_PER_HOST
 from ray_wsss.data.sources.rows import SourceRows
+from ray_wsss.errors import UserError
 from ray_wsss.stages.ingest import (
     ORDER_SEED,
     ROWS_PER_SHARD,
     IngestShard,
     ShardSummary,
     begin_ingest,
+    digest_labels,
     digest_source,
     finish_ingest,
     make_once,
     plan_shards,
     read_plan,
+    summarise,
     to_json,
     to_summary,
     write_plan,
 )
+from ray_wsss.storage import write_json
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +98,26 @@ def run_ingest(
         if goes_on:
             log.info("kept %d of %d shards of %s, from an interrupted ingest", kept, shards, out)
     return finish_ingest(out, source, summaries, max_errors, ORDER_SEED, decode)
+
+
+def ingest_once(source: Source, *, out: Path, cluster: Cluster) -> None:
+    """`run_ingest`, unless ``out`` is the finished data set of the same images and labels.
+
+    Raises:
+        UserError: ``out`` was made from other images or labels, or as `run_ingest`.
+    """
+    noted, labels = out / "made_from.json", digest_labels(source)
+    if not (out / "metadata.json").exists():
+        metadata = run_ingest(source, out=out, max_errors=None, cluster=cluster)
+        write_json(labels, noted)
+        log.info(summarise(metadata))
+    elif noted.exists() and json.loads(noted.read_text()) != labels:
+        raise UserError(
+            f"{out} was made from other images or labels than there are now; expected the same, or a new "
+            "--out for the run"
+        )
+    else:
+        log.info("%s is already finished", out)
 
 
 def _share_requests(per_host: int) -> tuple[int, int]:

@@ -64,7 +64,7 @@ def run_label(
     if classifier is not None:
         check_classes(dataset, classifier, "classifier")
     device = run["resources"].device
-    recipe = settle_stage(recipe, out, "label", run, encodes=embeddings is None)
+    recipe = settle_stage(recipe, out, "label", run, embeddings)
     depends_on, arguments = dict[str, Any](), dict[str, Any]()
     if classifier is not None:
         recipe = replace(recipe, label=with_classifier_side(recipe.label, classifier))

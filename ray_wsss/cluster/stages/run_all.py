@@ -1,4 +1,4 @@
-"""Every stage in turn, from a data set to a segmenter and its score; running it again resumes it."""
+"""Every stage in turn, from images to a segmenter and its score; running it again resumes it."""
 
 import logging
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import Any
 from ray_wsss.cluster.connect import ray_session
 from ray_wsss.cluster.stages.embed import run_embed
 from ray_wsss.cluster.stages.evaluate import run_evaluate
+from ray_wsss.cluster.stages.ingest import ingest_once
 from ray_wsss.cluster.stages.label import run_label
 from ray_wsss.cluster.stages.segment_everything import run_segment_everything
 from ray_wsss.cluster.stages.train_classifier import run_train_classifier
@@ -15,6 +16,7 @@ from ray_wsss.cluster.stages.train_segmenter import run_train_segmenter
 from ray_wsss.config import Recipe
 from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster, Resources, Workers
+from ray_wsss.data.source import Source
 from ray_wsss.runs.dependencies import check_validation
 from ray_wsss.runs.run_report import RunReport, describe_run
 from ray_wsss.storage import write_json
@@ -32,15 +34,17 @@ def run_all(
     resources: Resources,
     workers: Workers,
     cluster: Cluster,
+    source: Source | None = None,
     validation: Path | None = None,
     ssc: bool = False,
     limit: ErrorLimit | None = None,
 ) -> dict[str, Any] | None:
-    """Embed, segment, train, label, train again and evaluate, each stage into its own folder of ``out``.
+    """Ingest, embed, segment, train, label, train again and evaluate, each into its own folder of ``out``.
 
     Embeddings are made only if ``cpm.view`` is ``image``; labelling then uses them too, unless it has tiles.
 
     Args:
+        dataset: data set to train on, made from ``source`` if there is one.
         resources: resources of the stages that run SAM, and of evaluation.
         workers: workers of both trainings.
         validation: data set with ground truth, measured on during both trainings and at the end.
@@ -53,13 +57,21 @@ def run_all(
     Raises:
         UserError: as the stages. The outputs of finished stages stay.
     """
-    check_validation(validation, dataset)
+    if source is None:
+        check_validation(validation, dataset)
     cached = recipe.cpm.enabled and recipe.cpm.view == "image"
     embeddings = out / "embeddings" if cached else None
     segments = out / "segments" if ssc else None
-    names = ("embed", "segment-everything", "train-classifier", "label", "train-segmenter", "evaluate")
-    wanted = (cached, ssc, True, True, True, validation is not None)
-    say = _Steps([name for name, is_wanted in zip(names, wanted) if is_wanted])
+    wanted = {
+        "ingest": source is not None,
+        "embed": cached,
+        "segment-everything": ssc,
+        "train-classifier": True,
+        "label": True,
+        "train-segmenter": True,
+        "evaluate": validation is not None,
+    }
+    say = _Steps([name for name, is_wanted in wanted.items() if is_wanted])
 
     def work_off(stage: Callable[..., RunReport], what: str, folder: str, **inputs: Path | None) -> None:
         run: Any = {"resources": resources, "cluster": cluster, "limit": limit or ErrorLimit()}
@@ -69,6 +81,12 @@ def run_all(
     training: Any = {"workers": workers, "cluster": cluster, "validation": validation, "limit": limit}
     classifier, labels, segmenter = out / "classifier", out / "labels", out / "segmenter"
     with ray_session(cluster.address, verbose=cluster.verbose):
+        if source is not None:
+            say("ingest")
+            for remark in source.remarks:
+                log.info(remark)
+            ingest_once(source, out=dataset, cluster=cluster)
+            check_validation(validation, dataset)
         if embeddings is not None:
             say("embed")
             work_off(run_embed, "embedded", "embeddings")

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ray_wsss.cluster.precision import settle_precision
 from ray_wsss.cluster.run_chunks import RunOptions, Stage
+from ray_wsss.cluster.settle_sam import settle_sam
 from ray_wsss.config import Recipe
 from ray_wsss.config.resources import Resources
 from ray_wsss.data.schema import DatasetMetadata
@@ -12,16 +12,19 @@ from ray_wsss.models.promptable.build import input_frame
 from ray_wsss.runs.prepared_images import PrepareImages
 
 
-def settle_stage(recipe: Recipe, out: Path, stage: str, run: RunOptions, *, encodes: bool = True) -> Recipe:
-    """`cluster.precision.settle_precision` with the actors, cluster and overwrite of ``run``."""
-    return settle_precision(
+def settle_stage(
+    recipe: Recipe, out: Path, stage: str, run: RunOptions, embeddings: Path | None = None
+) -> Recipe:
+    """`cluster.settle_sam` with the actors, cluster and overwrite of ``run``."""
+    return settle_sam(
         recipe,
         out,
         stage,
         processes=run["resources"],
         cluster=run["cluster"],
         overwrite=run.get("overwrite"),
-        encodes=encodes,
+        encodes=embeddings is None,
+        embeddings=embeddings,
     )
 
 

@@ -29,7 +29,7 @@ def run_segment_everything(
         UserError: the embeddings come from another SAM or lack images, or as `run_chunks`.
     """
     resources = run["resources"]
-    recipe = settle_stage(recipe, out, "segment-everything", run, encodes=embeddings is None)
+    recipe = settle_stage(recipe, out, "segment-everything", run, embeddings)
     encoder = resources.device if embeddings is None else None
     depends_on = settings_of(recipe, "segments") | sam_settings(recipe, encoder) | dataset_settings(dataset)
     depends_on |= cache_settings(embeddings, recipe, dataset)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ray_wsss.cluster.precision import settle_precision
+from ray_wsss.cluster.settle_sam import settle_sam
 from ray_wsss.cluster.workers import fit
 from ray_wsss.config import Recipe
 from ray_wsss.config.error_limit import ErrorLimit
@@ -44,7 +44,7 @@ def run_train_classifier(
     Raises:
         UserError: the inputs don't fit together, or there are too few images.
     """
-    recipe = settle_precision(
+    recipe = settle_sam(
         recipe,
         out,
         "train-classifier",
@@ -52,6 +52,7 @@ def run_train_classifier(
         cluster=cluster,
         overwrite=overwrite,
         encodes=recipe.cpm.enabled and recipe.cpm.view == "crop",
+        embeddings=embeddings if recipe.cpm.enabled and recipe.cpm.view == "image" else None,
     )
     settings = classifier_settings(recipe, dataset, segments, embeddings, workers.device)
     share_of_batch(recipe.classifier, max(1, workers.workers), "classifier")

@@ -16,7 +16,7 @@ from ray import tune
 from ray_wsss.cluster.connect import ray_session, storage_of
 from ray_wsss.cluster.growing import room_for
 from ray_wsss.cluster.names import title_of
-from ray_wsss.cluster.precision import settle_precision
+from ray_wsss.cluster.settle_sam import settle_sam
 from ray_wsss.cluster.tune.concurrency import trials_at_once
 from ray_wsss.cluster.tune.recorder import Recorder
 from ray_wsss.cluster.tune.scheduler import make_scheduler
@@ -24,7 +24,7 @@ from ray_wsss.cluster.tune.search import AskOptuna, TrialSearch, check_optuna
 from ray_wsss.cluster.tune.space import Space, check_space
 from ray_wsss.cluster.tune.trial import TrialTask
 from ray_wsss.config import Recipe
-from ray_wsss.config.overrides import flatten, override
+from ray_wsss.config.overrides import LENGTHS, flatten, override
 from ray_wsss.config.resources import Cluster, Workers
 from ray_wsss.config.sweep import Scheduler, SweepOptions
 from ray_wsss.errors import UserError
@@ -33,7 +33,7 @@ from ray_wsss.runs.manifest import Output, dataset_hash
 from ray_wsss.storage import remove_tree
 from ray_wsss.sweeps.trials import ENDED, Trial, load_trials, trial_folder
 from ray_wsss.training.classifier import count_trainable
-from ray_wsss.training.length import LENGTHS, resolve_epochs
+from ray_wsss.training.length import resolve_epochs
 from ray_wsss.training.loop import share_of_batch
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def run_sweep(
     if workers.workers < 1:
         raise UserError(f"workers_per_trial is {workers.workers}; expected at least 1")
     views = {recipe.cpm.view, *(value for key, value in space.bounds() if key == "cpm.view")}
-    recipe = settle_precision(
+    recipe = settle_sam(
         recipe,
         out,
         "sweep",
@@ -82,6 +82,7 @@ def run_sweep(
         cluster=cluster,
         overwrite=overwrite,
         encodes=recipe.cpm.enabled and "crop" in views,
+        embeddings=embeddings if recipe.cpm.enabled and "image" in views else None,
     )
     scheduler = options.scheduler or space.scheduler
     check_space(space, recipe)
@@ -174,7 +175,7 @@ def _settings(
     swept |= {
         key
         for key, epochs in LENGTHS.items()
-        if epochs in swept or (settings[epochs] is not None and "classifier.batch_size" in swept)
+        if epochs in swept or (settings.get(epochs) is not None and "classifier.batch_size" in swept)
     }
     settings = {key: value for key, value in settings.items() if key not in swept}
     return settings | space.describe() | {"metric": space.metric, "mode": space.mode, "grace": space.grace}

@@ -14,7 +14,7 @@ from ray.tune.search.sample import Categorical, Domain, Float, Function, Integer
 
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
-from ray_wsss.config.presets import PRESETS
+from ray_wsss.config.presets import DEFAULT_PRESET, PRESETS
 from ray_wsss.errors import UserError
 from ray_wsss.storage import local_file
 from ray_wsss.sweeps.trials import Mode
@@ -102,7 +102,7 @@ def load_space(path: Path) -> Space:
         settings={key: value for key, value in entries.items() if key not in grid and key not in domains},
         metric=_choice(module, path, "METRIC", METRICS),
         mode=_choice(module, path, "MODE", ("max", "min")),
-        preset=_choice(module, path, "PRESET", tuple(PRESETS), "voc"),
+        preset=_choice(module, path, "PRESET", tuple(PRESETS), DEFAULT_PRESET),
         scheduler=_choice(module, path, "SCHEDULER", ("asha", "none"), "asha"),
         num_samples=_attribute(
             module, path, "NUM_SAMPLES", lambda v: type(v) is int and v >= 1, "a number of at least 1", 1

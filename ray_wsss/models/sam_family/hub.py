@@ -88,7 +88,7 @@ def find_folder(config: SamConfig) -> Path:
         UserError: it does not exist, holds no safetensors, or can't be fetched.
     """
     card = config.card
-    folder = parse_path(config.checkpoint) if config.checkpoint is not None else _fetch(config.name)
+    folder = parse_path(config.checkpoint) if config.checkpoint is not None else _fetch(config.settled_name)
     if is_remote(folder) or not _files_of(folder):
         raise UserError(
             f"sam.checkpoint {folder} holds no config.json with *.safetensors beside it; expected a local "
@@ -153,7 +153,7 @@ def read_transformers(config: SamConfig, folder: Path) -> Any:
     Raises:
         UserError: as `load_hub_model`.
     """
-    title = MODELS[config.name].title
+    title = MODELS[config.settled_name].title
     _require_transformers(title)
     import torch
     import transformers

@@ -3,6 +3,7 @@
 from ray_wsss.stages.ingest.dataset import begin_ingest, finish_ingest, ingest_here, summarise
 from ray_wsss.stages.ingest.plan import ORDER_SEED, ROWS_PER_SHARD, plan_shards, read_plan, write_plan
 from ray_wsss.stages.ingest.resume import (
+    digest_labels,
     digest_settings,
     digest_source,
     make_once,
@@ -17,6 +18,7 @@ __all__ = [
     "IngestShard",
     "ShardSummary",
     "begin_ingest",
+    "digest_labels",
     "digest_settings",
     "digest_source",
     "finish_ingest",

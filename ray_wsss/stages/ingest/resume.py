@@ -36,6 +36,14 @@ def digest_source(source: Source, decode: DecodeConfig, rows_per_shard: int) -> 
     return digest.hexdigest()
 
 
+def digest_labels(source: Source) -> str:
+    """Hex SHA-256 of which images a source has, and with which labels, wherever the files lie."""
+    digest = hashlib.sha256(json.dumps(list(source.class_names)).encode())
+    for row in source.rows:
+        digest.update(f"{json.dumps(row.image_id)}{row.image_labels}\n".encode())
+    return digest.hexdigest()
+
+
 def digest_settings(settings: Any) -> str:
     """Hex SHA-256 of settings, and of the version that writes the data set."""
     return hashlib.sha256(repr([__version__, FORMAT_VERSION, settings]).encode()).hexdigest()

@@ -4,14 +4,16 @@ import ast
 import json
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import ray_wsss.config as config_module
-from ray_wsss.config import AugmentConfig, CpmConfig, Recipe
-from ray_wsss.config.overrides import flatten, override
-from ray_wsss.config.presets import PRESETS
+from ray_wsss.config import AugmentConfig, CpmConfig, Recipe, SamConfig
+from ray_wsss.config.overrides import flatten, override, without_epochs
+from ray_wsss.config.presets import DEFAULT_PRESET, PRESETS, PresetName
 from ray_wsss.errors import UserError
+from ray_wsss.training.length import resolve_epochs
 
 
 def test_override_changes_one_key_and_no_other():
@@ -69,7 +71,7 @@ def test_unknown_keys(key, message):
         ("cpm.warmup_iters", -1, r"^cpm.warmup_iters is -1"),
         ("cpm.confidence", "iuo", r"^cpm.confidence is iuo; expected one of logit, stability, iou"),
         ("label.keep_global_max", "yes", r"expected one of always, if_empty, never"),
-        ("sam.name", "vit_x", r"^sam.name is vit_x; expected one of tiny, lite, vit_b, vit_l, vit_h"),
+        ("sam.name", "vit_x", r"^sam.name is vit_x; expected one of auto, tiny, lite, vit_b, vit_l, vit_h"),
         (
             "classifier.output_stride",
             12,
@@ -110,7 +112,13 @@ def test_flatten_round_trip(name):
 
 
 def test_presets():
-    assert set(PRESETS) == {"voc", "coco", "demo"}
+    assert set(PRESETS) == set(get_args(PresetName)) == {"photos", "voc", "coco", "demo"}
+    assert DEFAULT_PRESET == "photos"
+    photos = PRESETS["photos"]
+    assert (photos.sam.name, photos.cpm.view, photos.classifier.freeze_stages) == ("auto", "image", "all")
+    assert None not in (photos.classifier.epochs, photos.cpm.warmup_epochs, photos.segmenter.epochs)
+    classifier = resolve_epochs(photos, "classifier", 300)
+    assert (classifier.classifier.max_iters, classifier.cpm.warmup_iters) == (225, 113)
     assert PRESETS["voc"] == Recipe()
     assert (PRESETS["coco"].classifier.lr, PRESETS["coco"].classifier.max_iters) == (0.005, 400_000)
     assert PRESETS["coco"].cpm.warmup_iters == 30_000
@@ -127,6 +135,33 @@ def test_presets():
     assert (demo.classifier.head_lr_factor, demo.segmenter.head_lr_factor) == (1.0, 1.0)
     for recipe in PRESETS.values():  # README's figures are of a single view
         assert (recipe.predict.scales, recipe.predict.flip) == ((1.0,), False)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "changed"),
+    [
+        ({"classifier.max_iters"}, {"classifier.epochs": None}),
+        ({"cpm.warmup_iters", "cpm.tau"}, {"cpm.warmup_epochs": None}),
+        ({"segmenter.max_iters"}, {"segmenter.epochs": None}),
+        ({"segmenter.max_iters", "segmenter.epochs"}, {}),
+        ({"classifier.epochs", "classifier.lr"}, {}),
+    ],
+)
+def test_a_length_in_iterations_replaces_the_presets_epochs(chosen, changed):
+    assert without_epochs(PRESETS["photos"], chosen) == override(PRESETS["photos"], changed)
+
+
+def test_sam_by_the_device():
+    auto = SamConfig(encode_batch_size=3)
+    assert auto.on("cuda") == SamConfig(name="vit_h", encode_batch_size=3)
+    assert auto.on("cpu") == SamConfig(name="lite", encode_batch_size=3)
+    assert SamConfig(name="vit_b", checkpoint="b.pth").on("cpu").name == "vit_b"
+    with pytest.raises(UserError, match=r"sam.checkpoint is h.pth, but sam.name is auto; expected the name"):
+        SamConfig(checkpoint="h.pth").on("cuda")
+    with pytest.raises(UserError, match=r"sam.compile is on; expected auto or off, since lite"):
+        SamConfig(compile="on").on("cpu")
+    with pytest.raises(KeyError, match="auto"):
+        _ = auto.card
 
 
 def test_every_setting_is_documented():

@@ -37,7 +37,10 @@ def test_a_few_settings_on_a_preset(tmp_path: Path) -> None:
     assert load_recipe(path) == override(PRESETS["demo"], changes)
     assert load_recipe(path, "coco") == override(PRESETS["coco"], changes)
     path.write_text("")
-    assert load_recipe(path) == PRESETS["voc"]
+    assert load_recipe(path) == PRESETS["photos"]
+    path.write_text("[classifier]\nmax_iters = 70")
+    expected = {"classifier.max_iters": 70, "classifier.epochs": None}
+    assert load_recipe(path) == override(PRESETS["photos"], expected)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,7 @@ def test_a_few_settings_on_a_preset(tmp_path: Path) -> None:
         ("tau = 0.4", r"few.toml: unknown key tau"),
         ("[cpm]\ntau = 5", r"few.toml: cpm.tau is 5; expected a CAM value"),
         ("[cpm]\ntau = high", r"few.toml is not readable TOML"),
-        ('preset = "vco"', r"few.toml: preset is vco; expected one of voc, coco, demo"),
+        ('preset = "vco"', r"few.toml: preset is vco; expected one of photos, voc, coco, demo"),
         ("cpm = 3", r"few.toml: key cpm can't be set: cpm has settings of its own"),
     ],
 )

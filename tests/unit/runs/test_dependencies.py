@@ -20,7 +20,7 @@ from ray_wsss.runs.dependencies import (
     check_classes,
     dataset_settings,
     embeddings_settings,
-    noted_precision,
+    noted_sam,
     sam_settings,
     settings_of,
     settled,
@@ -79,13 +79,13 @@ def test_the_precision_of_sams_encoder_decides():
     assert sam_settings(settled(auto, "fp32"), "cuda") == on_cpu
 
 
-def test_the_precision_that_an_output_was_begun_with(tmp_path):
-    assert noted_precision(tmp_path, "embed") is None
+def test_the_sam_that_an_output_was_begun_with(tmp_path):
+    assert noted_sam(tmp_path, "embed") == {}
     for precision in ("fp32", "bf16"):
-        out = tmp_path / precision
-        Output(out, "embed", sam_settings(settled(DEMO, precision), "cuda")).begin()
-        assert noted_precision(out, "embed") == precision
-        assert noted_precision(out, "label") is None
+        out, settings = tmp_path / precision, sam_settings(settled(DEMO, precision), "cuda")
+        Output(out, "embed", settings | {"embed.dtype": "fp16"}).begin()
+        assert noted_sam(out, "embed") == settings
+        assert noted_sam(out, "label") == {}
 
 
 def test_the_heads_learning_rate_is_noted_unless_it_is_the_backbones():

@@ -1,4 +1,4 @@
-"""SAM's precision: one per output, whatever GPUs the machine of the driver and those of the workers have."""
+"""One SAM and one precision per output, whatever GPUs the machine of the driver and the workers have."""
 
 import json
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_wsss.cluster import precision
-from ray_wsss.cluster.precision import settle_precision
+from ray_wsss.cluster import settle_sam as settling
+from ray_wsss.cluster.settle_sam import settle_sam
 from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.config.resources import Cluster, Resources, Workers
@@ -20,6 +20,7 @@ from ray_wsss.runs.manifest import Output
 
 T4, A100 = (7, 5), (8, 0)
 AUTO = override(PRESETS["demo"], {"sam.precision": "auto"})
+UNNAMED = override(AUTO, {"sam.name": "auto", "sam.precision": "fp32"})
 ON_GPUS = {"processes": Resources(gpus_per_actor=0.5), "cluster": Cluster()}
 
 
@@ -29,8 +30,9 @@ def gpus(monkeypatch):
     asked = []
 
     def do(*found: Capability) -> list:
-        monkeypatch.setattr(precision, "ask_gpus", lambda share: asked.append(share) or list(found))
-        monkeypatch.setattr(precision, "ray_session", lambda *_, **__: nullcontext())
+        monkeypatch.setattr(settling, "ask_gpus", lambda share: asked.append(share) or list(found))
+        monkeypatch.setattr(settling, "ray_session", lambda *_, **__: nullcontext())
+        monkeypatch.setattr(settling, "room_for", lambda **_: nullcontext())
         return asked
 
     return do
@@ -38,7 +40,7 @@ def gpus(monkeypatch):
 
 def begin(out: Path, **options) -> str:
     """Begins or resumes a run on GPUs; returns its precision."""
-    recipe = settle_precision(AUTO, out, "embed", **ON_GPUS, **options)
+    recipe = settle_sam(AUTO, out, "embed", **ON_GPUS, **options)
     Output(out, "embed", sam_settings(recipe, "cuda")).begin(overwrite=options.get("overwrite"))
     return recipe.sam.precision
 
@@ -73,9 +75,9 @@ def test_a_run_of_version_0_1_resumes(gpus, tmp_path):
 def test_what_was_chosen_or_does_not_matter_asks_nobody(gpus, tmp_path):
     asked = gpus(T4)
     chosen = override(AUTO, {"sam.precision": "fp16"})
-    assert settle_precision(chosen, tmp_path, "embed", **ON_GPUS).sam.precision == "fp16"
-    assert settle_precision(AUTO, tmp_path, "label", **ON_GPUS, encodes=False) == AUTO
-    on_cpus = settle_precision(AUTO, tmp_path, "embed", processes=Resources(), cluster=Cluster())
+    assert settle_sam(chosen, tmp_path, "embed", **ON_GPUS).sam.precision == "fp16"
+    assert settle_sam(AUTO, tmp_path, "label", **ON_GPUS, encodes=False) == AUTO
+    on_cpus = settle_sam(AUTO, tmp_path, "embed", processes=Resources(), cluster=Cluster())
     assert on_cpus.sam.precision == precision_on(AUTO.sam, "cpu")
     assert not asked
 
@@ -84,16 +86,66 @@ def test_training_in_this_process_asks_its_own_gpu(monkeypatch, tmp_path):
     local = {"processes": Workers(workers=0, gpus_per_worker=1), "cluster": Cluster()}
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="this process is to use a GPU, but torch finds none"):
-        settle_precision(AUTO, tmp_path, "train-classifier", **local)
+        settle_sam(AUTO, tmp_path, "train-classifier", **local)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: T4)
-    assert settle_precision(AUTO, tmp_path, "train-classifier", **local).sam.precision == "fp32"
+    assert settle_sam(AUTO, tmp_path, "train-classifier", **local).sam.precision == "fp32"
+
+
+def begun_with(out: Path, stage: str, **settings) -> Path:
+    """An output whose manifest notes these settings of SAM."""
+    output = Output(out, stage, {f"sam.{key}": value for key, value in settings.items()})
+    output.begin()
+    output.finish()
+    return out
+
+
+def name_of(out: Path, processes: Resources | Workers, **options) -> str:
+    recipe = settle_sam(UNNAMED, out, "label", processes=processes, cluster=Cluster(), **options)
+    return recipe.sam.name
+
+
+@pytest.mark.parametrize(
+    ("processes", "name"),
+    [
+        (Resources(), "lite"),
+        (Resources(gpus_per_actor=0.5), "vit_h"),
+        (Workers(workers=2), "lite"),
+        (Workers(gpus_per_worker=1), "vit_h"),
+    ],
+)
+def test_the_hardware_decides_which_sam(processes, name, tmp_path, caplog):
+    caplog.set_level("INFO", logger="ray_wsss")
+    assert name_of(tmp_path, processes) == name
+    device = "CPU" if name == "lite" else "GPU"
+    assert [record.getMessage() for record in caplog.records] == [f"sam.name is {name} (auto, on a {device})"]
+
+
+def test_what_was_begun_before_or_elsewhere_keeps_its_sam(tmp_path, caplog):
+    """Also what versions made whose default was vit_h, on whatever hardware."""
+    caplog.set_level("INFO", logger="ray_wsss")
+    begun = begun_with(tmp_path / "begun", "label", name="vit_h")
+    assert name_of(begun, Resources()) == "vit_h"
+    assert f"sam.name is vit_h (as {begun} was begun)" in caplog.messages
+    assert name_of(begun, Resources(), overwrite=True) == "lite"
+    embeddings = begun_with(tmp_path / "embeddings", "embed", name="tiny")
+    for out in (begun, tmp_path / "new"):
+        assert name_of(out, Resources(), encodes=False, embeddings=embeddings) == "tiny"
+    assert f"sam.name is tiny (as in {embeddings})" in caplog.messages
+
+
+def test_a_named_sam_stays_and_an_unused_one_is_not_settled(tmp_path, caplog):
+    begun = begun_with(tmp_path / "begun", "embed", name="vit_h")
+    run = {"processes": Resources(gpus_per_actor=1), "cluster": Cluster()}
+    assert settle_sam(PRESETS["demo"], begun, "embed", **run).sam.name == "tiny"
+    assert name_of(tmp_path, Resources(), encodes=False) == "auto"
+    assert not caplog.records
 
 
 ASK = """
 import json, ray
 from ray.cluster_utils import Cluster
-from ray_wsss.cluster import precision
+from ray_wsss.cluster import settle_sam
 from ray_wsss.config.resources import Share
 from ray_wsss.errors import UserError
 
@@ -101,14 +153,14 @@ def of_node():
     kinds = ray.get_runtime_context().get_assigned_resources()
     return (7, 5) if "accelerator_type:T4" in kinds else (8, 0)
 
-precision._capability = of_node
+settle_sam._capability = of_node
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 for kind, gpus in (("T4", 1), ("A100", 4), ("A100", 4)):
     cluster.add_node(num_cpus=1, num_gpus=gpus, resources={f"accelerator_type:{kind}": 1})
 ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
-found = {str(gpus): precision.ask_gpus(Share(cpus=1, gpus=gpus)) for gpus in (0.5, 1, 2)}
+found = {str(gpus): settle_sam.ask_gpus(Share(cpus=1, gpus=gpus)) for gpus in (0.5, 1, 2)}
 try:
-    precision.ask_gpus(Share(cpus=1, gpus=8))
+    settle_sam.ask_gpus(Share(cpus=1, gpus=8))
 except UserError as error:
     found["8"] = str(error)
 print(json.dumps(found))
