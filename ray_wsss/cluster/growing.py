@@ -34,6 +34,7 @@ def room_for(
     cluster: Cluster,
     spare: Share | None = None,
     least: int | None = None,
+    refuse: bool = True,
 ) -> Iterator[None]:
     """Wait until the cluster has room for some processes, and keep it that large meanwhile.
 
@@ -46,6 +47,7 @@ def room_for(
         cluster: how long to wait.
         least: processes without which there is no beginning; None: all. A cluster that grows adds the others
             while these work, and for another one is waited until there is room for all or the time is over.
+        refuse: whether a lack of room is an error here; False leaves that to the caller.
 
     Raises:
         UserError: there is no room for the processes after the time to wait.
@@ -60,7 +62,8 @@ def room_for(
         minutes = PATIENCE_MINUTES if grows else 0
     with _asked_for(count, share, spare) if grows else nullcontext():
         _wait(count, least if grows else count, share, spare, what, minutes)
-        check_resources(count=least, share=share, what=what, spare=spare)
+        if refuse:
+            check_resources(count=least, share=share, what=what, spare=spare)
         yield
 
 

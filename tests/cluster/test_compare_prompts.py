@@ -21,7 +21,7 @@ def test_compare_prompts(
     figures = json.loads((out / "metrics.json").read_text())
     annotated = {"annotated_points", "annotated_boxes"}
     assert set(figures["miou"]) == {"points", "box", "boxes", "mask"} | annotated
-    assert len(set(figures["miou"].values())) == 4
+    assert len(set(figures["miou"].values())) == 6
     assert figures["cases"]["all"]["pairs"] > 0
     made = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
     first = (out / "figure.png").read_bytes()

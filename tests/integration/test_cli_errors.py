@@ -220,7 +220,7 @@ class TestOnRay:
             MUCH_MEMORY,
         ):
             out = tmp_path / f"labels_{flags[0]}"
-            refuse([*label, *flags, "--out", out], "SamLabeller", "has 4 CPUs, 0 GPUs and", "on 1 node")
+            refuse([*label, *flags, "--out", out], "are asked for", "has 4 CPUs, 0 GPUs and", "on 1 node")
         train = ["train-classifier", "--dataset", dataset, *TRAIN]
         for flags in (["--workers", 8], ["--workers", 2, "--gpus-per-worker", 1]):
             out = tmp_path / f"trained_{len(flags)}"

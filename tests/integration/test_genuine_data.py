@@ -16,6 +16,7 @@ def test_coco_val(genuine_data: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == (
         "185 images, 0 without labels (unknown), 1 with none of the classes, 0 errors\n"
         "1,777 objects with a box or points (label --prompts-from annotations)\n"
+        "460 images in the folder passed over, since the source does not list them\n"
     )
 
 

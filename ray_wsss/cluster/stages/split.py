@@ -71,9 +71,7 @@ def run_split(
     done = []
     for out, begun, (found, kept) in zip(outs, goes_on, copied):
         if begun:
-            log.info(
-                "%s had %d of %d shards from an interrupted split; they were kept", out, kept, len(found)
-            )
+            log.info("kept %d of %d shards of %s, from an interrupted split", kept, len(found), out)
         done.append(finish_ingest(out, source, found, order_seed=metadata.order_seed, decode=decode))
     for out in outs[1:]:
         warn_of_near_duplicates(out, outs[0])

@@ -122,6 +122,7 @@ def run_sweep(
                 share=workers.share,
                 least=workers.workers,
                 what="sweep",
+                refuse=False,  # `trials_at_once` says what a trial takes
                 cluster=cluster,
             ),
         ):
