@@ -179,8 +179,8 @@ def test_bf16_makes_nearly_the_same_masks() -> None:
 
 QUALITY_PHOTOS = 12
 """Photographs, evenly spread over the 151."""
-QUALITY_FLOOR = 0.5
-"""A little below what the weights of the package reach on them (docs/lite_sam.md)."""
+QUALITY_FLOOR = 0.57
+"""The weights of the package reach 0.60 on them, and 0.72 on all (docs/lite_sam.md)."""
 
 
 def test_the_weights_know_photographs(genuine_data: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_download_with_another_hash_is_refused(publish):
 
 def test_offline_the_error_says_what_to_put_where(publish):
     _, cache = publish(None, "0")
-    with pytest.raises(UserError, match=rf"put sam_b.pth at {cache}/sam_b.pth.*sam.checkpoint.*tiny"):
+    with pytest.raises(UserError, match=rf"put sam_b.pth at {cache}/sam_b.pth.*sam.checkpoint.*lite"):
         resolve_checkpoint(VIT_B, cache)
     assert files_in(cache) == []
 
