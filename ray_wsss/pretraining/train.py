@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ray_wsss.models.backbone_weights import lite0_state
 from ray_wsss.models.promptable.interface import Embeddings
-from ray_wsss.models.sam.lite import IMAGE_SIZE_PX, STAGES, LiteSam, build_lite_sam, load_lite0
+from ray_wsss.models.sam.lite import LiteSam, build_lite_sam
+from ray_wsss.models.sam.lite_encoder import IMAGE_SIZE_PX, STAGES, load_lite0
 from ray_wsss.pretraining.clicks import measure_clicks
 from ray_wsss.pretraining.examples import Examples
 from ray_wsss.pretraining.losses import prompt_loss

@@ -13,16 +13,9 @@ from ray_wsss.config import SamConfig
 from ray_wsss.models.backbone_weights import lite0_state
 from ray_wsss.models.promptable.build import build_decoder, build_model, input_frame
 from ray_wsss.models.promptable.encoder import SamEncoder
-from ray_wsss.models.sam.lite import (
-    HINT_WIDTHS,
-    IMAGE_SIZE_PX,
-    LITE0,
-    LiteSam,
-    build_lite_sam,
-    draw_prompts,
-    lite_checkpoint,
-    load_lite0,
-)
+from ray_wsss.models.sam.lite import LiteSam, build_lite_sam, lite_checkpoint
+from ray_wsss.models.sam.lite_encoder import IMAGE_SIZE_PX, LITE0, load_lite0
+from ray_wsss.models.sam.lite_prompts import HINT_WIDTHS, draw_prompts
 
 
 @pytest.fixture(scope="module")
