@@ -198,9 +198,8 @@ def _build_decoder(spec: SegmenterSpec, backbone: AnyBackbone) -> tuple[nn.Modul
         case "unet":
             widths = [max(1, width >> k) for k in range(5)]
             return UnetDecoder(channels, widths, 5), widths[-1]
-    raise UserError(
-        f"the segmenter's architecture {spec.architecture} is unknown to this version of ray_wsss"
-    )
+        case unknown:
+            raise UserError(f"the segmenter's architecture {unknown} is unknown to this version of ray_wsss")
 
 
 def _rename_old(module: nn.Module, state: dict[str, Any], *_: object) -> None:

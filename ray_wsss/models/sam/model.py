@@ -1,5 +1,7 @@
 """segment_anything's SAM behind the interface of promptable models."""
 
+from typing import cast
+
 import torch
 from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import Tensor, nn
@@ -43,7 +45,7 @@ class SegmentAnything(Sam, PromptableModel):
     @property
     def _vit(self) -> ImageEncoderViT | None:
         """The image encoder if it is segment_anything's."""
-        encoder: nn.Module = self.image_encoder
+        encoder = cast(nn.Module, self.image_encoder)  # segment_anything's stubs know no other
         return encoder if isinstance(encoder, ImageEncoderViT) else None
 
     @property
