@@ -1,5 +1,6 @@
 """One run of a command on an output folder: which chunks lack a part, and when the folder is complete."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,11 @@ from ray_wsss.runs.parts import Parts
 from ray_wsss.runs.read_chunks import Chunk, plan_chunks
 from ray_wsss.runs.run_report import Failures
 from ray_wsss.runs.tally import Tally
+from ray_wsss.storage import write_json
+
+_FORGOTTEN = "make_again.json"
+"""File in the output of a run in which too many images failed: indices of the chunks that the next run makes
+again if images in them failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,11 @@ class ChunkRun:
         chunks = plan_chunks(dataset)
         parts = Parts(output.out.absolute(), output.fingerprint)
         there = parts.finished(chunks)
+        if state != "finished" and (output.out / _FORGOTTEN).exists():
+            # Actors of the run that failed may have written parts after it had removed them.
+            again = set(json.loads((output.out / _FORGOTTEN).read_text(encoding="utf-8")))
+            there = {k: tally for k, tally in there.items() if k not in again or not tally.errors}
+            (output.out / _FORGOTTEN).unlink()
         missing = [chunk for chunk in chunks if chunk.index not in there]
         is_finished = state == "finished" and not missing
         if not is_finished:
@@ -100,6 +111,7 @@ class ChunkRun:
         self._forget(self.missing)
 
     def _forget(self, chunks: Sequence[Chunk]) -> None:
+        write_json([chunk.index for chunk in chunks], self.output.out / _FORGOTTEN)
         tallies = self.parts.finished(chunks)
         for index in (index for index, tally in tallies.items() if tally.errors):
             self.parts.path(index).unlink(missing_ok=True)

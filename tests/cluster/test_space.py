@@ -128,7 +128,7 @@ TAU = 'SPACE = {"cpm.tau": tune.uniform(0.3, 0.8)}\n'
         ("", r"has no SPACE; expected a dict"),
         (TAU + 'METRIC = "val_mio"', r"METRIC is val_mio; expected one of val_miou, val_miou_best_threshold"),
         (TAU + 'MODE = "high"', r"MODE is high; expected one of max, min"),
-        (TAU + 'PRESET = "vco"', r"PRESET is vco; expected one of voc, coco, demo"),
+        (TAU + 'PRESET = "vco"', r"PRESET is vco; expected one of photos, voc, coco, demo"),
         (TAU + "GRACE = 60", r"GRACE is 60; expected a share in \(0, 1\)"),
         (TAU + "NUM_SAMPLES = 0", r"NUM_SAMPLES is 0; expected a number of at least 1"),
         ("SPACE = {1: ", r"fails with SyntaxError"),

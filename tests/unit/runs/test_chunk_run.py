@@ -128,6 +128,17 @@ def test_a_stopped_run_forgets_only_its_own_failures(output, scene_dataset):
     assert [chunk.index for chunk in ChunkRun.start(output, scene_dataset).missing] == [2]
 
 
+def test_a_part_that_a_stopped_run_writes_late_is_made_again(output, scene_dataset):
+    run = ChunkRun.start(output, scene_dataset)
+    _write(run, run.missing[0], failed=5)
+    run.forget_failed()
+    _write(run, run.missing[1], failed=5)  # by an actor that was still at work
+    again = ChunkRun.start(output, scene_dataset)
+    assert [chunk.index for chunk in again.missing] == [0, 1, 2]
+    _write(again, again.missing[1], failed=1)
+    assert [chunk.index for chunk in ChunkRun.start(output, scene_dataset).missing] == [0, 2]
+
+
 def test_overwriting_begins_anew(output, scene_dataset):
     _complete(output, scene_dataset)
     assert len(ChunkRun.start(output, scene_dataset, overwrite=True).missing) == 3
