@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_photos import COLOURS
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ray_wsss.pretraining.photos import Photo, read_photos
-
-COLOURS = np.array([[220, 30, 30], [30, 200, 60], [40, 60, 220]])
 
 
 def draw(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, list[np.ndarray]]:

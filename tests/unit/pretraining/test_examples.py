@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from drawn_photos import COLOURS
 
 from ray_wsss.pretraining import examples as module
 from ray_wsss.pretraining.examples import MASK_STRIDE, Example, Examples
 from ray_wsss.pretraining.photos import Photo
-from tests.unit.pretraining.conftest import COLOURS
 
 SIDE = 128
 
