@@ -144,6 +144,16 @@ class CpmConfig(PromptingConfig):
     """Divisor of the CAM in CPM's cross-entropy, above 0 (code: 1).
     With lower values small objects are learned faster."""
 
+    @property
+    def encodes(self) -> bool:
+        """True if training runs SAM's image encoder."""
+        return self.enabled and self.view == "crop"
+
+    @property
+    def reads_embeddings(self) -> bool:
+        """True if training reads SAM's embeddings of whole images."""
+        return self.enabled and self.view == "image"
+
     def __post_init__(self) -> None:
         PromptingConfig.__post_init__(self)
         check(self, lambda v: v >= 0, "warmup_iters", "0 or more iterations")

@@ -153,13 +153,13 @@ def classifier_settings(
         UserError: an input is missing or unfinished, or doesn't fit the others.
     """
     settings = dataset_settings(dataset) | settings_of(recipe, "classifier", "cpm")
-    if recipe.cpm.enabled and recipe.cpm.view == "image" and embeddings is None:
+    if recipe.cpm.reads_embeddings and embeddings is None:
         raise UserError("cpm.view is image, which needs --embeddings: the output of 'ray-wsss embed'")
     if recipe.cpm.enabled:
-        settings |= sam_settings(recipe, device if recipe.cpm.view == "crop" else None)
+        settings |= sam_settings(recipe, device if recipe.cpm.encodes else None)
     if segments is not None:
         settings |= segments_settings(segments, dataset)
-    if recipe.cpm.enabled and recipe.cpm.view == "image":
+    if recipe.cpm.reads_embeddings:
         settings |= cache_settings(embeddings, recipe, dataset)
     return settings
 

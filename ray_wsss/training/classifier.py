@@ -122,7 +122,7 @@ def train_classifier(
             recipe.cpm.warmup_iters,
             config.max_iters,
         )
-    cache = embeddings if with_cpm and recipe.cpm.view == "image" else None
+    cache = embeddings if with_cpm and recipe.cpm.reads_embeddings else None
     rows = check_trainable(dataset, config.batch_size, without=failed_images(cache) if cache else set())
     crops = TrainingCrops(
         dataset,
@@ -163,7 +163,7 @@ def count_trainable(recipe: Recipe, dataset: Path, embeddings: Path | None, *, t
     Raises:
         UserError: there are fewer than one batch.
     """
-    cached = embeddings if recipe.cpm.enabled and recipe.cpm.view == "image" else None
+    cached = embeddings if recipe.cpm.reads_embeddings else None
     without = failed_images(cached) if cached else set()
     return len(check_trainable(dataset, recipe.classifier.batch_size, without, tell=tell))
 

@@ -59,12 +59,11 @@ def run_all(
     """
     if source is None:
         check_validation(validation, dataset)
-    cached = recipe.cpm.enabled and recipe.cpm.view == "image"
-    embeddings = out / "embeddings" if cached else None
+    embeddings = out / "embeddings" if recipe.cpm.reads_embeddings else None
     segments = out / "segments" if ssc else None
     wanted = {
         "ingest": source is not None,
-        "embed": cached,
+        "embed": recipe.cpm.reads_embeddings,
         "segment-everything": ssc,
         "train-classifier": True,
         "label": True,

@@ -51,8 +51,8 @@ def run_train_classifier(
         processes=workers,
         cluster=cluster,
         overwrite=overwrite,
-        encodes=recipe.cpm.enabled and recipe.cpm.view == "crop",
-        embeddings=embeddings if recipe.cpm.enabled and recipe.cpm.view == "image" else None,
+        encodes=recipe.cpm.encodes,
+        embeddings=embeddings if recipe.cpm.reads_embeddings else None,
     )
     settings = classifier_settings(recipe, dataset, segments, embeddings, workers.device)
     share_of_batch(recipe.classifier, max(1, workers.workers), "classifier")
