@@ -79,7 +79,7 @@ def _alive() -> list[dict[str, Any]]:
 
 
 def _meets(node: Mapping[str, Any], conditions: Mapping[str, str]) -> bool:
-    """Whether a node's labels meet Ray's conditions: ``value``, ``!value``, ``in(a,b)`` and ``!in(a,b)``."""
+    """True if a node's labels meet Ray's conditions: ``value``, ``!value``, ``in(a,b)`` and ``!in(a,b)``."""
     labels = node.get("Labels") or {}
     for key, condition in conditions.items():
         wanted = condition.removeprefix("!")

@@ -22,7 +22,7 @@ PATIENCE_MINUTES = 30.0
 _POLL_S = 1.0
 _TELL_EVERY_S = 60.0
 _STATUS = "__autoscaling_status"
-"""Where the first version of Ray's autoscaler writes what it knows, as JSON."""
+"""Key under which the first version of Ray's autoscaler writes its state, as JSON."""
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def task_session(cluster: Cluster, what: str) -> Iterator[None]:
 
 
 def can_grow() -> bool:
-    """Whether the connected cluster has an autoscaler that adds nodes.
+    """True if the connected cluster has an autoscaler that adds nodes.
 
     On a cluster without one, Ray 2.60 names the type of each node after its id. Its autoscaler names the
     node types of its own configuration, in one place in version 1 and in another in version 2.

@@ -227,7 +227,7 @@ def _pipeline(run: ChunkRun, stage: Stage, resources: Resources) -> Generator[di
 def _in_rounds(
     run: ChunkRun, stage: Stage, resources: Resources, extra: dict[str, Any]
 ) -> Generator[dict[str, Any]]:
-    """Run a plan of Ray Data after the other, so that the plan of a large data set fits the head."""
+    """Run one plan of Ray Data after the other, so that those of a large data set fit the head."""
     prepare, chunks = stage.prepare, run.missing
     size = chunks_per_plan(resources.actors)
     for first in range(0, len(chunks), size):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ray_wsss.commands.flags import (
     ClusterFlags,
@@ -16,6 +16,7 @@ from ray_wsss.commands.flags import (
 from ray_wsss.config import EmbedConfig, LabelConfig, Recipe, SamConfig, SegmentsConfig
 from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster
+from ray_wsss.config.sam import PromptsFrom
 
 if TYPE_CHECKING:
     from ray_wsss.runs.run_report import RunReport
@@ -89,8 +90,8 @@ class Label(_SamStage):
 
     classifier: Path | None = None
     """Output of train-classifier. Not needed with --prompts-from annotations."""
-    prompts_from: Literal["cams", "annotations", "both"] = "cams"
-    """What prompts SAM. cams: peaks of the classifier's CAMs, a mask for each class of an image.
+    prompts_from: PromptsFrom = "cams"
+    """Origin of SAM's prompts. cams: peaks of the classifier's CAMs, a mask for each class of an image.
     annotations: boxes and points of the data set's objects, a mask for each object.
     both: annotations where an image has objects, CAMs elsewhere."""
     embeddings: Path | None = None

@@ -10,6 +10,8 @@ from ray_wsss.errors import UserError
 
 ObjectMask = Literal["auto", "single", "best_iou", "whole"]
 ObjectPrompts = Literal["all", "boxes", "points"]
+PromptsFrom = Literal["cams", "annotations", "both"]
+"""Origin of SAM's prompts: peaks of CAMs, annotated objects, or objects if an image has any, else CAMs."""
 EncoderPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 

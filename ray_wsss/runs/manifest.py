@@ -59,7 +59,7 @@ class Output:
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of the stage and of everything it depends on; it differs for other inputs."""
-        decides = {k: v for k, v in self.depends_on.items() if not _known_by_content(k, self.depends_on)}
+        decides = {k: v for k, v in self.depends_on.items() if not _decides_nothing(k, self.depends_on)}
         content = json.dumps([self.stage, _as_compared(decides)], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -171,12 +171,12 @@ def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
         for key in KNOWN_BY_CONTENT
         if f"{key}.sha256" not in theirs and ours.get(key) == theirs.get(key)
     }
-    keys = [key for key in sorted({*ours, *theirs} - only_ours) if not _known_by_content(key, ours, theirs)]
+    keys = [key for key in sorted({*ours, *theirs} - only_ours) if not _decides_nothing(key, ours, theirs)]
     return [key for key in keys if ours.get(key) != theirs.get(key)]
 
 
-def _known_by_content(key: str, *settings: Mapping[str, Any]) -> bool:
-    """Whether a key is a mere note, or the path of a file whose content all of these settings note."""
+def _decides_nothing(key: str, *settings: Mapping[str, Any]) -> bool:
+    """True for a mere note, and for the path of a file whose content all of these settings note."""
     return key in NOTES or (key in KNOWN_BY_CONTENT and all(f"{key}.sha256" in noted for noted in settings))
 
 

@@ -3,11 +3,12 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 from ray_wsss.cluster.run_chunks import RunOptions, run_chunks
 from ray_wsss.cluster.stages.sam import sam_stage, settle_stage
 from ray_wsss.config import Recipe
+from ray_wsss.config.sam import PromptsFrom
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.label_format import label_format
@@ -29,9 +30,6 @@ from ray_wsss.stages.label import SamLabeller
 from ray_wsss.stages.objects.label import MixedLabeller, ObjectLabeller
 
 log = logging.getLogger(__name__)
-
-PromptsFrom = Literal["cams", "annotations", "both"]
-"""What prompts SAM: peaks of CAMs, annotated objects, or objects where an image has some, else peaks."""
 
 
 def run_label(
@@ -65,17 +63,17 @@ def run_label(
         check_classes(dataset, classifier, "classifier")
     device = run["resources"].device
     recipe = settle_stage(recipe, out, "label", run, embeddings)
-    depends_on, arguments = dict[str, Any](), dict[str, Any]()
+    depends_on: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     if classifier is not None:
         recipe = replace(recipe, label=with_classifier_side(recipe.label, classifier))
         warn_of_large_views(recipe.label, classifier)
         warn_of_small_views(recipe.label, dataset)
-        depends_on = settings_of(recipe, "label") | {
-            "classifier": file_hash(classifier / "model.safetensors")
-        }
-        arguments = {"classifier": classifier.absolute()}
+        depends_on = settings_of(recipe, "label")
+        depends_on["classifier"] = file_hash(classifier / "model.safetensors")
+        arguments["classifier"] = classifier.absolute()
     else:
-        arguments = {"num_classes": len(DatasetMetadata.load(dataset).class_names)}
+        arguments["num_classes"] = len(DatasetMetadata.load(dataset).class_names)
     if prompts_from != "cams":
         depends_on |= {"prompts_from": prompts_from, **object_settings(recipe)}
     depends_on |= sam_settings(recipe, device if embeddings is None else None) | dataset_settings(dataset)
