@@ -7,13 +7,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 from urllib.request import Request, urlopen
 
+Started = TypeVar("Started", bound="RealCluster")
 PROJECT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PATIENCE_S = 180
@@ -39,6 +41,25 @@ def command_of(pid: int) -> str:
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@contextmanager
+def running(make: Callable[[Path], Started]) -> Iterator[Started]:
+    """A cluster that ``make`` builds in a folder of its own, started; it is stopped at the end."""
+    # Not a folder of pytest's: the path of a socket in it has at most 107 characters.
+    with TemporaryDirectory(prefix="rw_", ignore_cleanup_errors=True) as folder:
+        cluster = make(Path(folder))
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+def label_job(scenes: Path, classifier: Path, out: Path, *flags: str) -> list[str]:
+    """Words of a job that labels scenes."""
+    paths = ["--dataset", str(scenes), "--classifier", str(classifier), "--out", str(out)]
+    return ["python", "jobs/label.py", "--preset", "demo", "--label.scales", "1.0", *paths, *flags]
 
 
 @dataclass

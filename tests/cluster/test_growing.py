@@ -1,14 +1,13 @@
 """Clusters whose autoscaler starts nodes on demand, from none to some and back, with Ray's own autoscaler."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from growing_cluster import GrowingCluster
-from real_cluster import wait_until
+from outputs import hashes
+from real_cluster import label_job, running, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -17,14 +16,8 @@ CHUNKS = 4
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["autoscaler_1", "autoscaler_2"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[GrowingCluster]:
-    # Not a folder of pytest's: the path of a socket in it has at most 107 characters.
-    with TemporaryDirectory(prefix="rg_", ignore_cleanup_errors=True) as folder:
-        cluster = GrowingCluster(Path(folder), autoscaler=request.param)
-        try:
-            cluster.start()
-            yield cluster
-        finally:
-            cluster.stop()
+    with running(lambda folder: GrowingCluster(folder, autoscaler=request.param)) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -32,27 +25,20 @@ def scenes(write_dataset: Callable[[Path, int], Path], tmp_path_factory: pytest.
     return write_dataset(tmp_path_factory.mktemp("scenes") / "many", CHUNKS * 64)
 
 
-def label(scenes: Path, classifier: Path, out: Path, *flags: str) -> list[str]:
-    paths = ["--dataset", str(scenes), "--classifier", str(classifier), "--out", str(out)]
-    return ["python", "jobs/label.py", "--preset", "demo", "--label.scales", "1.0", *paths, *flags]
-
-
-def hashes(out: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (out / "shards").iterdir()}
-
-
 def test_a_cluster_without_nodes_gets_some_labels_and_gives_them_back(
     cluster: GrowingCluster, scenes: Path, classifier: Path, tmp_path: Path
 ) -> None:
     assert cluster.count_nodes() == 1  # the head, without CPUs
     began = time.monotonic()
-    status, told = cluster.run_job(*label(scenes, classifier, tmp_path / "grown", "--sam-actors", "3"))
+    status, told = cluster.run_job(*label_job(scenes, classifier, tmp_path / "grown", "--sam-actors", "3"))
     print(f"{time.monotonic() - began:.1f} s from submission to the end")
     assert status == 0, told
     assert "label waits for nodes: it wants 3 x 1 CPU, 0 GPUs and 1 GiB of memory, " in told
     assert "there is room for 0; it gives up after 30 minutes" in told
 
-    status, in_process = cluster.run_job(*label(scenes, classifier, tmp_path / "here", "--sam-actors", "0"))
+    status, in_process = cluster.run_job(
+        *label_job(scenes, classifier, tmp_path / "here", "--sam-actors", "0")
+    )
     assert status == 0, in_process
     assert hashes(tmp_path / "grown") == hashes(tmp_path / "here")
     wait_until(lambda: cluster.count_nodes() == 1, "the idle nodes to end")
@@ -62,7 +48,7 @@ def test_what_no_node_type_has_is_refused_after_the_time_to_wait(
     cluster: GrowingCluster, scenes: Path, classifier: Path, tmp_path: Path
 ) -> None:
     impossible = ["--sam-actors", "1", "--num-cpus-per-actor", "3", "--wait-for-nodes", "0.1"]
-    status, told = cluster.run_job(*label(scenes, classifier, tmp_path / "out", *impossible))
+    status, told = cluster.run_job(*label_job(scenes, classifier, tmp_path / "out", *impossible))
     assert status == 1, told
     assert "label: 1 x 3 CPUs" in told
     assert "are asked for, but the Ray cluster has " in told

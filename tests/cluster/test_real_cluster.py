@@ -7,11 +7,10 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pyarrow.parquet as pq
 import pytest
-from real_cluster import PATIENCE_S, RealCluster, wait_until
+from real_cluster import PATIENCE_S, RealCluster, label_job, running, wait_until
 
 from ray_wsss.cluster.names import training_name
 
@@ -37,14 +36,8 @@ PIPELINE = [
 @pytest.fixture(scope="module")
 def real_cluster() -> Iterator[RealCluster]:
     """A head, on which no work is done."""
-    # Not a folder of pytest's: the path of a socket in it has at most 107 characters.
-    with TemporaryDirectory(prefix="rw_", ignore_cleanup_errors=True) as folder:
-        cluster = RealCluster(Path(folder))
-        try:
-            cluster.start()
-            yield cluster
-        finally:
-            cluster.stop()
+    with running(RealCluster) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +68,6 @@ def undisturbed(real_cluster: RealCluster, scenes: Path, tmp_path_factory: pytes
 def run_all(scenes: Path, out: Path) -> list[str]:
     paths = ["--dataset", str(scenes), "--validation", str(scenes.parent / "few"), "--out", str(out)]
     return ["python", "jobs/run_all.py", *paths, *PIPELINE]
-
-
-def label(scenes: Path, run: Path, out: Path) -> list[str]:
-    paths = ["--dataset", str(scenes), "--classifier", str(run / "classifier"), "--out", str(out)]
-    return ["python", "jobs/label.py", "--preset", "demo", "--label.scales", "1.0", *paths]
 
 
 def parts(labels: Path) -> list[Path]:
@@ -139,7 +127,7 @@ def test_a_stopped_job_leaves_no_actor_and_is_resumed(
     cluster: RealCluster, undisturbed: Path, scenes: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "labels"
-    with cluster.start_job(*label(scenes, undisturbed, out)) as job:
+    with cluster.start_job(*label_job(scenes, undisturbed / "classifier", out)) as job:
         wait_while_at_work(job, lambda: parts(out), "labels")
         (name,) = cluster.running_jobs()
         assert cluster.ray("job", "stop", name).returncode == 0
@@ -147,7 +135,7 @@ def test_a_stopped_job_leaves_no_actor_and_is_resumed(
     assert "was stopped" in told  # Ray's command exits with 0 here
     assert len(parts(out)) < CHUNKS
     wait_until(lambda: not cluster.raylets_of("SamLabeller"), "the actors' end")
-    status, told = cluster.run_job(*label(scenes, undisturbed, out))
+    status, told = cluster.run_job(*label_job(scenes, undisturbed / "classifier", out))
     assert status == 0, told
     assert "images are done already" in told
     tables = [pq.read_table(labels / "shards") for labels in (out, undisturbed / "labels")]

@@ -1,6 +1,5 @@
 """More nodes give the same labels, and a cluster of small nodes is enough."""
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from outputs import hashes
 
 from ray_wsss.cluster import capacity
 from ray_wsss.cluster.capacity import check_resources
@@ -35,13 +35,7 @@ def test_one_two_and_four_nodes_of_one_cpu_give_the_same_labels(
     out = tmp_path / "out"
     printed = run_script(script, dataset, classifier, out)
     assert json.loads(printed.splitlines()[-1]) == {"1": 1, "2": 2, "4": 4}
-    one, *more = (
-        {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in (out / nodes / "shards").iterdir()
-        }
-        for nodes in ("1", "2", "4")
-    )
+    one, *more = (hashes(out / nodes) for nodes in ("1", "2", "4"))
     assert len(one) == chunks
     assert more == [one, one]
 
