@@ -56,7 +56,7 @@ class LabelledImage:
     objects: Sequence[LabelledObject] = ()
     """SAM's masks of annotated objects; empty if CAMs prompted SAM."""
     kept: bool = False
-    """Whether the label is a mask that somebody made by hand, which has no score."""
+    """True for a mask that somebody made by hand, which has no score."""
     doubt: float | None = None
     """Doubt about the label, in [0, 1], see `runs.curation.doubt`; None if it was not asked for."""
     error: str | None = None

@@ -12,7 +12,7 @@ POINT_LEFT_OUT = "point left out"
 
 
 def is_keypoint(result: Mapping[str, Any]) -> bool:
-    """Whether a region is a key point: by its type, or one that has a place and no height."""
+    """Tell whether a region is a key point: by its type, or one that has a place and no height."""
     value, kind = result.get("value"), result.get("type")
     if kind != "labels" or not isinstance(value, dict):
         return kind == "keypointlabels"

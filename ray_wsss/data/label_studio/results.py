@@ -23,7 +23,7 @@ _SHAPES = ("brush", "polygon", "rectangle", "ellipse", "keypoint")
 
 @dataclass(slots=True)
 class Results:
-    """What the results of an annotation say of an image."""
+    """Content of the results of an annotation: classes and objects of an image."""
 
     classes: set[str] = field(default_factory=set)
     objects: list[dict[str, Any]] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Results:
     sizes_hw: set[tuple[int, int]] = field(default_factory=set)
     """Sizes (height, width) in pixels that the results state for the image."""
     known: bool = True
-    """Whether the classes are known; False if there are results, but none that tells a class."""
+    """False if there are results, but none that tells a class; the classes are then unknown."""
 
 
 def read_results(results: Sequence[Any], controls: Collection[str] = ()) -> Results:

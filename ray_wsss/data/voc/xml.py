@@ -22,7 +22,7 @@ class ImageXml:
     objects: tuple[tuple[str, Box | None], ...]
     """(class, box) of each object; a box is left, top, width, height in pixels, None if it isn't usable."""
     bad_boxes: tuple[str, ...] = ()
-    """What is wrong with each box that isn't usable."""
+    """Faults of the boxes that aren't usable, one each."""
 
 
 def read_xml(path: Path) -> ImageXml:

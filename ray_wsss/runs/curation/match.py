@@ -30,7 +30,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What tells images apart without reading them."""
+    """Size and hash of an image, which tell it from others without reading it."""
 
     image_id: str
     size_hw: tuple[int, int]
@@ -38,7 +38,7 @@ class _Look:
     """0 if the image has none."""
 
     def like(self, other: "_Look") -> bool:
-        """Whether both may be the same image."""
+        """Tell whether both may be the same image."""
         if self.size_hw != other.size_hw:
             return False
         hashes = self.perceptual_hash, other.perceptual_hash

@@ -1,4 +1,4 @@
-"""How much two sets of label maps differ: pseudo labels and their corrections, or two runs of label."""
+"""Differences between two sets of label maps: pseudo labels and their corrections, or two runs of label."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Difference(Measure):
-    """How far label maps agree with others, as in the JSON of evaluate; the others count as the truth."""
+    """Agreement of label maps with others, as in the JSON of evaluate; the others count as the truth."""
 
     pixels_changed: float
     """Share of pixels that differ, ignored ones included, in [0, 1]."""

@@ -1,4 +1,4 @@
-"""How much labels and their corrections differ, against plain NumPy."""
+"""Differences between labels and their corrections, against plain NumPy."""
 
 import json
 from pathlib import Path

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ray_wsss.data.label_studio import decode_brush, encode_brush
 
 Run = tuple[bool, int, list[int]]
-"""Whether a run has one value, the index of the width of its length, and its values."""
+"""A run: True if it has one value, the index of the width of its length, and its values."""
 
 
 def pack(size: int, runs: list[Run], widths: tuple[int, ...] = (3, 4, 8, 16), value_bits: int = 8) -> bytes:
