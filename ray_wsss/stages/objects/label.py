@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ray_wsss.config import LabelConfig, SamConfig
-from ray_wsss.data.images import encode_mask
 from ray_wsss.data.rle import encode_rles, rle_areas
 from ray_wsss.data.schema import ROWS_PER_GROUP
 from ray_wsss.label_format import LabelMap, label_format, labels_to_array
@@ -22,7 +21,7 @@ from ray_wsss.ops.resize import slices_of
 from ray_wsss.runs.prepared_images import PreparedImage
 from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.embed import embeddings_of
-from ray_wsss.stages.label import LABEL_SCHEMA, SamLabeller
+from ray_wsss.stages.label import LABEL_SCHEMA, SamLabeller, describe
 from ray_wsss.stages.objects.decode import ObjectPrompt, decode_objects, prompts_of
 
 
@@ -150,15 +149,8 @@ class ObjectLabeller:
         self, image: PreparedImage, labels: LabelMap, segments: list[dict[str, Any]]
     ) -> dict[str, Any]:
         """One image's columns of `LABEL_SCHEMA`; ignored pixels are added to its label map."""
-        labels = self._with_ignored(labels, image)
-        height, width = image.image_hw
         segments = sorted(segments, key=lambda segment: segment["object_index"])
-        return {
-            "height": height,
-            "width": width,
-            "pseudo_label": encode_mask(labels),
-            "segments": segments,
-        }
+        return describe(self._with_ignored(labels, image), segments)
 
     def _with_ignored(self, labels: LabelMap, image: PreparedImage) -> LabelMap:
         labels, objects, classes = labels.copy(), image.objects or (), image.image_labels
