@@ -241,7 +241,7 @@ def _read_back(
     scores, points_xy = contest.scores.tolist(), _to_host(points_yx)
     image_of, class_of = cams.image_index.tolist(), cams.class_index.tolist()
     segments: list[list[dict[str, Any]]] = [[] for _ in images]
-    for image_hw, members in _by_own_size(images).items():
+    for image_hw, members in by_own_size(images).items():
         pairs = [n for n, k in enumerate(image_of) if images[k].image_hw == image_hw]
         rles = _encode_at(contest.masks, pairs, image_hw, max_pixels)
         scale = np.array(image_hw[::-1]) / contest.labels.shape[:0:-1]  # of x and y
@@ -275,7 +275,7 @@ def _to_host(points_yx: Sequence[Tensor]) -> list[NDArray[np.int64]]:
     return np.split(torch.cat(list(points_yx)).cpu().numpy()[:, ::-1], ends)
 
 
-def _by_own_size(images: Sequence[PreparedImage]) -> dict[tuple[int, int], list[int]]:
+def by_own_size(images: Sequence[PreparedImage]) -> dict[tuple[int, int], list[int]]:
     """Indices of the images of each own size (H, W), before shrinking."""
     members: dict[tuple[int, int], list[int]] = defaultdict(list)
     for at, image in enumerate(images):
