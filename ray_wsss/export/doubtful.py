@@ -54,11 +54,10 @@ class DoubtfulFirst(LabelSource):
             return None
         agreements: list[float] = []
         try:
-            for other in self.others:
-                png = other.mask_of(image_id)
-                if png is not None:
-                    maps = [decode_mask(p, len(self.class_names)) for p in (label["pseudo_label"], png)]
-                    agreements.append(agreement(maps[0], maps[1]))
+            pngs = [png for other in self.others if (png := other.mask_of(image_id)) is not None]
+            if pngs:
+                own, *others = (decode_mask(p, len(self.class_names)) for p in (label["pseudo_label"], *pngs))
+                agreements = [agreement(own, other) for other in others]
         except ValueError:
             return 1.0  # no mask that fits: a person must look
         return image_doubt(label["segments"] or [], agreements)
