@@ -70,10 +70,8 @@ class _OtherLabels:
         self.reader = ShardReader(labels)
 
     def mask_of(self, image_id: str) -> bytes | None:
-        try:
-            return self.reader.read(self.reader.index_of(image_id), ["pseudo_label"])["pseudo_label"]
-        except KeyError:
-            return None
+        row = self.reader.find(image_id, ["pseudo_label"])
+        return None if row is None else row["pseudo_label"]
 
 
 def _open_other(folder: Path, dataset: Path) -> "PredictionSource | _OtherLabels":

@@ -121,11 +121,8 @@ class LabelSource:
         """
         if position < len(self.reader) and self.reader.read(position, ["image_id"])["image_id"] == image_id:
             return self.reader.read(position)
-        try:
-            return self.reader.read(self.reader.index_of(image_id))
-        except KeyError:
-            reason = f"it has no label in {self.reader.dataset}"
-            return {"pseudo_label": None, "error": reason, "segments": None}
+        reason = f"it has no label in {self.reader.dataset}"
+        return self.reader.find(image_id) or {"pseudo_label": None, "error": reason, "segments": None}
 
 
 class PredictionSource:

@@ -45,10 +45,7 @@ class _LabelFolder:
 
     def read(self, image_id: str) -> LabelMap | None:
         """Label map (H, W) of an image, in the folder's own classes; None if it has none."""
-        try:
-            png = self.reader.read(self.reader.index_of(image_id), [self.column])[self.column]
-        except KeyError:
-            return None
+        png = (self.reader.find(image_id, [self.column]) or {}).get(self.column)
         return decode_mask(png, len(self.class_names)) if png is not None else None
 
 
