@@ -80,7 +80,7 @@ def read_csv(
 
 @dataclass(frozen=True, slots=True)
 class _Lines:
-    """What the lines of a table say, in some 28 bytes of memory a line."""
+    """Content of the lines of a table, in some 28 bytes of memory a line."""
 
     names: Names
     statement_of: "array[int]"

@@ -70,7 +70,7 @@ def find_images(root: Path, files: Mapping[str, FoundFile]) -> Listing:
     A suffix such as .jpg or .txt decides. Files without one, or with an unknown one, are told by their first
     bytes. Hidden files, and files in hidden folders, are passed over.
     """
-    hidden = {name for name in files if any(part.startswith(".") for part in PurePosixPath(name).parts)}
+    hidden = {name for name in files if is_hidden(name)}
     verdict = {name: is_image_by_name(name) for name in files if name not in hidden}
     # Empty ones aren't opened: they hold no image, and a named pipe, which looks empty, would block.
     unsure = [name for name, is_image in verdict.items() if is_image is None and files[name].size]
@@ -80,6 +80,11 @@ def find_images(root: Path, files: Mapping[str, FoundFile]) -> Listing:
         images={name: found for name, found in files.items() if verdict.get(name)},
         passed_over=dict(sorted(Counter(others).items())),
     )
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file is hidden, or a folder that its path leads through."""
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def list_images(root: Path) -> Listing:

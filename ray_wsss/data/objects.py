@@ -15,7 +15,7 @@ BOX_OUTSIDE = "box wholly outside its image"
 POINT_LEFT_OUT = "point left out"
 NO_PROMPT = "object without a point on it"
 _OVERSHOOT_PX = 1.0
-"""How far a box may reach beyond its image without a remark; tools round, and count from 0 or from 1."""
+"""Reach of a box beyond its image that needs no remark; tools round, and count from 0 or from 1."""
 
 BoxXyxy = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels."""
@@ -32,7 +32,7 @@ class AnnotatedObject:
     point_labels: tuple[int, ...] = ()
     """For each point 1, on the object, or 0, beside it."""
     iscrowd: bool = False
-    """Whether it is a region of many objects, which nobody has told apart. It prompts nothing."""
+    """True for a region of many objects, which nobody has told apart. It prompts nothing."""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "AnnotatedObject":

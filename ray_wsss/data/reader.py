@@ -79,6 +79,14 @@ class ShardReader:
             self._row_of = {name: row for row, name in enumerate(self.image_ids)}
         return self._row_of[image_id]
 
+    def find(self, image_id: str, columns: Sequence[str] | None = None) -> dict[str, Any] | None:
+        """The row of an image as `read` returns it; None if the image has none."""
+        try:
+            row = self.index_of(image_id)
+        except KeyError:
+            return None
+        return self.read(row, columns)
+
     def require(self, image_ids: list[str], dataset: Path, stage: str) -> None:
         """Raise UserError unless all these images of ``dataset`` have a row; the message names ``stage``."""
         known = set(self.image_ids)

@@ -54,11 +54,10 @@ class DoubtfulFirst(LabelSource):
             return None
         agreements: list[float] = []
         try:
-            for other in self.others:
-                png = other.mask_of(image_id)
-                if png is not None:
-                    maps = [decode_mask(p, len(self.class_names)) for p in (label["pseudo_label"], png)]
-                    agreements.append(agreement(maps[0], maps[1]))
+            pngs = [png for other in self.others if (png := other.mask_of(image_id)) is not None]
+            if pngs:
+                own, *others = (decode_mask(p, len(self.class_names)) for p in (label["pseudo_label"], *pngs))
+                agreements = [agreement(own, other) for other in others]
         except ValueError:
             return 1.0  # no mask that fits: a person must look
         return image_doubt(label["segments"] or [], agreements)
@@ -71,10 +70,8 @@ class _OtherLabels:
         self.reader = ShardReader(labels)
 
     def mask_of(self, image_id: str) -> bytes | None:
-        try:
-            return self.reader.read(self.reader.index_of(image_id), ["pseudo_label"])["pseudo_label"]
-        except KeyError:
-            return None
+        row = self.reader.find(image_id, ["pseudo_label"])
+        return None if row is None else row["pseudo_label"]
 
 
 def _open_other(folder: Path, dataset: Path) -> "PredictionSource | _OtherLabels":

@@ -214,7 +214,7 @@ class _Export:
         return kept
 
     def _passes(self, instance: Instance, kept: bool = False) -> bool:
-        """Whether an instance is exported; one of a mask made by hand has no score, and needs none."""
+        """Tell whether an instance is exported; one of a mask made by hand has no score, and needs none."""
         score, least = instance.scores.score, self.filters.min_score
         if least is not None and not kept and (score is None or score < least):
             self.report.below_score += 1

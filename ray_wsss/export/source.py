@@ -56,7 +56,7 @@ class LabelledImage:
     objects: Sequence[LabelledObject] = ()
     """SAM's masks of annotated objects; empty if CAMs prompted SAM."""
     kept: bool = False
-    """Whether the label is a mask that somebody made by hand, which has no score."""
+    """True for a mask that somebody made by hand, which has no score."""
     doubt: float | None = None
     """Doubt about the label, in [0, 1], see `runs.curation.doubt`; None if it was not asked for."""
     error: str | None = None
@@ -121,11 +121,8 @@ class LabelSource:
         """
         if position < len(self.reader) and self.reader.read(position, ["image_id"])["image_id"] == image_id:
             return self.reader.read(position)
-        try:
-            return self.reader.read(self.reader.index_of(image_id))
-        except KeyError:
-            reason = f"it has no label in {self.reader.dataset}"
-            return {"pseudo_label": None, "error": reason, "segments": None}
+        reason = f"it has no label in {self.reader.dataset}"
+        return self.reader.find(image_id) or {"pseudo_label": None, "error": reason, "segments": None}
 
 
 class PredictionSource:

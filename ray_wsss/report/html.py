@@ -170,7 +170,7 @@ class Report:
     """Line above the gallery that names its images, labels and data set; empty without a gallery."""
     class_names: Sequence[str] = ()
     review_key: str = ""
-    """What the browser keeps verdicts under, the same for every report on these labels; empty without any."""
+    """Key under which a browser keeps verdicts, one for all reports on these labels; empty without any."""
 
 
 def render_report(report: Report, images: Iterator[GalleryImage], side_px: int) -> Iterator[str]:

@@ -99,10 +99,8 @@ def survey(dataset: Path, labels: Path | None) -> Survey:
 
 
 def _label_of(labels: ShardReader, image_id: str) -> dict[str, Any]:
-    try:
-        return labels.read(labels.index_of(image_id))
-    except KeyError:
-        return {"pseudo_label": None, "segments": None, "error": "it has no label"}
+    nothing = {"pseudo_label": None, "segments": None, "error": "it has no label"}
+    return labels.find(image_id) or nothing
 
 
 def _count_segment(result: Survey, segment: dict[str, Any]) -> float:

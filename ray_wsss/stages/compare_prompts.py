@@ -124,12 +124,9 @@ def annotated_kinds(dataset: Path) -> list[str]:
 
 def _segments(labels: ShardReader, image_id: str) -> dict[int, list[dict[str, Any]]]:
     """Segments of an image by class, several of annotated objects; empty if labelling failed on the image."""
-    try:
-        found = labels.read(labels.index_of(image_id), ["segments"])["segments"]
-    except KeyError:
-        return {}
+    found = labels.find(image_id, ["segments"]) or {}
     by_class: dict[int, list[dict[str, Any]]] = {}
-    for segment in found or ():
+    for segment in found.get("segments") or ():
         by_class.setdefault(segment["class_index"], []).append(segment)
     return by_class
 

@@ -159,10 +159,7 @@ class LabelEvaluator:
         return _counts_table("pseudo_label", total, images)
 
     def _label(self, image_id: str, truth: LabelMap) -> LabelMap:
-        try:
-            png = self.labels.read(self.labels.index_of(image_id), ["pseudo_label"])["pseudo_label"]
-        except KeyError:
-            png = None
+        png = (self.labels.find(image_id, ["pseudo_label"]) or {}).get("pseudo_label")
         return np.zeros_like(truth) if png is None else decode_mask(png, self.num_labels - 1)
 
 

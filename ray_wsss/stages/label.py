@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ray_wsss.config import LabelConfig, SamConfig
 from ray_wsss.data.images import encode_mask
 from ray_wsss.data.rle import encode_rles, rle_areas
 from ray_wsss.data.schema import ROWS_PER_GROUP
-from ray_wsss.label_format import LabelFormat, LabelMap, label_format, labels_to_array
+from ray_wsss.label_format import LabelMap, label_format, labels_to_array
 from ray_wsss.models.promptable.encoder import load_encoder
 from ray_wsss.models.promptable.interface import Embeddings
 from ray_wsss.models.store import load_classifier
@@ -70,16 +70,6 @@ _WRITE_THREADS = 4
 _WAITING = 32
 """Pixels of the CAMs in a batch of images, as a multiple of `LabelConfig.max_pixels_per_pass`. With the masks
 they take 5 bytes per pixel, against up to 1 KiB for the activations of a backbone."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Labelled:
-    """Results of one image."""
-
-    label: LabelMap
-    """(H, W) pseudo label, at the image's size."""
-    segments: list[dict[str, Any]]
-    """One entry with the fields of `SEGMENT` for each class of the image."""
 
 
 def score_of(segment: Mapping[str, Any]) -> float:
@@ -145,7 +135,7 @@ class SamLabeller:
             for at, columns in zip(good, described):
                 rows[at] |= columns()
             for at in unknown:
-                rows[at] |= _describe_unknown(images[at].image_hw, self.format)
+                rows[at] |= describe(np.full(images[at].image_hw, self.format.ignore, self.format.dtype))
             return pa.Table.from_pylist(rows, schema=LABEL_SCHEMA), tally
 
     def _label_large(self, image: PreparedImage, tally: Tally) -> dict[str, Any]:
@@ -158,7 +148,7 @@ class SamLabeller:
             return {"error": str(error)}
         label, segments = self.label_in_tiles(pixels, image.image_labels or (), tally)
         with tally.phase("write"):
-            return _describe(image, _Labelled(label, segments))
+            return describe(label, segments)
 
     def _batches(self, images: Sequence[PreparedImage]) -> Iterator[list[PreparedImage]]:
         """Cut images into batches by their number and by the pixels of their pairs, one image at least."""
@@ -207,16 +197,16 @@ class SamLabeller:
             described: dict[int, Callable[[], dict[str, Any]]] = {}
             for members, group_cams, points, contest in zip(groups, cams, points_yx, contests):
                 of_group = [batch[at] for at in members]
-                for k, result in _read_back(group_cams, points, contest, of_group, most):
-                    described[members[k]] = self._describe(of_group[k], result)
+                for k, label, segments in _read_back(group_cams, points, contest, of_group, most):
+                    described[members[k]] = self._describe(label, segments)
         tally.masks += sum(len(points) for points in points_yx)
         tally.prompts += sum(len(points) for group in points_yx for points in group)
         return [described[at] for at in range(len(batch))]
 
-    def _describe(self, image: PreparedImage, result: _Labelled) -> Callable[[], dict[str, Any]]:
+    def _describe(self, label: LabelMap, segments: list[dict[str, Any]]) -> Callable[[], dict[str, Any]]:
         if self.writers is not None:
-            return self.writers.submit(_describe, image, result).result
-        columns = _describe(image, result)
+            return self.writers.submit(describe, label, segments).result
+        columns = describe(label, segments)
         return lambda: columns
 
     def _decode(
@@ -243,15 +233,15 @@ def _read_back(
     contest: Contest,
     images: Sequence[PreparedImage],
     max_pixels: int,
-) -> Iterator[tuple[int, _Labelled]]:
-    """Index and results of each image of a group, at its own size.
+) -> Iterator[tuple[int, LabelMap, list[dict[str, Any]]]]:
+    """Index, label map and segments of each image of a group, at its own size.
 
     Each copy from a GPU serves as many masks, or labels, as have ``max_pixels`` pixels; at least one.
     """
     scores, points_xy = contest.scores.tolist(), _to_host(points_yx)
     image_of, class_of = cams.image_index.tolist(), cams.class_index.tolist()
     segments: list[list[dict[str, Any]]] = [[] for _ in images]
-    for image_hw, members in _by_own_size(images).items():
+    for image_hw, members in by_own_size(images).items():
         pairs = [n for n, k in enumerate(image_of) if images[k].image_hw == image_hw]
         rles = _encode_at(contest.masks, pairs, image_hw, max_pixels)
         scale = np.array(image_hw[::-1]) / contest.labels.shape[:0:-1]  # of x and y
@@ -262,7 +252,7 @@ def _read_back(
         for part in slices_of(len(members), math.prod(image_hw), max_pixels):
             labels = resize_label_maps(_pick(contest.labels, members[part]), image_hw)
             for k, label in zip(members[part], labels_to_array(labels)):
-                yield k, _Labelled(label, segments[k])
+                yield k, label, segments[k]
 
 
 def _encode_at(masks: Tensor, rows: list[int], image_hw: tuple[int, int], max_pixels: int) -> list[str]:
@@ -285,7 +275,7 @@ def _to_host(points_yx: Sequence[Tensor]) -> list[NDArray[np.int64]]:
     return np.split(torch.cat(list(points_yx)).cpu().numpy()[:, ::-1], ends)
 
 
-def _by_own_size(images: Sequence[PreparedImage]) -> dict[tuple[int, int], list[int]]:
+def by_own_size(images: Sequence[PreparedImage]) -> dict[tuple[int, int], list[int]]:
     """Indices of the images of each own size (H, W), before shrinking."""
     members: dict[tuple[int, int], list[int]] = defaultdict(list)
     for at, image in enumerate(images):
@@ -298,18 +288,12 @@ def _pixels(image: PreparedImage) -> NDArray[np.uint8]:
     return image.pixels
 
 
-def _describe_unknown(image_hw: tuple[int, int], form: LabelFormat) -> dict[str, Any]:
-    """Columns of `LABEL_SCHEMA` of an image whose labels are unknown: ignore everywhere."""
+def describe(label_map: LabelMap, segments: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """One image's columns of `LABEL_SCHEMA`, from its label map (H, W), which has the image's size."""
+    height, width = label_map.shape
     return {
-        "height": image_hw[0],
-        "width": image_hw[1],
-        "pseudo_label": encode_mask(np.full(image_hw, form.ignore, form.dtype)),
-        "segments": [],
+        "height": height,
+        "width": width,
+        "pseudo_label": encode_mask(label_map),
+        "segments": list(segments),
     }
-
-
-def _describe(image: PreparedImage, result: _Labelled) -> dict[str, Any]:
-    """One image's columns of `LABEL_SCHEMA`."""
-    height, width = image.image_hw
-    pseudo_label = encode_mask(result.label)
-    return {"height": height, "width": width, "pseudo_label": pseudo_label, "segments": result.segments}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from label_runs import write_labels
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,7 +18,6 @@ from ray_wsss.cli import main
 from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.images import encode_mask
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata, write_table_atomically
-from ray_wsss.runs.manifest import Output
 from ray_wsss.stages.label import LABEL_SCHEMA
 
 CLASSES = ("cat", "traffic light", "Ünïcode: <x> & 'y'")
@@ -129,12 +129,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
     DatasetMetadata(
         class_names=CLASSES, source="csv", images=len(images), unlabelled=0, errors=0, has_masks=False
     ).save(result.dataset)
-    output = Output(result.labels, "label", {})
-    output.begin()
-    write_table_atomically(
-        pa.Table.from_pylist(labels, schema=LABEL_SCHEMA), result.labels / "shards" / "part-000000.parquet"
-    )
-    output.finish()
+    write_labels(labels, result.labels, {}, LABEL_SCHEMA)
     return result
 
 

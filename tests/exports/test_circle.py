@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from brush_reading import read_bit_by_bit
 from numpy.typing import NDArray
 
 from ray_wsss.config import AugmentConfig
@@ -37,25 +38,6 @@ class Codec:
     encode: Callable[[NDArray[np.uint8]], Sequence[int]]
 
 
-def _read_bit_by_bit(packed: Sequence[int]) -> NDArray[np.uint8]:
-    """As the decoder of thi.ng's rle-pack, https://github.com/thi-ng/umbrella."""
-    bits, at = "".join(f"{byte:08b}" for byte in packed), 0
-
-    def read(count: int) -> int:
-        nonlocal at
-        at += count
-        return int(bits[at - count : at], 2)
-
-    size, value_bits = read(32), read(5) + 1
-    widths = [read(4) + 1 for _ in range(4)]
-    values: list[int] = []
-    while len(values) < size:
-        repeated = read(1)
-        length = read(widths[read(2)]) + 1
-        values += [read(value_bits)] * length if repeated else [read(value_bits) for _ in range(length)]
-    return np.array(values, np.uint8)
-
-
 def _write_value_by_value(values: NDArray[np.uint8]) -> list[int]:
     """Runs of 16 values, none of which is repeated."""
     bits = f"{len(values):032b}{7:05b}" + "".join(f"{width - 1:04b}" for width in (3, 4, 8, 16))
@@ -69,7 +51,7 @@ def _write_value_by_value(values: NDArray[np.uint8]) -> list[int]:
 @pytest.fixture(params=["reference", "label-studio-sdk"])
 def codec(request: pytest.FixtureRequest) -> Codec:
     if request.param == "reference":
-        return Codec(_read_bit_by_bit, _write_value_by_value)
+        return Codec(read_bit_by_bit, _write_value_by_value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         name = "label_studio_sdk.converter.brush"

@@ -9,25 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from label_runs import write_labels
 
 from ray_wsss.cli import main
 from ray_wsss.data.images import encode_mask
-from ray_wsss.data.schema import write_table_atomically
 from ray_wsss.runs.curation.doubt import image_doubt
-from ray_wsss.runs.manifest import Output
 from ray_wsss.stages.label import LABEL_SCHEMA
 
 
 def rows_of(labels: Path) -> list[dict[str, Any]]:
     return pq.read_table(labels / "shards" / "part-000000.parquet").to_pylist()
-
-
-def write_labels(rows: list[dict[str, Any]], out: Path, schema: pa.Schema = LABEL_SCHEMA) -> Path:
-    output = Output(out, "label", {"rows": len(rows)})
-    output.begin()
-    write_table_atomically(pa.Table.from_pylist(rows, schema=schema), out / "shards" / "part-000000.parquet")
-    output.finish()
-    return out
 
 
 def tasks_of(out: Path) -> list[dict[str, Any]]:
@@ -67,7 +58,7 @@ def test_the_most_doubtful_tasks_come_first(export: Any, labelled: Any, tmp_path
         for segment in row["segments"]:
             segment["stability_score"] = (5 * k % 13) / 13
     rows[4]["segments"] = []
-    doubted = write_labels(rows, tmp_path / "doubted")
+    doubted = write_labels(rows, tmp_path / "doubted", {}, LABEL_SCHEMA)
     words = ["--labels", doubted, "--dataset", labelled.dataset, "--order", "uncertain"]
     out = tmp_path / "out"
     assert main(["export", "label-studio", *map(str, words), "--out", str(out)]) == 0
@@ -84,7 +75,7 @@ def test_the_most_doubtful_tasks_come_first(export: Any, labelled: Any, tmp_path
     for row in others[:3]:
         shape = labelled.label_maps[row["image_id"]].shape
         row["pseudo_label"] = encode_mask(np.full(shape, 3, np.uint8))
-    compared = write_labels(others, tmp_path / "others")
+    compared = write_labels(others, tmp_path / "others", {}, LABEL_SCHEMA)
     plain = export("label-studio", "--order", "uncertain", "--compare", compared, out="compared")
     first = [task["data"]["ray_wsss_id"] for task in tasks_of(plain)[:3]]
     assert set(first) == {row["image_id"] for row in others[:3]}
@@ -108,7 +99,7 @@ def test_masks_by_hand_need_no_score(labelled: Any, tmp_path: Path) -> None:
     rows = [row for row in rows_of(labelled.labels) if row["error"] is None][:2]
     rows[0] |= {"segments": [], "source": "kept"}
     schema = LABEL_SCHEMA.append(pa.field("source", pa.string()))
-    kept = write_labels(rows, tmp_path / "kept", schema)
+    kept = write_labels(rows, tmp_path / "kept", {}, schema)
     words = ["--labels", kept, "--dataset", labelled.dataset, "--min-score", "1", "--out", tmp_path / "out"]
     assert main(["export", "coco", *map(str, words)]) == 0
     content = json.loads((tmp_path / "out" / "annotations" / "instances_train.json").read_text())

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from label_runs import write_labels
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -18,7 +19,6 @@ from ray_wsss.cli import main
 from ray_wsss.data.coco import encode_rle
 from ray_wsss.data.images import encode_mask
 from ray_wsss.data.schema import IMAGE_SCHEMA, DatasetMetadata, write_table_atomically
-from ray_wsss.runs.manifest import Output
 from ray_wsss.stages.label import LABEL_SCHEMA
 
 HEIGHT, WIDTH = 40, 60
@@ -70,16 +70,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         }
         for k, (class_index, mask, score) in enumerate(OBJECTS)
     ]
-    output = Output(folder / "labels", "label", {})
-    output.begin()
     label = {"pseudo_label": encode_mask(painted()), "segments": segments}
-    for part, row, schema in (("data", image, IMAGE_SCHEMA), ("labels", label, LABEL_SCHEMA)):
-        table = pa.Table.from_pylist([size | row], schema=schema)
-        write_table_atomically(table, folder / part / "shards/part-000000.parquet")
+    write_labels([size | label], folder / "labels", {}, LABEL_SCHEMA)
+    table = pa.Table.from_pylist([size | image], schema=IMAGE_SCHEMA)
+    write_table_atomically(table, folder / "data" / "shards/part-000000.parquet")
     DatasetMetadata(
         class_names=("cat", "dog"), source="coco", images=1, unlabelled=0, errors=0, has_masks=False
     ).save(folder / "data")
-    output.finish()
     return ["--labels", str(folder / "labels"), "--dataset", str(folder / "data")]
 
 

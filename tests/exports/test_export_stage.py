@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from label_runs import write_labels
 from PIL import Image
 
 from ray_wsss.cli import main
 from ray_wsss.data.images import decode_mask, encode_mask
-from ray_wsss.data.schema import write_table_atomically
 from ray_wsss.runs.manifest import Output
 from ray_wsss.stages.label import LABEL_SCHEMA
 from ray_wsss.storage import find_files
@@ -221,12 +220,7 @@ def test_an_image_of_unknown_labels_is_ignored_everywhere_and_has_no_instance(
     labels, size = tmp_path / "labels", {"height": 40, "width": 56}
     png = encode_mask(np.full((40, 56), 255, np.uint8))
     row = {"image_id": "a/b.jpg", "pseudo_label": png, "segments": [], **size}
-    output = Output(labels, "label", {})
-    output.begin()
-    write_table_atomically(
-        pa.Table.from_pylist([row], schema=LABEL_SCHEMA), labels / "shards" / "part-000000.parquet"
-    )
-    output.finish()
+    write_labels([row], labels, {}, LABEL_SCHEMA)
     flags = ["--labels", labels, "--dataset", labelled.dataset, "--out", tmp_path / "out"]
     assert main(["export", kind, *map(str, flags)]) == 0
     assert "1 images with 0 masks exported" in capsys.readouterr().out

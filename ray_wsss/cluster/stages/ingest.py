@@ -139,7 +139,7 @@ def ingest_shards(plan: pa.Table, ingest: IngestShard, made_from: str) -> pa.Tab
 
 
 def describe(summary: ShardSummary, part: int, shard: int, *, kept: bool) -> dict[str, Any]:
-    """What a task tells the driver of a shard; ``part`` is the number of its data set."""
+    """Row in which a task tells the driver of a shard; ``part`` is the number of its data set."""
     return {"part": part, "shard": shard, "kept": kept, "summary": json.dumps(to_json(summary))}
 
 

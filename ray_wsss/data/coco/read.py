@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ray_wsss.data.coco.prompts import read_box, read_keypoints
 from ray_wsss.data.coco.values import as_id, as_size, as_whole, read_json
+from ray_wsss.data.folder import is_hidden
 from ray_wsss.data.image_files.formats import is_image_by_name
 from ray_wsss.data.schema import SourceRow, check_class_names, locate
 from ray_wsss.data.source import UNLISTED, Source
@@ -89,13 +90,9 @@ def _count_unlisted(images: Path, rows: Sequence[SourceRow], annotations: Path, 
     root = f"{images.absolute()}/"
     listed = {posixpath.normpath(row.path).removeprefix(root) for row in rows}
     return sum(
-        is_image_by_name(name) is True and name not in listed and not _is_hidden(name)
+        is_image_by_name(name) is True and name not in listed and not is_hidden(name)
         for name in find_files(images)
     )
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _by_image(

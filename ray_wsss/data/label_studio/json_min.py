@@ -10,7 +10,7 @@ _OF_ANNOTATION = ("annotator", "annotation_id", "created_at", "updated_at", "lea
 
 
 def is_json_min(content: Sequence[Any]) -> bool:
-    """Whether a list of tasks is JSON-MIN: objects without 'data', annotations by their own fields."""
+    """Tell whether a list of tasks is JSON-MIN: objects without 'data', annotations by their own fields."""
     records = [record for record in content if isinstance(record, dict)]
     return any("annotation_id" in r for r in records) and not any("data" in r for r in records)
 

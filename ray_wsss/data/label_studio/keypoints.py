@@ -7,21 +7,16 @@ import numpy as np
 
 from ray_wsss.data.coco.values import as_id, as_size
 from ray_wsss.data.label_studio.shapes import pair
-
-POINT_LEFT_OUT = "point left out"
+from ray_wsss.data.objects import POINT_LEFT_OUT
+from ray_wsss.data.sources.named_objects import named_object
 
 
 def is_keypoint(result: Mapping[str, Any]) -> bool:
-    """Whether a region is a key point: by its type, or one that has a place and no height."""
+    """Tell whether a region is a key point: by its type, or one that has a place and no height."""
     value, kind = result.get("value"), result.get("type")
     if kind != "labels" or not isinstance(value, dict):
         return kind == "keypointlabels"
     return {"x", "y"} <= value.keys() and not {"height", "radiusX"} & value.keys()
-
-
-def object_of(name: str, class_name: str) -> dict[str, Any]:
-    """An object of which nobody knows where it is, as `Results.objects` has it."""
-    return {"id": name, "class_name": class_name, "iscrowd": False, "segmentation": None, "bbox": None}
 
 
 class KeyPoints:
@@ -53,13 +48,13 @@ class KeyPoints:
                 point = _point(result)
             except ValueError as error:
                 remarks.append((POINT_LEFT_OUT, f"annotation {name}: {error}"))
-                objects.append(object_of(name, class_name))
+                objects.append(named_object(name, class_name))
                 continue
             key = as_id(result.get("parentID")) or ""
             if key not in known or known[key]["class_name"] != class_name:
                 key = f"points of {class_name}" if class_name in with_negatives else name
             if key not in known:
-                known[key] = object_of(key, class_name)
+                known[key] = named_object(key, class_name)
                 objects.append(known[key])
             known[key].setdefault("points", []).append(point)
 

@@ -12,6 +12,7 @@ from ray_wsss.data.label_studio.json_min import is_json_min, to_tasks
 from ray_wsss.data.label_studio.results import Results, read_results
 from ray_wsss.data.schema import SourceRow, check_class_names
 from ray_wsss.data.source import Source
+from ray_wsss.data.sources.named_objects import with_indices
 from ray_wsss.data.sources.rows import SourceRows
 from ray_wsss.errors import UserError
 
@@ -176,11 +177,7 @@ def _row(task: _Task, class_of: Mapping[str, int], unannotated: str, any_mask: b
     if not results.known:
         remarks.append((NOTHING_READ, f"{len(results.remarks)} results were left out"))
     unknown = not results.classes and (unannotated == "unknown" or not results.known)
-    objects = [
-        {name: value for name, value in o.items() if name != "class_name"}
-        | {"class_index": class_of[o["class_name"]]}
-        for o in results.objects
-    ]
+    objects = with_indices(results.objects, class_of)
     empty = any_mask and not results.classes and not unknown
     return SourceRow(
         image_id=task.image_id,

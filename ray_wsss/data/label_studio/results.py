@@ -9,8 +9,9 @@ import numpy as np
 from ray_wsss.data.coco.rasterise import UNUSABLE
 from ray_wsss.data.coco.values import as_id, as_size
 from ray_wsss.data.label_studio.brush import brush_text
-from ray_wsss.data.label_studio.keypoints import KeyPoints, is_keypoint, object_of
+from ray_wsss.data.label_studio.keypoints import KeyPoints, is_keypoint
 from ray_wsss.data.label_studio.shapes import box, ellipse, polygon
+from ray_wsss.data.sources.named_objects import named_object
 from ray_wsss.storage import printable
 
 LEFT_OUT = "result left out"
@@ -23,7 +24,7 @@ _SHAPES = ("brush", "polygon", "rectangle", "ellipse", "keypoint")
 
 @dataclass(slots=True)
 class Results:
-    """What the results of an annotation say of an image."""
+    """Content of the results of an annotation: classes and objects of an image."""
 
     classes: set[str] = field(default_factory=set)
     objects: list[dict[str, Any]] = field(default_factory=list)
@@ -32,7 +33,7 @@ class Results:
     sizes_hw: set[tuple[int, int]] = field(default_factory=set)
     """Sizes (height, width) in pixels that the results state for the image."""
     known: bool = True
-    """Whether the classes are known; False if there are results, but none that tells a class."""
+    """False if there are results, but none that tells a class; the classes are then unknown."""
 
 
 def read_results(results: Sequence[Any], controls: Collection[str] = ()) -> Results:
@@ -69,7 +70,7 @@ def read_results(results: Sequence[Any], controls: Collection[str] = ()) -> Resu
             found.remarks.append((LEFT_OUT, f"result {name} {error}"))
     points.join(found.objects, found.remarks)
     if found.objects:
-        found.objects += [object_of(f"'{n}' of choices", n) for n in sorted(chosen - found.classes)]
+        found.objects += [named_object(f"'{n}' of choices", n) for n in sorted(chosen - found.classes)]
     found.classes |= chosen
     found.known = bool(found.classes) or not read
     return found
@@ -98,7 +99,7 @@ def _add_object(name: str, classes: Sequence[str], result: dict[str, Any], found
         found.remarks.append((UNUSABLE, f"annotation {name}: {error}"))
         place = {}
     # Nobody knows which of the pixels are of which class, so that they are ignored, as those of a crowd.
-    found.objects.append(object_of(name, classes[0]) | place | {"iscrowd": several})
+    found.objects.append(named_object(name, classes[0]) | place | {"iscrowd": several})
 
 
 def _place(result: dict[str, Any], size_hw: tuple[int, int] | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_wsss.data.folder import is_hidden
 from ray_wsss.data.images import ImageError
 from ray_wsss.data.schema import SourceRow, locate
 from ray_wsss.data.source import Source
@@ -35,7 +36,7 @@ def with_masks(source: Source, folder: Path, mask_values: Mapping[int, int] | No
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; expected one of masks (--masks)")
     masks = sorted(name for name in find_files(folder) if name.lower().endswith(".png"))
-    masks = [name for name in masks if not any(part.startswith(".") for part in name.split("/"))]
+    masks = [name for name in masks if not is_hidden(name)]
     names = _Names(masks, source.rows)
     used: set[str] = set()
 

@@ -40,10 +40,10 @@ class LabelLine:
     unknown_class: str | None = None
     """A class that the line leaves unknown, if it tells about others."""
     place: tuple[float, ...] = ()
-    """Where the label is, in pixels: x and y of a point, or x1, y1, x2, y2 of a box; empty without a place.
+    """Place of the label, in pixels: x and y of a point, or x1, y1, x2, y2 of a box; empty without a place.
     Numbers may be infinite or NaN."""
     positive: bool | None = None
-    """Whether a point lies on the object or beside it; None if the line doesn't say."""
+    """True for a point on the object, False for one beside it; None if the line doesn't say."""
 
 
 class LabelTable:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray_wsss.data.coco.prompts import BOX_LEFT_OUT
+from ray_wsss.data.sources.named_objects import named_object, with_indices
 from ray_wsss.data.tables.lines import LabelLine
 
 
@@ -39,11 +40,7 @@ class PlacedLabels:
     def annotations_of(self, path: str, class_of: Mapping[str, int]) -> list[dict[str, Any]] | None:
         """Annotations of an image, as `data.schema.SourceRow` has them; None if no line gives a place."""
         found = self._objects.get(path)
-        return found and [
-            {name: value for name, value in each.items() if name != "class_name"}
-            | {"class_index": class_of[each["class_name"]]}
-            for each in found
-        ]
+        return found and with_indices(found, class_of)
 
     def remarks_of(self, path: str) -> tuple[tuple[str, str], ...]:
         """(remark, detail) for each box of an image that isn't usable."""
@@ -60,7 +57,6 @@ class PlacedLabels:
         self._remarks.setdefault(line.path, []).append((BOX_LEFT_OUT, f"line {line.number}: {told}"))
 
     def _new_object(self, line: LabelLine, label: str) -> dict[str, Any]:
-        name = f"of line {line.number}"
-        new = {"id": name, "class_name": label, "iscrowd": False, "segmentation": None, "bbox": None}
+        new = named_object(f"of line {line.number}", label)
         self._objects.setdefault(line.path, []).append(new)
         return new

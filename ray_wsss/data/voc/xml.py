@@ -1,12 +1,11 @@
 """One XML file of a VOC folder: the objects of an image."""
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ray_wsss.data.coco.values import Box
+from ray_wsss.data.coco.values import Box, as_box
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -22,7 +21,7 @@ class ImageXml:
     objects: tuple[tuple[str, Box | None], ...]
     """(class, box) of each object; a box is left, top, width, height in pixels, None if it isn't usable."""
     bad_boxes: tuple[str, ...] = ()
-    """What is wrong with each box that isn't usable."""
+    """Faults of the boxes that aren't usable, one each."""
 
 
 def read_xml(path: Path) -> ImageXml:
@@ -61,8 +60,7 @@ def _box(item: ElementTree.Element) -> Box | None:
     except ValueError:
         return None
     # VOC counts pixels from 1, and its right and lower edges are inside.
-    box = (left - 1, top - 1, right - left + 1, bottom - top + 1)
-    return box if all(map(math.isfinite, box)) and min(box[2:]) > 0 else None
+    return as_box((left - 1, top - 1, right - left + 1, bottom - top + 1))
 
 
 def _edges(item: ElementTree.Element) -> str:

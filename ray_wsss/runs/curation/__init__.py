@@ -1,1 +1,1 @@
-"""What people add to pseudo labels: corrected masks, verdicts, and where to look first."""
+"""Additions of people to pseudo labels: corrected masks, verdicts, and where to look first."""

@@ -1,4 +1,4 @@
-"""How far two label maps of an image agree."""
+"""Agreement of two label maps of an image."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""How doubtful the pseudo label of an image is, so that a person looks at the worst ones first.
+"""Doubt about the pseudo label of an image, so that a person looks at the worst ones first.
 
     trust of a mask = stability x predicted IoU x (3 + mean CAM) / 4
     doubt of an image = 1 - (lowest trust of its masks) x (agreement with each other label map)

@@ -20,7 +20,7 @@ from ray_wsss.storage import read_side_by_side
 log = logging.getLogger(__name__)
 
 KEPT = "kept"
-"""What ``source`` says of a pseudo label that is a mask made by hand."""
+"""Value of ``source`` for a pseudo label that is a mask made by hand."""
 _SHOWN = 10
 """Class names that a sentence lists."""
 

@@ -30,19 +30,19 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What tells images apart without reading them."""
+    """Size and hash of an image, which tell it from others without reading it."""
 
     image_id: str
     size_hw: tuple[int, int]
     perceptual_hash: int
     """0 if the image has none."""
 
-    def like(self, other: "_Look") -> bool:
-        """Whether both may be the same image."""
+    def like(self, other: "_Look", max_distance: int = MAX_DISTANCE) -> bool:
+        """Tell whether both may be the same image: at most ``max_distance`` bits of their hashes differ."""
         if self.size_hw != other.size_hw:
             return False
         hashes = self.perceptual_hash, other.perceptual_hash
-        return 0 in hashes or ((hashes[0] ^ hashes[1]) & (2**64 - 1)).bit_count() <= MAX_DISTANCE
+        return 0 in hashes or ((hashes[0] ^ hashes[1]) & (2**64 - 1)).bit_count() <= max_distance
 
 
 @dataclass(kw_only=True)
@@ -129,10 +129,7 @@ class _Contents:
         """Id of the first image with the bytes of a row of ``theirs``; None if there is none."""
         wanted: bytes | None = None
         for row in self.of_size.get(look.size_hw, ()):
-            if (
-                0 in (hashes := (look.perceptual_hash, self.looks[row].perceptual_hash))
-                or len({*hashes}) == 1
-            ):
+            if look.like(self.looks[row], 0):
                 wanted = wanted or _digest(theirs, their_row)
                 if row not in self.digests:
                     self.digests[row] = _digest(self.reader, row)

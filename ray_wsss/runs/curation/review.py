@@ -28,7 +28,7 @@ class Review:
     """Ids of the rejected images."""
 
     def settings(self) -> dict[str, str]:
-        """What a result depends on that leaves the rejected images out: a hash of their ids."""
+        """Settings of a result that leaves the rejected images out: a hash of their ids."""
         ids = "\0".join(sorted(self.rejected))
         return {"review.rejected": hashlib.sha256(ids.encode("utf-8", "surrogatepass")).hexdigest()}
 

@@ -1,4 +1,4 @@
-"""How much two sets of label maps differ: pseudo labels and their corrections, or two runs of label."""
+"""Differences between two sets of label maps: pseudo labels and their corrections, or two runs of label."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Difference(Measure):
-    """How far label maps agree with others, as in the JSON of evaluate; the others count as the truth."""
+    """Agreement of label maps with others, as in the JSON of evaluate; the others count as the truth."""
 
     pixels_changed: float
     """Share of pixels that differ, ignored ones included, in [0, 1]."""
@@ -45,10 +45,7 @@ class _LabelFolder:
 
     def read(self, image_id: str) -> LabelMap | None:
         """Label map (H, W) of an image, in the folder's own classes; None if it has none."""
-        try:
-            png = self.reader.read(self.reader.index_of(image_id), [self.column])[self.column]
-        except KeyError:
-            return None
+        png = (self.reader.find(image_id, [self.column]) or {}).get(self.column)
         return decode_mask(png, len(self.class_names)) if png is not None else None
 
 

@@ -5,10 +5,10 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from ray_wsss.data.images import encode_mask
 from ray_wsss.runs.curation.masks import KEPT, HandMasks
 from ray_wsss.runs.prepared_images import PreparedImage
 from ray_wsss.runs.tally import Tally
+from ray_wsss.stages.label import describe
 
 
 class Labeller(Protocol):
@@ -57,5 +57,4 @@ class KeepMasks:
                 raise ValueError(f"its kept mask is {sizes[0]} pixels, the image {sizes[1]}")
         except ValueError as error:
             return row | {"error": str(error)}
-        height, width = image.image_hw
-        return row | {"height": height, "width": width, "pseudo_label": encode_mask(mask), "segments": []}
+        return row | describe(mask)

@@ -22,7 +22,7 @@ _SINGLE = 0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectPrompt:
-    """What prompts SAM for one object; coordinates are pixels of the image, as `SamPredictor` takes them."""
+    """Prompt of SAM for one object; coordinates are pixels of the image, as `SamPredictor` takes them."""
 
     image_index: int
     object_index: int
@@ -34,7 +34,7 @@ class ObjectPrompt:
 
     @property
     def is_lone_point(self) -> bool:
-        """Whether one click is all there is, which may mean a part of an object as well as the whole."""
+        """True if one click is all there is, which may mean a part of an object as well as the whole."""
         return self.box_xyxy is None and len(self.points_xy) == 1
 
     @property

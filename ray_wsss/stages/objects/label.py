@@ -1,8 +1,7 @@
 """Labels of the images of a chunk from the boxes and points of their annotated objects; no classifier."""
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ray_wsss.config import LabelConfig, SamConfig
-from ray_wsss.data.images import encode_mask
 from ray_wsss.data.rle import encode_rles, rle_areas
 from ray_wsss.data.schema import ROWS_PER_GROUP
 from ray_wsss.label_format import LabelMap, label_format, labels_to_array
@@ -22,7 +20,7 @@ from ray_wsss.ops.resize import slices_of
 from ray_wsss.runs.prepared_images import PreparedImage
 from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.embed import embeddings_of
-from ray_wsss.stages.label import LABEL_SCHEMA, SamLabeller
+from ray_wsss.stages.label import LABEL_SCHEMA, SamLabeller, by_own_size, describe
 from ray_wsss.stages.objects.decode import ObjectPrompt, decode_objects, prompts_of
 
 
@@ -101,10 +99,12 @@ class ObjectLabeller:
                 self.sam_config.decode_batch_size,
             )
         columns: dict[int, dict[str, Any]] = {}
-        for members in _by_size(images, self.config.max_map_pixels):
-            for k, labels, segments in self._masks_of(images, members, prompts, logits, predicted_iou, tally):
-                with tally.phase("write"):
-                    columns[k] = self._describe(images[k], labels, segments)
+        for image_hw, of_size in by_own_size(images).items():
+            for part in slices_of(len(of_size), math.prod(image_hw), self.config.max_map_pixels):
+                found = self._masks_of(images, of_size[part], prompts, logits, predicted_iou, tally)
+                for k, labels, segments in found:
+                    with tally.phase("write"):
+                        columns[k] = self._describe(images[k], labels, segments)
         tally.masks += len(prompts)
         tally.prompts += sum(prompt.count for prompt in prompts)
         return [columns[k] for k in range(len(images))]
@@ -150,15 +150,8 @@ class ObjectLabeller:
         self, image: PreparedImage, labels: LabelMap, segments: list[dict[str, Any]]
     ) -> dict[str, Any]:
         """One image's columns of `LABEL_SCHEMA`; ignored pixels are added to its label map."""
-        labels = self._with_ignored(labels, image)
-        height, width = image.image_hw
         segments = sorted(segments, key=lambda segment: segment["object_index"])
-        return {
-            "height": height,
-            "width": width,
-            "pseudo_label": encode_mask(labels),
-            "segments": segments,
-        }
+        return describe(self._with_ignored(labels, image), segments)
 
     def _with_ignored(self, labels: LabelMap, image: PreparedImage) -> LabelMap:
         labels, objects, classes = labels.copy(), image.objects or (), image.image_labels
@@ -217,13 +210,3 @@ def _segment(prompt: ObjectPrompt, scores: Sequence[float], rle: str, area: int)
         "point_labels": list(prompt.point_labels),
         "box_xyxy": prompt.box_xyxy,
     }
-
-
-def _by_size(images: Sequence[PreparedImage], max_pixels: int) -> Iterator[list[int]]:
-    """Indices of images of one size, as many as have ``max_pixels`` pixels together; at least one."""
-    members: Mapping[tuple[int, int], list[int]] = defaultdict(list)
-    for k, image in enumerate(images):
-        members[image.image_hw].append(k)
-    for image_hw, of_size in members.items():
-        for part in slices_of(len(of_size), math.prod(image_hw), max_pixels):
-            yield of_size[part]

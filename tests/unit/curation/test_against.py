@@ -1,19 +1,18 @@
-"""How much labels and their corrections differ, against plain NumPy."""
+"""Differences between labels and their corrections, against plain NumPy."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from label_runs import write_labels
 from reworked import rewrite, rows_of
 
 from ray_wsss.cli import main
 from ray_wsss.data.images import decode_mask, encode_mask
-from ray_wsss.data.schema import DatasetMetadata, write_table_atomically
+from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
-from ray_wsss.runs.manifest import Output
 from ray_wsss.stages.curation.against import compare_masks
 
 
@@ -30,11 +29,7 @@ def labels(scene_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         for row in rows_of(scene_dataset)
     ]
     rows[-1]["pseudo_label"] = None
-    output = Output(out, "label", {"dataset": str(scene_dataset)})
-    output.begin()
-    write_table_atomically(pa.Table.from_pylist(rows), out / "shards" / "part-000000.parquet")
-    output.finish()
-    return out
+    return write_labels(rows, out, {"dataset": str(scene_dataset)})
 
 
 @pytest.fixture(scope="module")

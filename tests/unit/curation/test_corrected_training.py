@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
+from label_runs import write_labels
 from reworked import rewrite, rows_of
 
 from ray_wsss.cluster.stages.train_segmenter import run_train_segmenter
@@ -16,10 +16,8 @@ from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.config.resources import Cluster, Workers
 from ray_wsss.data.images import decode_mask, encode_mask
-from ray_wsss.data.schema import write_table_atomically
 from ray_wsss.errors import UserError
 from ray_wsss.runs.curation.masks import open_hand_masks
-from ray_wsss.runs.manifest import Output
 from ray_wsss.training.crops import TrainingCrops
 from ray_wsss.training.segmenter import labelled_rows
 
@@ -57,11 +55,7 @@ def labels(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"image_id": row["image_id"], "pseudo_label": nothing, "error": None} for row in rows_of(dataset)
     ]
     rows[0] |= {"pseudo_label": None, "error": "broken"}
-    output = Output(out, "label", {})
-    output.begin()
-    write_table_atomically(pa.Table.from_pylist(rows), out / "shards" / "part-000000.parquet")
-    output.finish()
-    return out
+    return write_labels(rows, out, {})
 
 
 @pytest.fixture(scope="module")

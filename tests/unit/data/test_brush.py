@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
+from brush_reading import read_bit_by_bit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from ray_wsss.data.label_studio import decode_brush, encode_brush
 
 Run = tuple[bool, int, list[int]]
-"""Whether a run has one value, the index of the width of its length, and its values."""
+"""A run: True if it has one value, the index of the width of its length, and its values."""
 
 
 def pack(size: int, runs: list[Run], widths: tuple[int, ...] = (3, 4, 8, 16), value_bits: int = 8) -> bytes:
@@ -19,25 +19,6 @@ def pack(size: int, runs: list[Run], widths: tuple[int, ...] = (3, 4, 8, 16), va
         bits += "".join(f"{value:0{value_bits}b}" for value in (values[:1] if repeated else values))
     bits += "0" * (-len(bits) % 8)
     return bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits), 8))
-
-
-def slowly_decoded(packed: bytes) -> NDArray[np.uint8]:
-    """The decoder of thi.ng's rle-pack, https://github.com/thi-ng/umbrella."""
-    bits, at = "".join(f"{byte:08b}" for byte in packed), 0
-
-    def read(count: int) -> int:
-        nonlocal at
-        at += count
-        return int(bits[at - count : at], 2)
-
-    size, value_bits = read(32), read(5) + 1
-    widths = [read(4) + 1 for _ in range(4)]
-    values: list[int] = []
-    while len(values) < size:
-        repeated = read(1)
-        length = read(widths[read(2)]) + 1
-        values += [read(value_bits)] * length if repeated else [read(value_bits) for _ in range(length)]
-    return np.array(values, np.uint8)
 
 
 RUNS = st.lists(
@@ -58,7 +39,7 @@ def test_runs_of_any_kind(runs: list[Run]) -> None:
     count = sum(len(values) for _, _, values in runs)
     missing = -count % (4 * width) or 4 * width
     packed = pack(count + missing, [*runs, (False, 3, [9] * missing)])
-    opacity = slowly_decoded(packed)[3::4].reshape(-1, width)
+    opacity = read_bit_by_bit(packed)[3::4].reshape(-1, width)
     np.testing.assert_array_equal(decode_brush(packed, *opacity.shape), opacity > 0)
 
 
@@ -67,7 +48,7 @@ def test_runs_of_any_kind(runs: list[Run]) -> None:
 def test_what_we_encode(shape: tuple[int, int], share: float) -> None:
     mask = np.random.default_rng(0).random(shape) < share
     packed = encode_brush(mask)
-    rgba = slowly_decoded(packed).reshape(*shape, 4)
+    rgba = read_bit_by_bit(packed).reshape(*shape, 4)
     np.testing.assert_array_equal(rgba, np.repeat(mask[..., None] * np.uint8(255), 4, axis=2))
     np.testing.assert_array_equal(decode_brush(packed, *shape), mask)
 

@@ -35,6 +35,7 @@ def test_rows_in_any_order(dataset):
         image_id = reader.image_ids[row]
         assert reader.read(row) == {"image_id": image_id, "image": image_id.encode() * 1000}
         assert reader.index_of(image_id) == row
+        assert reader.find(image_id) == reader.read(row)
     assert (reader.image_ids[129], reader.image_ids[130], reader.image_ids[131]) == ("0-129", "1-0", "2-0")
     assert reader.read(5, ["image_id"]) == {"image_id": "0-5"}
 
@@ -48,6 +49,7 @@ def test_bad_rows_columns_and_ids(dataset):
         reader.read(0, ["mask"])
     with pytest.raises(KeyError):
         reader.index_of("bad")
+    assert reader.find("bad") is None
 
 
 def test_cache_is_bounded_and_drops_the_least_recently_used(dataset):
