@@ -25,6 +25,7 @@ from ray_wsss.pretraining.examples import Examples
 from ray_wsss.pretraining.losses import prompt_loss
 from ray_wsss.pretraining.photos import Photo
 from ray_wsss.pretraining.prompts import PromptedBatch, correct, sample_batch
+from ray_wsss.storage import replace_atomically
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +163,8 @@ class Trainer:
         for name, parameter in self.sam.named_parameters():
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"{key}.{name}"] = value
-        part = path.with_suffix(".part")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, part, {"step": str(self.step)})
-        part.replace(path)
+        with replace_atomically(path) as temporary:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(self.step)})
 
     def resume(self, path: Path) -> None:
         """Go on from a file of `save`."""
