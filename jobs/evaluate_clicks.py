@@ -19,7 +19,7 @@ import tyro
 from ray_wsss.config import SamConfig, SamName
 from ray_wsss.errors import UserError
 from ray_wsss.models.promptable.build import build_model
-from ray_wsss.pretraining.clicks import ClickFigures, measure_clicks
+from ray_wsss.pretraining.clicks import LEAST_SHARE, ClickFigures, measure_clicks
 from ray_wsss.pretraining.photos import read_coco
 
 
@@ -33,7 +33,7 @@ class EvaluateClicks:
     """SAMs to measure."""
     checkpoint: str | None = None
     """Weights of the model, as --sam.checkpoint."""
-    least_share: float = 0.01
+    least_share: float = LEAST_SHARE
     """Share of the image's pixels below which an object is left out."""
     json: Path | None = None
     """File to which the figures are also written, as JSON."""
