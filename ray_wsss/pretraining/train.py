@@ -20,6 +20,7 @@ from ray_wsss.models.backbone_weights import lite0_state
 from ray_wsss.models.promptable.interface import Embeddings
 from ray_wsss.models.sam.lite import LiteSam, build_lite_sam
 from ray_wsss.models.sam.lite_encoder import IMAGE_SIZE_PX, STAGES, load_lite0
+from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.pretraining.clicks import measure_clicks
 from ray_wsss.pretraining.examples import Examples
 from ray_wsss.pretraining.losses import prompt_loss
@@ -210,6 +211,6 @@ def train(
     return trainer.average
 
 
-def save_weights(sam: LiteSam, path: Path) -> None:
-    """Write the weights in fp16."""
-    save_file({name: value.half().contiguous() for name, value in sam.state_dict().items()}, path)
+def save_weights(sam: SegmentAnything, path: Path) -> None:
+    """Write the weights in fp16, which halves their size."""
+    save_file({name: value.half().contiguous().cpu() for name, value in sam.state_dict().items()}, path)
