@@ -15,11 +15,8 @@ from ray_wsss.pretraining.photos import Photo, read_coco
 
 
 @pytest.fixture(scope="module")
-def genuine_photos(request: pytest.FixtureRequest) -> list[Photo]:
-    folder = Path(__file__).parents[4] / "shared" / "data" / "photos_masks_eval" / "annotations"
-    if not folder.is_dir():
-        pytest.skip(f"no genuine images at {folder}")
-    return list(read_coco("gsc151", folder / "gsc151.json"))[:3]
+def genuine_photos(genuine_data: Path) -> list[Photo]:
+    return list(read_coco("gsc151", genuine_data / "photos_masks_eval" / "annotations" / "gsc151.json"))[:3]
 
 
 def test_figures_are_those_of_the_predictor(genuine_photos: list[Photo]) -> None:

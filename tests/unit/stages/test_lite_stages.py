@@ -28,7 +28,6 @@ from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
 from ray_wsss.training.cpm import Cpm
 from ray_wsss.training.crops import TrainingCrops
 
-PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "photos_masks_eval" / "images" / "gsc151"
 HERE: dict[str, Any] = {"resources": Resources(actors=0), "cluster": Cluster()}
 SETTINGS = {
     "sam.name": "lite",
@@ -49,12 +48,11 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(genuine_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six photographs of several shapes, 160 px long."""
-    if not PHOTOS.is_dir():
-        pytest.skip(f"no genuine images at {PHOTOS}")
+    photos = genuine_data / "photos_masks_eval" / "images" / "gsc151"
     folder = tmp_path_factory.mktemp("photos")
-    for name, path in zip("abcdef", sorted(PHOTOS.iterdir())[::25]):
+    for name, path in zip("abcdef", sorted(photos.iterdir())[::25]):
         (folder / "images" / name).mkdir(parents=True)
         with Image.open(path) as image:
             image.thumbnail((160, 160))
