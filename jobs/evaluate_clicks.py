@@ -25,7 +25,7 @@ from ray_wsss.pretraining.photos import read_coco
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateClicks:
-    """What to measure."""
+    """Settings of the measurement."""
 
     annotations: list[Path]
     """Files in COCO's format; their images are in the folder ../images."""

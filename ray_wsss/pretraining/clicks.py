@@ -20,13 +20,13 @@ class ClickFigures:
     """IoUs of masks from one click at the centre of each object."""
 
     best_iou: list[float] = field(default_factory=list)
-    """Of the mask with the highest predicted IoU among outputs 1 to 3."""
+    """IoU of the mask with the highest predicted IoU among outputs 1 to 3."""
     whole: list[float] = field(default_factory=list)
-    """Of output 3."""
+    """IoU of output 3."""
     single: list[float] = field(default_factory=list)
-    """Of output 0."""
+    """IoU of output 0."""
     oracle: list[float] = field(default_factory=list)
-    """Of the best of outputs 1 to 3."""
+    """IoU of the best of outputs 1 to 3."""
     predicted: list[float] = field(default_factory=list)
     """Highest predicted IoU."""
 

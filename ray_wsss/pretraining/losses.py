@@ -1,4 +1,4 @@
-"""What a promptable segmenter is trained to minimise: SAM's losses, and one for the whole object."""
+"""Losses of a promptable segmenter: SAM's, and one for the whole object."""
 
 import torch
 from jaxtyping import Float

@@ -38,7 +38,7 @@ FROZEN_STAGES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast to train."""
+    """Length and speed of a training."""
 
     steps: int
     images_per_step: int
@@ -54,7 +54,7 @@ class Schedule:
     small_images_per_step: int = 8
     seed: int = 0
     bf16: bool = False
-    """Whether the frozen part runs in bfloat16."""
+    """True: the frozen part runs in bfloat16."""
 
     def side_px(self, step: int) -> int:
         """Side of the frame of a step's images."""
