@@ -19,13 +19,13 @@ import tyro
 from ray_wsss.config import SamConfig, SamName
 from ray_wsss.errors import UserError
 from ray_wsss.models.promptable.build import build_model
-from ray_wsss.pretraining.clicks import ClickFigures, measure_clicks
+from ray_wsss.pretraining.clicks import LEAST_SHARE, ClickFigures, measure_clicks
 from ray_wsss.pretraining.photos import read_coco
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateClicks:
-    """What to measure."""
+    """Settings of the measurement."""
 
     annotations: list[Path]
     """Files in COCO's format; their images are in the folder ../images."""
@@ -33,7 +33,7 @@ class EvaluateClicks:
     """SAMs to measure."""
     checkpoint: str | None = None
     """Weights of the model, as --sam.checkpoint."""
-    least_share: float = 0.01
+    least_share: float = LEAST_SHARE
     """Share of the image's pixels below which an object is left out."""
     json: Path | None = None
     """File to which the figures are also written, as JSON."""

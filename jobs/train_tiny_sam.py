@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -28,6 +28,8 @@ from ray_wsss.models.promptable.prepare import prepare_images
 from ray_wsss.models.sam.decoder import decode_prompts, upscale_logits
 from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX, build_tiny_sam
+from ray_wsss.pretraining.losses import reached_iou
+from ray_wsss.pretraining.train import save_weights
 
 HELD_OUT_SEED = 2**31
 LEVEL_WEIGHTS = (0.5, 0.3, 0.4, 1.0)  # single, sub-part, part, whole
@@ -143,10 +145,7 @@ def _loss(logits: Tensor, predicted_iou: Tensor, targets: Tensor) -> Tensor:
     bce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((2, 3))
     soft = logits.sigmoid()
     dice = 1 - (2 * (soft * targets).sum((2, 3)) + 1) / ((soft + targets).sum((2, 3)) + 1)
-    with torch.no_grad():
-        hard, truth = logits > 0, targets > 0.5
-        reached = (hard & truth).sum((2, 3)) / (hard | truth).sum((2, 3)).clamp(min=1)
-    per_level = 4 * bce + dice + 0.5 * (predicted_iou - reached).square()
+    per_level = 4 * bce + dice + 0.5 * (predicted_iou - reached_iou(logits, targets)).square()
     return (per_level * weights).sum(1).mean()
 
 
@@ -187,7 +186,7 @@ def train(config: TrainTinySam) -> SegmentAnything:
             running = 0.0
         if (step + 1) % 1000 == 0:
             print(json.dumps(measure(sam.eval(), 100)), flush=True)
-            save(sam, config.out)
+            save_weights(sam, config.out)
             sam.train()
     return sam.eval()
 
@@ -218,15 +217,10 @@ def measure(sam: SegmentAnything, scenes: int) -> dict[str, float]:
     return {name: round(float(np.mean(values)), 4) for name, values in ious.items()}
 
 
-def save(sam: SegmentAnything, path: Path) -> None:
-    """Write the weights in fp16, which halves their size without a measurable loss."""
-    save_file({name: value.half().contiguous().cpu() for name, value in sam.state_dict().items()}, path)
-
-
 def main(config: TrainTinySam) -> None:
     """Train and save the weights, then load and measure the saved ones."""
     if not config.evaluate_only:
-        save(train(config), config.out)
+        save_weights(train(config), config.out)
     sam = build_tiny_sam()
     sam.load_state_dict({name: value.float() for name, value in load_file(config.out).items()})
     figures = measure(sam, config.held_out)

@@ -1,7 +1,7 @@
 """Masks of annotated boxes two ways: one box per decoder call, and batches of the boxes of many images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from ray_wsss.data.objects import AnnotatedObject
 from ray_wsss.data.scenes import CLASS_NAMES, make_scene
 from ray_wsss.models.promptable.build import input_frame
 from ray_wsss.models.sam.build import build_sam
+from ray_wsss.ops.regions import box_around
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages
 from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.objects.label import ObjectLabeller
@@ -75,22 +76,14 @@ def _prepare(recipe: Recipe, seed: int, boxes: int) -> PreparedImage:
     objects: list[AnnotatedObject] = []
     for k in range(boxes):
         thing = scene.objects[k % len(scene.objects)]
-        rows, columns = np.flatnonzero(thing.body.any(1)), np.flatnonzero(thing.body.any(0))
-        tight = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float)
+        tight = np.array(box_around(thing.body), float)
         box = tight + (rng.uniform(-4, 4, 4) if k >= len(scene.objects) else 0)
         left, top = np.clip(box[:2], 0, 90).tolist()
         right, bottom = np.clip(box[2:], [left + 2, top + 2], 96).tolist()
         objects.append(AnnotatedObject(class_index=thing.class_index, box_xyxy=(left, top, right, bottom)))
     prepare = PrepareImages(frame=input_frame(recipe.sam))
     labels = tuple(sorted({each.class_index for each in objects}))
-    prepared = prepare.prepare(str(seed), scene.image, labels)
-    return PreparedImage(
-        image_id=prepared.image_id,
-        image_hw=prepared.image_hw,
-        image_labels=labels,
-        objects=tuple(objects),
-        sam_pixels=prepared.sam_pixels,
-    )
+    return replace(prepare.prepare(str(seed), scene.image, labels), objects=tuple(objects))
 
 
 def _label_naively(

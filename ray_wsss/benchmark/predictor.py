@@ -14,6 +14,7 @@ from segment_anything import SamPredictor
 from torch import Tensor
 
 from ray_wsss.benchmark.matmul import wait
+from ray_wsss.benchmark.sam import agreement
 from ray_wsss.benchmark.untrained import untrained_model
 from ray_wsss.config import SamConfig
 from ray_wsss.data.scenes import make_scene
@@ -85,7 +86,8 @@ class PredictorBenchmark:
             "images_per_s": rates,
             "ours_over_stock": rates["ours"] / rates["stock"],
             "embedding_mib_fp16": sum(2 * np.prod(shape) for shape in model.map_shapes) / 2**20,
-            **_agreement(found["stock"], found["ours"]),
+            **agreement(found["stock"], found["ours"]),
+            "logit_std": found["stock"].std().item(),
         }
 
     def _models(self) -> tuple[Any, Any]:
@@ -162,14 +164,3 @@ class _TransformersPredictor:
         logits = self.model(**inputs.to(self.model.device), multimask_output=True).pred_masks[0]
         resize = self.processor.image_processor.post_process_masks
         return resize([logits], *sizes, binarize=False)[0][0]
-
-
-def _agreement(theirs: Tensor, ours: Tensor) -> dict[str, float]:
-    union = ((theirs > 0) | (ours > 0)).sum((2, 3))
-    iou = torch.where(union > 0, ((theirs > 0) & (ours > 0)).sum((2, 3)) / union, 1.0)
-    difference = (theirs - ours).abs().max()
-    return {
-        "mask_iou": iou.mean().item(),
-        "max_logit_diff": difference.item(),
-        "logit_std": theirs.std().item(),
-    }

@@ -272,6 +272,11 @@ def compare(stock: Sam, encoder: SamEncoder, inputs: Tensor) -> dict[str, float]
         decode_prompts(stock, embeddings, points, labels)[0]
         for embeddings in (_in_batches(stock.image_encoder, 1)(inputs), encoder.encode(inputs).maps[0])
     )
+    return agreement(theirs, ours)
+
+
+def agreement(theirs: Tensor, ours: Tensor) -> dict[str, float]:
+    """Mean IoU of masks, and the largest difference of their logits (N, K, a, b)."""
     union = ((theirs > 0) | (ours > 0)).sum((2, 3))
     iou = torch.where(union > 0, ((theirs > 0) & (ours > 0)).sum((2, 3)) / union, 1.0)
     return {"mask_iou": iou.mean().item(), "max_logit_diff": (theirs - ours).abs().max().item()}

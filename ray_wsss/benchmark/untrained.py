@@ -33,7 +33,7 @@ _HIERA: dict[str, dict[str, Any]] = {
         "global_attention_blocks": [23, 33, 43],
     },
 }
-"""What the sizes of SAM 2.1 change in transformers' `Sam2HieraDetConfig`."""
+"""Sizes of SAM 2.1: what they change in transformers' `Sam2HieraDetConfig`."""
 _VIT: dict[str, dict[str, Any]] = {
     "b": {},  # transformers' defaults
     "l": {
@@ -51,7 +51,7 @@ _VIT: dict[str, dict[str, Any]] = {
         "mlp_dim": 5120,
     },
 }
-"""What the sizes of SAM's ViT change in transformers' `SamHQVisionConfig`."""
+"""Sizes of SAM's ViT: what they change in transformers' `SamHQVisionConfig`."""
 
 
 def untrained_model(name: SamName, work: Path) -> tuple[PromptableModel, Any]:

@@ -33,15 +33,15 @@ class ModelCard:
     side_px: int = 1024
     """Height and width of its input, in pixels."""
     squeeze: bool = False
-    """Whether an image is squeezed into the input, without keeping its aspect."""
+    """True: an image is squeezed into the input, without keeping its aspect."""
     has_whole: bool = True
-    """Whether one of its mask outputs is known to be the whole object."""
+    """True: one of its mask outputs is known to be the whole object."""
     hub_id: str | None = None
     """Repository of the weights on the Hugging Face hub, read with transformers; None for other models."""
     can_compile: bool = False
-    """Whether its image encoder can be compiled."""
+    """True: its image encoder can be compiled."""
     gated: bool = False
-    """Whether the weights are given only to those who asked for access."""
+    """True: the weights are given only to those who asked for access."""
 
 
 def _sam2(title: str, hub_id: str) -> ModelCard:

@@ -20,6 +20,7 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16, rather than emulate it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Older versions of torch can't report capabilities.
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return False
     capabilities = torch.cpu.get_capabilities()

@@ -1,8 +1,9 @@
-"""Divide a CAM into one region per peak, from which box prompts and mask prompts are made."""
+"""Divide a CAM into one region per peak, from which prompts are made; box and middle of a mask."""
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 from skimage.segmentation import watershed
 
 
@@ -31,3 +32,10 @@ def box_around(region: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """Bounding box of a mask that is not empty: left, top, right and bottom edge in pixels."""
     ys, xs = np.nonzero(region)
     return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+
+
+def inmost(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """The pixel (y, x) farthest from the edge of a mask, and from the edge of its array."""
+    depth = np.asarray(distance_transform_edt(np.pad(mask, 1)))[1:-1, 1:-1]
+    y, x = divmod(int(depth.argmax()), mask.shape[1])
+    return y, x

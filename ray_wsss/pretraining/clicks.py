@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 
 from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.models.promptable.interface import PromptableModel
+from ray_wsss.ops.regions import inmost
 from ray_wsss.pretraining.photos import Photo
 
 LEAST_SHARE = 0.01
@@ -22,13 +20,13 @@ class ClickFigures:
     """IoUs of masks from one click at the centre of each object."""
 
     best_iou: list[float] = field(default_factory=list)
-    """Of the mask with the highest predicted IoU among outputs 1 to 3."""
+    """IoU of the mask with the highest predicted IoU among outputs 1 to 3."""
     whole: list[float] = field(default_factory=list)
-    """Of output 3."""
+    """IoU of output 3."""
     single: list[float] = field(default_factory=list)
-    """Of output 0."""
+    """IoU of output 0."""
     oracle: list[float] = field(default_factory=list)
-    """Of the best of outputs 1 to 3."""
+    """IoU of the best of outputs 1 to 3."""
     predicted: list[float] = field(default_factory=list)
     """Highest predicted IoU."""
 
@@ -43,13 +41,6 @@ class ClickFigures:
         return {"objects": len(self.whole)} | means
 
 
-def centre(mask: NDArray[Any]) -> tuple[int, int]:
-    """Row and column of the pixel farthest from a mask's border; the image's border counts as one."""
-    depth: Any = distance_transform_edt(np.pad(mask, 1))
-    row, column = np.unravel_index(depth.argmax(), depth.shape)
-    return int(row) - 1, int(column) - 1
-
-
 @torch.no_grad()
 def measure_clicks(
     sam: PromptableModel, photos: Sequence[Photo], least_share: float = LEAST_SHARE
@@ -62,7 +53,7 @@ def measure_clicks(
         if not len(large):
             continue
         masks = [photo.mask(int(at)) for at in large]
-        clicks = np.array([[centre(mask)[::-1]] for mask in masks], np.float64)
+        clicks = np.array([[inmost(mask)[::-1]] for mask in masks], np.float64)
         points = torch.from_numpy(sam.frame.place_points(clicks, photo.size_hw)).float()
         embeddings = encoder([photo.image])[[0] * len(masks)]
         logits, predicted = sam.decode(embeddings, points, torch.ones(len(masks), 1))

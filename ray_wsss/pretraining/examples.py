@@ -100,13 +100,12 @@ class Examples:
         masks = np.minimum(example.masks, 1 - pasted)
         after = masks.sum((1, 2))
         kept = (after >= LEAST_VISIBLE * before) & (after >= LEAST_CELLS)
-        category = donor.categories[at] + (0 if donor.source == "coco" else 1000)
         return Example(
             image,
             example.size_hw,
             np.concatenate([masks[kept], pasted[None]]),
             np.append(example.whole[kept], True),
-            np.append(example.categories[kept], category),
+            np.append(example.categories[kept], _categories(donor)[at]),
         )
 
 
@@ -163,14 +162,18 @@ def _cut_out(rng: np.random.Generator, photo: Photo, cut: Cut, side_px: int) -> 
     seen = masks.sum((1, 2))
     share = seen / (np.prod(cut.size_hw) / MASK_STRIDE**2)
     kept = (seen >= LEAST_CELLS) & (seen >= LEAST_VISIBLE * photo.areas[near] * scale) & (share < 0.95)
-    offset = 0 if photo.source == "coco" else 1000
     return Example(
         image,
         cut.size_hw,
         masks[kept],
         np.full(int(kept.sum()), photo.whole),
-        photo.categories[near][kept] + offset,
+        _categories(photo)[near][kept],
     )
+
+
+def _categories(photo: Photo) -> NDArray[np.int64]:
+    """Categories of a photograph's masks; other sources' differ from COCO's, which have the same numbers."""
+    return photo.categories + (0 if photo.source == "coco" else 1000)
 
 
 def _jitter(rng: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:

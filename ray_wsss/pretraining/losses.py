@@ -1,4 +1,4 @@
-"""What a promptable segmenter is trained to minimise: SAM's losses, and one for the whole object."""
+"""Losses of a promptable segmenter: SAM's, and one for the whole object."""
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,7 @@ def mask_losses(logits: Float[Tensor, "N K H W"], targets: Float[Tensor, "N 1 H 
 
 
 @torch.no_grad()
-def reached_iou(logits: Float[Tensor, "N K H W"], targets: Float[Tensor, "N 1 H W"]) -> Float[Tensor, "N K"]:
+def reached_iou(logits: Float[Tensor, "N K H W"], targets: Float[Tensor, "N #K H W"]) -> Float[Tensor, "N K"]:
     """IoU of each mask with its target."""
     masks, truth = logits > 0, targets > 0.5
     return (masks & truth).sum((2, 3)) / (masks | truth).sum((2, 3)).clamp(min=1)

@@ -45,7 +45,7 @@ class Photo:
     categories: NDArray[np.int64]
     """Category (M,) of each mask, as the source numbers them."""
     whole: bool
-    """Whether the masks are whole objects, rather than parts or segments."""
+    """True: the masks are whole objects, rather than parts or segments."""
     ignore: list[Rle | None]
     """Band of each mask that is not scored; None where there is none."""
 

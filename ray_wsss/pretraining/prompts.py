@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from ray_wsss.ops.regions import box_around
 from ray_wsss.pretraining.examples import MASK_STRIDE, Example, Examples
 from ray_wsss.pretraining.losses import KNOWN_WEIGHT
 
@@ -118,9 +119,7 @@ def _clicks(
     rng: np.random.Generator, target: NDArray[np.float32], count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Points (count, 2) and labels (count,): the first is in the target, the others may be beside it."""
-    inside = target > 0.5
-    if not inside.any():
-        inside = target >= target.max()
+    inside = _inside(target)
     points, labels = [pick_click(rng, inside, 0.6)], [1.0]
     for _ in range(count - 1):
         positive = rng.random() < 0.6
@@ -131,11 +130,15 @@ def _clicks(
     return np.stack(points), np.array(labels, np.float32)
 
 
+def _inside(target: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Cells of which a target covers more than half; those that it covers most if there are none."""
+    inside = target > 0.5
+    return inside if inside.any() else target >= target.max()
+
+
 def _box(rng: np.random.Generator, target: NDArray[np.float32]) -> NDArray[np.float32]:
     """Box (4,) around a target, each side off by up to a tenth of the box."""
-    inside = target > 0.5 if (target > 0.5).any() else target >= target.max()
-    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32) * MASK_STRIDE
+    box = np.array(box_around(_inside(target)), np.float32) * MASK_STRIDE
     sides = np.tile(box[2:] - box[:2], 2)
     off = rng.normal(0, 0.05, 4).clip(-0.1, 0.1) * sides
     return (box + off).clip(0, MASK_STRIDE * len(target)).astype(np.float32)

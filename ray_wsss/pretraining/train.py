@@ -20,11 +20,13 @@ from ray_wsss.models.backbone_weights import lite0_state
 from ray_wsss.models.promptable.interface import Embeddings
 from ray_wsss.models.sam.lite import LiteSam, build_lite_sam
 from ray_wsss.models.sam.lite_encoder import IMAGE_SIZE_PX, STAGES, load_lite0
+from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.pretraining.clicks import measure_clicks
 from ray_wsss.pretraining.examples import Examples
 from ray_wsss.pretraining.losses import prompt_loss
 from ray_wsss.pretraining.photos import Photo
 from ray_wsss.pretraining.prompts import PromptedBatch, correct, sample_batch
+from ray_wsss.storage import replace_atomically
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ FROZEN_STAGES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast to train."""
+    """Length and speed of a training."""
 
     steps: int
     images_per_step: int
@@ -52,7 +54,7 @@ class Schedule:
     small_images_per_step: int = 8
     seed: int = 0
     bf16: bool = False
-    """Whether the frozen part runs in bfloat16."""
+    """True: the frozen part runs in bfloat16."""
 
     def side_px(self, step: int) -> int:
         """Side of the frame of a step's images."""
@@ -162,9 +164,8 @@ class Trainer:
         for name, parameter in self.sam.named_parameters():
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"{key}.{name}"] = value
-        part = path.with_suffix(".part")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, part, {"step": str(self.step)})
-        part.replace(path)
+        with replace_atomically(path) as temporary:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(self.step)})
 
     def resume(self, path: Path) -> None:
         """Go on from a file of `save`."""
@@ -210,6 +211,6 @@ def train(
     return trainer.average
 
 
-def save_weights(sam: LiteSam, path: Path) -> None:
-    """Write the weights in fp16."""
-    save_file({name: value.half().contiguous() for name, value in sam.state_dict().items()}, path)
+def save_weights(sam: SegmentAnything, path: Path) -> None:
+    """Write the weights in fp16, which halves their size."""
+    save_file({name: value.half().contiguous().cpu() for name, value in sam.state_dict().items()}, path)

@@ -1,7 +1,9 @@
 """What several unit tests share: one thread, generated scenes as a data set, small networks."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.models.segmenter import SegmenterSpec
 from ray_wsss.models.store import save_model
+from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.parts import Parts
 from ray_wsss.runs.prepared_images import PrepareImages
 from ray_wsss.runs.read_chunks import plan_chunks
@@ -93,6 +96,20 @@ def classifier_dir(tmp_path_factory) -> Path:
     names = tuple("abcdef")
     save_model(small_classifier(names), _classifier_spec(names), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finish_classifier(classifier_dir, tmp_path_factory) -> Callable[[dict[str, Any]], Path]:
+    """Makes the untrained classifier an output of train-classifier with some settings."""
+
+    def finish(settings: dict[str, Any]) -> Path:
+        output = Output(tmp_path_factory.mktemp("trained") / "classifier", "train-classifier", settings)
+        output.begin()
+        shutil.copytree(classifier_dir, output.out, dirs_exist_ok=True)
+        output.finish()
+        return output.out
+
+    return finish
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ class InputFrame:
 
 
 def _resize_by_torch(image: NDArray[np.uint8], size_hw: HW) -> NDArray[np.uint8]:
-    """As Pillow resizes, but for a difference of one level in some pixels."""
+    """Resize as Pillow does, but for a difference of one level in some pixels."""
     import torch
     from torch.nn import functional as F
 

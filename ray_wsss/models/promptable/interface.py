@@ -1,4 +1,4 @@
-"""What every promptable model offers: from images to embeddings, and from prompts to masks."""
+"""Interface of all promptable models: from images to embeddings, and from prompts to masks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ RunBlock = Callable[..., Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """What decoding needs of N images."""
+    """Feature maps of N images, which decoding needs."""
 
     maps: tuple[Tensor, ...]
     """One or several feature maps, each (N, D, h, w) float32, the coarsest first."""

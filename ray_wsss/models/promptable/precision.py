@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from ray_wsss.config import EncoderPrecision, SamConfig
+from ray_wsss.ops.device import has_bf16
 
 Capability = tuple[int, int]
 """CUDA compute capability of a GPU, such as (7, 5) of a T4."""
@@ -44,7 +45,7 @@ def precision_on(config: SamConfig, device: str, capability: Capability | None =
         return config.precision
     if device == "cuda":
         return "bf16" if (capability or torch.cuda.get_device_capability()) >= _BF16_FROM else "fp32"
-    return "bf16" if device == "cpu" and _cpu_multiplies_bf16() else "fp32"
+    return "bf16" if has_bf16(torch.device(device)) else "fp32"
 
 
 def why_slow(precision: EncoderPrecision, capability: Capability) -> str | None:
@@ -65,12 +66,6 @@ def compiles(config: SamConfig, device: str, images: int) -> bool:
     if config.compile != "auto" or device not in _COMPILE_FROM or not config.card.can_compile:
         return config.compile == "on"
     return images >= (_COMPILE_TINY_FROM if config.name == "tiny" else _COMPILE_FROM[device])
-
-
-def _cpu_multiplies_bf16() -> bool:
-    # Older versions of torch can't report capabilities.
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 @contextmanager

@@ -129,6 +129,17 @@ def attend(
     return hidden, source.transpose(1, 2).reshape(embeddings.shape)
 
 
+def enlarge(decoder: MaskDecoder, source: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
+    """Enlarge `attend`'s ``source`` four times as SAM does, and add finer maps on the way, as SAM 2 does.
+
+    Args:
+        middle: (N, D / 4, 2h, 2w) map of the images.
+        fine: (N, D / 8, 4h, 4w) map of the images.
+    """
+    double, norm, act, double_again, act_again = decoder.output_upscaling
+    return act_again(double_again(act(norm(double(source) + middle))) + fine)
+
+
 def read_masks(mlps: Iterable[nn.Module], tokens: Tensor, upscaled: Tensor) -> Tensor:
     """Logits (N, K, a, b) of masks: each token (N, K, D), by its own network, weights maps (N, C, a, b)."""
     kernels = torch.stack([mlp(token) for mlp, token in zip(mlps, tokens.unbind(1))], dim=1)

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from segment_anything.modeling import MaskDecoder, TwoWayTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
 from ray_wsss.models.promptable.interface import Embeddings, MapShape, RunBlock
-from ray_wsss.models.sam.decoder import attend, encode_prompts, read_masks
+from ray_wsss.models.sam.decoder import attend, encode_prompts, enlarge, read_masks
 from ray_wsss.models.sam.lite_encoder import FINE_DIMS, IMAGE_SIZE_PX, PROMPT_DIM, LiteEncoder
 from ray_wsss.models.sam.lite_prompts import LitePromptEncoder
 from ray_wsss.models.sam.model import SegmentAnything
@@ -31,24 +30,12 @@ def lite_checkpoint() -> Path:
     return Path(str(files("ray_wsss.models.sam") / "lite.safetensors"))
 
 
-class LiteMaskDecoder(MaskDecoder):
-    """SAM's mask decoder, to whose enlarged features the encoder's finer maps are added."""
-
-    def enlarge(
-        self, image: Float[Tensor, "N D h w"], middle: Tensor, fine: Tensor
-    ) -> Float[Tensor, "N F H W"]:
-        """Enlarge the transformer's image four times, with the maps at strides 8 and 4."""
-        double, norm, act, double_again, act_again = self.output_upscaling
-        return act_again(double_again(act(norm(double(image) + middle))) + fine)
-
-
 class LiteSam(SegmentAnything):
     """SAM whose image encoder gives three maps, at strides 16, 8 and 4."""
 
-    # LiteEncoder, LitePromptEncoder and LiteMaskDecoder; Sam declares the types of its own.
+    # LiteEncoder and LitePromptEncoder; Sam declares the types of its own.
     image_encoder: Any
     prompt_encoder: Any
-    mask_decoder: Any
 
     def set_input_side(self, side_px: int) -> None:
         """Change the side of the input, a multiple of 32 px: no weight depends on it."""
@@ -91,7 +78,7 @@ class LiteSam(SegmentAnything):
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         hidden, source = attend(self, coarse, (sparse, dense), output_tokens, valid)
         tokens = hidden[:, 1 : 1 + decoder.num_mask_tokens]
-        enlarged = decoder.enlarge(source, middle, fine)
+        enlarged = enlarge(decoder, source, middle, fine)
         logits = read_masks(decoder.output_hypernetworks_mlps, tokens, enlarged)
         return logits, decoder.iou_prediction_head(hidden[:, 0])
 
@@ -111,7 +98,7 @@ def build_lite_sam() -> LiteSam:
             input_image_size=(IMAGE_SIZE_PX, IMAGE_SIZE_PX),
             mask_in_chans=16,
         ),
-        mask_decoder=LiteMaskDecoder(
+        mask_decoder=MaskDecoder(
             num_multimask_outputs=3,
             transformer=TwoWayTransformer(depth=2, embedding_dim=PROMPT_DIM, mlp_dim=512, num_heads=4),
             transformer_dim=PROMPT_DIM,

@@ -32,7 +32,7 @@ class LitePromptEncoder(PromptEncoder):
                 nn.init.zeros_(parameter)
 
     def look(self, maps: Sequence[Tensor], points_xy: Float[Tensor, "N P 2"]) -> Float[Tensor, "N P D"]:
-        """What the encoder's maps show at points, for their embeddings."""
+        """Read what the encoder's maps show at points, for their embeddings."""
         places = ((points_xy + 0.5) / self.input_image_size[0] * 2 - 1)[:, :, None]
         shown = [F.grid_sample(x, places, align_corners=False, padding_mode="border") for x in maps]
         return self.shown(torch.cat(shown, 1)[..., 0].transpose(1, 2))

@@ -58,7 +58,5 @@ def build_tiny_sam() -> SegmentAnything:
             iou_head_depth=3,
             iou_head_hidden_dim=64,
         ),
-        pixel_mean=[123.675, 116.28, 103.53],
-        pixel_std=[58.395, 57.12, 57.375],
     )
     return sam.eval()

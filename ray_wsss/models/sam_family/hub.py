@@ -11,6 +11,7 @@ from ray_wsss.config import SamConfig, SamName
 from ray_wsss.config.promptable import MODELS
 from ray_wsss.errors import UserError
 from ray_wsss.models.promptable.frame import InputFrame
+from ray_wsss.models.sam.build import file_sha256
 from ray_wsss.models.sam_family.convert import convert_mask_decoder, convert_prompt_encoder
 from ray_wsss.models.sam_family.model import HubModel
 from ray_wsss.models.sam_family.sam2 import Sam2
@@ -108,8 +109,7 @@ def _sha256(files: tuple[tuple[Path, int], ...]) -> str:
     """Hash of names and contents of files; cached by their times, since weights may take gigabytes."""
     total = hashlib.sha256()
     for path, _ in files:
-        with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{path.name} {file_sha256(path)}\n".encode())
     return total.hexdigest()
 
 

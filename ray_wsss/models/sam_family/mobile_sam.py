@@ -92,7 +92,7 @@ def mobile_sam_checkpoint(config: SamConfig) -> Path:
 
 
 def untrained_mobile_sam(img_size: int = 16 * _GRID) -> SegmentAnything:
-    """MobileSAM with random weights."""
+    """MobileSAM with random weights; images are normalised as for SAM, which is `Sam`'s default."""
     grid = img_size // 16
     transformer = TwoWayTransformer(depth=2, embedding_dim=_WIDTH, mlp_dim=2048, num_heads=8)
     return SegmentAnything(
@@ -110,8 +110,6 @@ def untrained_mobile_sam(img_size: int = 16 * _GRID) -> SegmentAnything:
             iou_head_depth=3,
             iou_head_hidden_dim=256,
         ),
-        pixel_mean=[123.675, 116.28, 103.53],
-        pixel_std=[58.395, 57.12, 57.375],
     )
 
 

@@ -1,4 +1,4 @@
-"""What the models read through transformers share behind the interface of promptable models."""
+"""Base of the models read through transformers, behind the interface of promptable models."""
 
 from collections.abc import Sequence
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ray_wsss.models.promptable.frame import HW
 from ray_wsss.models.promptable.interface import Embeddings, MapShape, RunBlock
-from ray_wsss.models.sam.decoder import attend, encode_prompts, read_masks
+from ray_wsss.models.sam.decoder import attend, encode_prompts, enlarge, read_masks
 from ray_wsss.models.sam_family.model import HubModel
 
 
@@ -71,8 +71,7 @@ class Sam2(HubModel):
         decoder = self.mask_decoder
         tokens = [token.weight for token in (self.object_token, decoder.iou_token, decoder.mask_tokens)]
         hidden, source = attend(self, coarse, prompts, torch.cat(tokens), valid)
-        up, norm, _, up_again, _ = decoder.output_upscaling
-        upscaled = F.gelu(up_again(F.gelu(norm(up(source) + middle))) + fine)
+        upscaled = enlarge(decoder, source, middle, fine)
         masks_at = slice(2, 2 + decoder.num_mask_tokens)
         logits = read_masks(decoder.output_hypernetworks_mlps, hidden[:, masks_at], upscaled)
         return logits, decoder.iou_prediction_head(hidden[:, 1])

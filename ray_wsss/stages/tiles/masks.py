@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 from skimage.measure import label as connected_components
 
+from ray_wsss.ops.regions import inmost
 from ray_wsss.ops.tiles import TileGrid, common_part, inner_edge
 
 _AGREEMENT = 0.5
@@ -116,7 +116,7 @@ class TileMasks:
                 for part in _parts_at(
                     inside[here], edge - (tile.y.start + here[0].start, tile.x.start + here[1].start)
                 ):
-                    y, x = _inmost(part)
+                    y, x = inmost(part)
                     point = there[0].start + y, there[1].start + x
                     if self._covers(key, point):
                         continue
@@ -148,10 +148,3 @@ def _parts_at(inside: Mask, pixels_yx: NDArray[np.int64]) -> Iterator[Mask]:
     labels = np.asarray(connected_components(inside))
     for k in np.unique(labels[tuple(pixels_yx.T)]):
         yield labels == k
-
-
-def _inmost(part: Mask) -> tuple[int, int]:
-    """The pixel (y, x) farthest from the edge of a mask, and from the edge of its array."""
-    depth = np.asarray(distance_transform_edt(np.pad(part, 1)))[1:-1, 1:-1]
-    y, x = divmod(int(depth.argmax()), part.shape[1])
-    return y, x

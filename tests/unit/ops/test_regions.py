@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from skimage.measure import label as connected
 
-from ray_wsss.ops.regions import box_around, peak_regions
+from ray_wsss.ops.regions import box_around, inmost, peak_regions
 
 
 def hill(height: float, y: int, x: int, width: float, size: int = 40) -> np.ndarray:
@@ -51,3 +51,21 @@ def test_box_has_the_edges_of_the_pixels():
     inside = np.zeros((8, 9), bool)
     inside[2:5, 3] = inside[4, 3:8] = True
     assert box_around(inside) == (3, 2, 8, 5)
+
+
+def test_the_centre_is_farthest_from_the_border() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        mask = np.zeros((14, 17), bool)
+        top, left = rng.integers(0, 6, 2)
+        mask[top : top + 8, left : left + 5] = True
+        mask[:3, 9:] |= rng.random((3, 8)) < 0.8
+        outside = np.argwhere(~np.pad(mask, 1)) - 1
+        depth = {(int(y), int(x)): np.hypot(*(outside - (y, x)).T).min() for y, x in np.argwhere(mask)}
+        assert np.isclose(depth[inmost(mask)], max(depth.values()))
+
+
+def test_an_object_at_the_edge_has_its_centre_inside() -> None:
+    mask = np.zeros((20, 20), bool)
+    mask[:, :9] = True
+    assert inmost(mask)[1] == 4

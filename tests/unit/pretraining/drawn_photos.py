@@ -1,4 +1,4 @@
-"""What the generated photographs of these tests show."""
+"""Colours of the generated photographs of these tests."""
 
 import numpy as np
 

@@ -9,34 +9,14 @@ from segment_anything import SamPredictor
 
 from ray_wsss.config import SamConfig
 from ray_wsss.models.sam.build import build_sam
-from ray_wsss.pretraining.clicks import centre, measure_clicks
+from ray_wsss.ops.regions import inmost
+from ray_wsss.pretraining.clicks import measure_clicks
 from ray_wsss.pretraining.photos import Photo, read_coco
 
 
-def test_the_centre_is_farthest_from_the_border() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(5):
-        mask = np.zeros((14, 17), bool)
-        top, left = rng.integers(0, 6, 2)
-        mask[top : top + 8, left : left + 5] = True
-        mask[:3, 9:] |= rng.random((3, 8)) < 0.8
-        outside = np.argwhere(~np.pad(mask, 1)) - 1
-        depth = {(int(y), int(x)): np.hypot(*(outside - (y, x)).T).min() for y, x in np.argwhere(mask)}
-        assert np.isclose(depth[centre(mask)], max(depth.values()))
-
-
-def test_an_object_at_the_edge_has_its_centre_inside() -> None:
-    mask = np.zeros((20, 20), bool)
-    mask[:, :9] = True
-    assert centre(mask)[1] == 4
-
-
 @pytest.fixture(scope="module")
-def genuine_photos(request: pytest.FixtureRequest) -> list[Photo]:
-    folder = Path(__file__).parents[4] / "shared" / "data" / "photos_masks_eval" / "annotations"
-    if not folder.is_dir():
-        pytest.skip(f"no genuine images at {folder}")
-    return list(read_coco("gsc151", folder / "gsc151.json"))[:3]
+def genuine_photos(genuine_data: Path) -> list[Photo]:
+    return list(read_coco("gsc151", genuine_data / "photos_masks_eval" / "annotations" / "gsc151.json"))[:3]
 
 
 def test_figures_are_those_of_the_predictor(genuine_photos: list[Photo]) -> None:
@@ -47,7 +27,7 @@ def test_figures_are_those_of_the_predictor(genuine_photos: list[Photo]) -> None
         truth = photo.mask(0)
         scored = ~photo.ignored(0)
         predictor.set_image(photo.image)
-        row, column = centre(truth)
+        row, column = inmost(truth)
         click = np.array([[column, row]]), np.array([1])
         masks, scores, _ = predictor.predict(*click, multimask_output=True)
         single, _, _ = predictor.predict(*click, multimask_output=False)

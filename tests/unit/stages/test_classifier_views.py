@@ -1,7 +1,6 @@
 """The sizes at which the classifier sees images, wherever CAMs are made as labelling makes them."""
 
 import io
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,6 @@ from ray_wsss.models.sam.tiny import IMAGE_SIZE_PX
 from ray_wsss.models.store import load_classifier
 from ray_wsss.report.gallery_source import ChosenImage, GallerySource
 from ray_wsss.report.survey import survey
-from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.prepared_images import PrepareImages
 from ray_wsss.runs.read_chunks import plan_chunks
 from ray_wsss.stages.cams import cams_of
@@ -50,18 +48,9 @@ Size = tuple[int, int]
 
 
 @pytest.fixture(scope="module")
-def trained(classifier_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(finish_classifier: Callable[[dict[str, Any]], Path]) -> Path:
     """A classifier whose training saw long sides of 48 to 64 px."""
-    output = Output(
-        tmp_path_factory.mktemp("trained") / "classifier",
-        "train-classifier",
-        {"classifier.augment.long_side_px": [48, TRAINED_PX]},
-    )
-    output.begin()
-    for name in ("model.json", "model.safetensors"):
-        shutil.copy(classifier_dir / name, output.out / name)
-    output.finish()
-    return output.out
+    return finish_classifier({"classifier.augment.long_side_px": [48, TRAINED_PX]})
 
 
 @pytest.fixture(scope="module")

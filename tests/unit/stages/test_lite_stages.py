@@ -1,7 +1,7 @@
 """The stages with the lite SAM of the package, on genuine photographs; without Ray."""
 
 import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,10 @@ from ray_wsss.data.images import decode_mask, decode_segments
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.errors import UserError
 from ray_wsss.models.promptable.encoder import load_encoder
-from ray_wsss.runs.manifest import Output
 from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
 from ray_wsss.training.cpm import Cpm
 from ray_wsss.training.crops import TrainingCrops
 
-PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "photos_masks_eval" / "images" / "gsc151"
 HERE: dict[str, Any] = {"resources": Resources(actors=0), "cluster": Cluster()}
 SETTINGS = {
     "sam.name": "lite",
@@ -49,12 +47,11 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(genuine_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six photographs of several shapes, 160 px long."""
-    if not PHOTOS.is_dir():
-        pytest.skip(f"no genuine images at {PHOTOS}")
+    photos = genuine_data / "photos_masks_eval" / "images" / "gsc151"
     folder = tmp_path_factory.mktemp("photos")
-    for name, path in zip("abcdef", sorted(PHOTOS.iterdir())[::25]):
+    for name, path in zip("abcdef", sorted(photos.iterdir())[::25]):
         (folder / "images" / name).mkdir(parents=True)
         with Image.open(path) as image:
             image.thumbnail((160, 160))
@@ -73,13 +70,8 @@ def embeddings(recipe: Recipe, dataset: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def classifier(classifier_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained classifier in a folder as train-classifier leaves it."""
-    output = Output(tmp_path_factory.mktemp("trained") / "classifier", "train-classifier", {})
-    output.begin()
-    shutil.copytree(classifier_dir, output.out, dirs_exist_ok=True)
-    output.finish()
-    return output.out
+def classifier(finish_classifier: Callable[[dict[str, Any]], Path]) -> Path:
+    return finish_classifier({})
 
 
 def rows(folder: Path, column: str) -> dict[str, Any]:

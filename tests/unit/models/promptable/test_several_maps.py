@@ -1,7 +1,6 @@
 """The stages with a model of several feature maps, a small SAM 2.1 with random weights; without Ray."""
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from ray_wsss.errors import UserError
 from ray_wsss.models.promptable.encoder import SamEncoder, load_encoder
 from ray_wsss.runs import chunk_run
 from ray_wsss.runs.dependencies import settings_of
-from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.read_chunks import plan_chunks
 from ray_wsss.stages.embed import SamEmbedder, restore_embeddings
 from ray_wsss.stages.ingest import IngestShard, begin_ingest, finish_ingest
@@ -74,15 +72,8 @@ def dataset(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def classifier(classifier_dir, tmp_path_factory) -> Path:
-    """The untrained classifier as an output of train-classifier."""
-    out = tmp_path_factory.mktemp("trained") / "classifier"
-    output = Output(out, "train-classifier", settings_of(PRESETS["demo"], "classifier"))
-    output.begin()
-    for path in classifier_dir.iterdir():
-        shutil.copy(path, out)
-    output.finish()
-    return out
+def classifier(finish_classifier) -> Path:
+    return finish_classifier(settings_of(PRESETS["demo"], "classifier"))
 
 
 @pytest.fixture(autouse=True)
