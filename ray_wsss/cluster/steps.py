@@ -37,6 +37,8 @@ class Step:
     """Names of the steps that must be done before."""
     takes_results: bool = False
     """True if the function also gets the results of the steps that are done, by name."""
+    threads: int = 1
+    """torch threads: 1 if other steps run beside it."""
     weight: float = 1
     """About how many seconds it takes, in relation to the other steps; for the time left."""
 
@@ -96,7 +98,8 @@ def run_steps(
                 (folder / f"{step.name}.json").unlink(missing_ok=True)  # of an earlier run
                 task = as_task.options(name=step.name, num_cpus=1)
                 arguments = (argument, results) if step.takes_results else (argument,)
-                running[task.remote(step.work, arguments, str(folder / step.name))] = step.name
+                path = str(folder / step.name)
+                running[task.remote(step.work, arguments, path, step.threads)] = step.name
             ended, _ = ray.wait(list(running), timeout=_SECONDS_BETWEEN_LOOKS)
             for reference in ended:
                 name = running.pop(reference)
@@ -119,14 +122,14 @@ def _startable(
     return [step for step in waiting if all(name in results for name in step.needs)]
 
 
-def run_step(work: str, arguments: Sequence[Any], path: str) -> Any:
-    """Run a step in this process, with one torch thread: other steps run beside it."""
+def run_step(work: str, arguments: Sequence[Any], path: str, threads: int = 1) -> Any:
+    """Run a step in this process."""
     keep_freed_memory()
     module, _, name = work.partition(":")
     with Path(f"{path}.log").open("w", encoding="utf-8") as file, logged_to(file):
         function: Callable[..., Any] = getattr(import_module(module), name)
         if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)
+            sys.modules["torch"].set_num_threads(threads)
         with progress_told_to(_Notes(Path(f"{path}.json"))):
             return function(*arguments)
 
