@@ -122,8 +122,8 @@ def _startable(
     return [step for step in waiting if all(name in results for name in step.needs)]
 
 
-def run_step(work: str, arguments: Sequence[Any], path: str, threads: int = 1) -> Any:
-    """Run a step in this process."""
+def run_step(work: str, arguments: Sequence[Any], path: str, threads: int) -> Any:
+    """Run a step in this process, with so many torch threads."""
     keep_freed_memory()
     module, _, name = work.partition(":")
     with Path(f"{path}.log").open("w", encoding="utf-8") as file, logged_to(file):

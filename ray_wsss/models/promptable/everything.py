@@ -137,9 +137,11 @@ def _find_good_masks(
     for start in range(0, len(in_frame), batch_size):
         points = in_frame[start : start + batch_size, None].to(embeddings.device)
         end = start + len(points)
-        image_of = torch.arange(start, end, device=embeddings.device) // per_image
-        logits, iou = sam.decode(embeddings[image_of], points, points.new_ones(points.shape[:2]))
-        for image in range(start // per_image, (end - 1) // per_image + 1):
+        shown = range(start // per_image, (end - 1) // per_image + 1)
+        image_of = torch.arange(start, end, device=embeddings.device) // per_image - shown.start
+        some, labels = embeddings[shown.start : shown.stop], points.new_ones(points.shape[:2])
+        logits, iou = sam.decode(some, points, labels, image_index=image_of)
+        for image in shown:
             first, last = max(start, image * per_image), min(end, (image + 1) * per_image)
             rows = slice(first - start, last - start)
             xy = points_xy[first:last].to(embeddings.device)

@@ -113,6 +113,7 @@ class PromptableModel(nn.Module, ABC):
         boxes_xyxy: Tensor | None = None,
         mask_logits: Tensor | None = None,
         valid: Tensor | None = None,
+        image_index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Decode the masks of N prompt sets, of any images and classes, each on its own image's embedding.
 
@@ -121,13 +122,16 @@ class PromptableModel(nn.Module, ABC):
         the points that only fill a set up.
 
         Args:
-            embeddings: one for each prompt set.
+            embeddings: one for each prompt set, or, with ``image_index``, those of the images.
             points_xy: (N, P, 2) points; None without points.
             point_labels: (N, P), 1 foreground, 0 background; None without points.
             boxes_xyxy: (N, 4) boxes; None without boxes.
             mask_logits: (N, 1, a, a) low-resolution logits of an earlier call; None without masks.
             valid: (N, P) bool, False for a point that only fills up its set: the masks equal those of the set
                 without it, up to rounding. None: all points are valid.
+            image_index: (N,) index into ``embeddings`` of each prompt set's image, which may repeat: what
+                depends on an image alone may then be computed once for all its prompt sets. None: the k-th
+                prompt set is of the k-th embedding.
 
         Returns:
             logits: (N, 1 + K, a, a) low-resolution mask logits. Output 0 is the single-mask output, for

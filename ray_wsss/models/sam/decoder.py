@@ -64,21 +64,24 @@ def decode_prompts(
     boxes_xyxy: Tensor | None = None,
     mask_logits: Tensor | None = None,
     valid: Tensor | None = None,
+    image_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Decode the masks of N prompt sets, each on its own image embedding.
+    """Decode the masks of N prompt sets, each on its image's embedding.
 
     Padding sets of different lengths with label -1 would change the masks. So callers either batch sets of
     equal length (`ops.prompt_batches.bucket_by_count`), or mark in ``valid`` the points that only fill a set
     up.
 
     Args:
-        embeddings: (N, D, h, w) image embeddings, one per prompt set.
+        embeddings: (N, D, h, w) image embeddings, one per prompt set; with ``image_index`` (M, D, h, w), one
+            per image.
         points_xy: (N, P, 2) pixels of SAM's input frame, x before y; None without points.
         point_labels: (N, P), 1 foreground, 0 background; None without points.
         boxes_xyxy: (N, 4) boxes in SAM's input frame; None without boxes.
         mask_logits: (N, 1, 4h, 4w) low-resolution logits of an earlier call; None without masks.
         valid: (N, P) bool, False for a point that only fills up its set: the masks equal those of the set
-            without it, up to rounding. None: all points are valid, and the masks equal SAM's bit for bit.
+            without it, up to rounding. None: all points are valid.
+        image_index: (N,) index of each prompt set's image; None: the k-th set is of the k-th image.
 
     Returns:
         logits: (N, 4, 4h, 4w) low-resolution mask logits. Output 0 is the single-mask output,
@@ -88,7 +91,7 @@ def decode_prompts(
     prompts = encode_prompts(sam, points_xy, point_labels, boxes_xyxy, mask_logits)
     decoder = sam.mask_decoder
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    hidden, source = attend(sam, embeddings, prompts, output_tokens, valid)
+    hidden, source = attend(sam, embeddings, prompts, output_tokens, valid, image_index)
     upscaled = decoder.output_upscaling(source)
     tokens = hidden[:, 1 : 1 + decoder.num_mask_tokens]
     return read_masks(decoder.output_hypernetworks_mlps, tokens, upscaled), decoder.iou_prediction_head(
@@ -102,31 +105,32 @@ def attend(
     prompts: tuple[Tensor, Tensor],
     output_tokens: Tensor,
     valid: Tensor | None,
+    image_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Let output tokens, prompts and images attend to each other.
 
     Args:
-        embeddings: (N, D, h, w) image embeddings, one per prompt set.
+        embeddings: (N, D, h, w) image embeddings, one per prompt set; with ``image_index`` (M, D, h, w).
         prompts: sparse and dense embeddings, as from `encode_prompts`.
         output_tokens: (K, D) learned tokens that masks and scores are read from.
-        valid: that of `decode_prompts`.
+        valid, image_index: those of `decode_prompts`.
 
     Returns:
         hidden: (N, T, D) tokens, of which the first K are the output tokens.
         source: (N, D, h, w) image embeddings.
     """
     sparse, dense = prompts
-    count, transformer = len(embeddings), sam.mask_decoder.transformer
+    if image_index is not None and len(dense) > 1:  # masks as prompts: no two sets have the same map
+        embeddings, image_index = embeddings[image_index], None
+    count = len(embeddings if image_index is None else image_index)
     tokens = torch.cat([output_tokens.expand(count, -1, -1), sparse.expand(count, -1, -1)], dim=1)
-    position = sam.prompt_encoder.get_dense_pe().expand(count, -1, -1, -1)
-    if valid is None:
-        hidden, source = transformer(embeddings + dense, position, tokens)
-    else:
+    if valid is not None:
         others = (len(output_tokens), sparse.shape[1] - valid.shape[1])
-        there = F.pad(valid, others, value=True)
-        two_way = cast(TwoWayTransformer, transformer)
-        hidden, source = run_two_way(two_way, embeddings + dense, position, tokens, there)
-    return hidden, source.transpose(1, 2).reshape(embeddings.shape)
+        valid = F.pad(valid, others, value=True)
+    transformer = cast(TwoWayTransformer, sam.mask_decoder.transformer)
+    position = sam.prompt_encoder.get_dense_pe()
+    hidden, source = run_two_way(transformer, embeddings + dense, position, tokens, valid, image_index)
+    return hidden, source.transpose(1, 2).reshape(count, *embeddings.shape[1:])
 
 
 def enlarge(decoder: MaskDecoder, source: Tensor, middle: Tensor, fine: Tensor) -> Tensor:

@@ -65,7 +65,10 @@ class LiteSam(SegmentAnything):
         boxes_xyxy: Tensor | None = None,
         mask_logits: Tensor | None = None,
         valid: Tensor | None = None,
+        image_index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if image_index is not None:  # prompts are drawn on the maps, which thus differ among them
+            embeddings = embeddings[image_index]
         decoder, (coarse, middle, fine) = self.mask_decoder, embeddings.maps
         sparse, dense = encode_prompts(self, points_xy, point_labels, boxes_xyxy, mask_logits)
         if points_xy is not None:

@@ -88,9 +88,11 @@ class SegmentAnything(Sam, PromptableModel):
         boxes_xyxy: Tensor | None = None,
         mask_logits: Tensor | None = None,
         valid: Tensor | None = None,
+        image_index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         (embedding,) = embeddings.maps
-        return decode_prompts(self, embedding, points_xy, point_labels, boxes_xyxy, mask_logits, valid)
+        prompts = points_xy, point_labels, boxes_xyxy, mask_logits
+        return decode_prompts(self, embedding, *prompts, valid, image_index)
 
     def upscale(self, logits: Tensor, input_hw: HW, image_hw: HW) -> Tensor:
         return upscale_logits(self, logits, input_hw, image_hw)

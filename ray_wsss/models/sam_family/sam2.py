@@ -61,6 +61,7 @@ class Sam2(HubModel):
         boxes_xyxy: Tensor | None = None,
         mask_logits: Tensor | None = None,
         valid: Tensor | None = None,
+        image_index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         coarse, middle, fine = embeddings.maps
         sparse, dense = encode_prompts(self, points_xy, point_labels, boxes_xyxy, mask_logits)
@@ -70,7 +71,9 @@ class Sam2(HubModel):
         prompts = torch.cat([sparse, padding], dim=1), dense
         decoder = self.mask_decoder
         tokens = [token.weight for token in (self.object_token, decoder.iou_token, decoder.mask_tokens)]
-        hidden, source = attend(self, coarse, prompts, torch.cat(tokens), valid)
+        hidden, source = attend(self, coarse, prompts, torch.cat(tokens), valid, image_index)
+        if image_index is not None:
+            middle, fine = middle[image_index], fine[image_index]
         upscaled = enlarge(decoder, source, middle, fine)
         masks_at = slice(2, 2 + decoder.num_mask_tokens)
         logits = read_masks(decoder.output_hypernetworks_mlps, hidden[:, masks_at], upscaled)

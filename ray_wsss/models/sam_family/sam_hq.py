@@ -70,12 +70,14 @@ class SamHq(HubModel):
         boxes_xyxy: Tensor | None = None,
         mask_logits: Tensor | None = None,
         valid: Tensor | None = None,
+        image_index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         embedding, fine = embeddings.maps
         prompts = encode_prompts(self, points_xy, point_labels, boxes_xyxy, mask_logits)
         decoder = self.mask_decoder
         tokens = [token.weight for token in (decoder.iou_token, decoder.mask_tokens, self.hq_token)]
-        hidden, source = attend(self, embedding, prompts, torch.cat(tokens), valid)
+        hidden, source = attend(self, embedding, prompts, torch.cat(tokens), valid, image_index)
+        fine = fine if image_index is None else fine[image_index]
         upscaled = decoder.output_upscaling(source)
         end = 1 + decoder.num_mask_tokens
         logits = read_masks(decoder.output_hypernetworks_mlps, hidden[:, 1:end], upscaled)

@@ -91,8 +91,9 @@ def decode_objects(
         some = [prompts[k] for k in chosen]
         sizes_hw = [images_hw[prompt.image_index] for prompt in some]
         points, labels, boxes = (_upload(part, logits) for part in _arrays(sam.frame, some, sizes_hw))
-        image_of = upload(torch.tensor([prompt.image_index for prompt in some]), embeddings.device)
-        outputs = sam.decode(embeddings[image_of], points, labels, boxes)
+        shown, image_of = torch.tensor([prompt.image_index for prompt in some]).unique(return_inverse=True)
+        shown, image_of = (upload(values, embeddings.device) for values in (shown, image_of))
+        outputs = sam.decode(embeddings[shown], points, labels, boxes, image_index=image_of)
         at = upload(torch.tensor(chosen), embeddings.device)
         logits[at], predicted_iou[at] = _choose(sam, *outputs, some[0], mask_output)
     return logits, predicted_iou

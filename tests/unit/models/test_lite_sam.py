@@ -88,6 +88,12 @@ def test_points_that_only_fill_up_change_nothing(hinted: LiteSam) -> None:
     torch.testing.assert_close(logits[:1], alone, rtol=1e-3, atol=1e-4)
 
 
+def test_prompt_sets_may_share_an_image(hinted: LiteSam) -> None:
+    embeddings, image_index = hinted.encode(torch.randn(2, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX)), [1, 0, 1]
+    found = hinted.decode(embeddings, *prompts(3, 2), image_index=torch.tensor(image_index))
+    torch.testing.assert_close(found, hinted.decode(embeddings[image_index], *prompts(3, 2)))
+
+
 def test_prompts_are_drawn_where_they_are() -> None:
     side, cells = 64, 16
     points_xy = torch.tensor([[[9.0, 30.0], [40.0, 5.0], [60.0, 60.0]]])

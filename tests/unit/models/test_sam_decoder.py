@@ -77,23 +77,32 @@ def prompts(points: int) -> list[Prompt]:
 
 
 @torch.no_grad()
-def decode_together(sam: SegmentAnything, images, sets: list[Prompt], with_points: bool, with_boxes: bool):
+def decode_together(
+    sam: SegmentAnything,
+    images,
+    sets: list[Prompt],
+    with_points: bool,
+    with_boxes: bool,
+    once_per_image: bool,
+):
     """Our way: every set of every image in one call; logits at each image's own size."""
     frames = [(SIZES_HW[s.image], sam.frame.inner_hw(SIZES_HW[s.image])) for s in sets]
     points = torch.cat([points_to_sam_frame(s.points_yx[None], *f) for s, f in zip(sets, frames)])
     scales = [torch.tensor([new[1] / old[1], new[0] / old[0]] * 2) for old, new in frames]
     boxes = torch.stack([s.box_xyxy * scale for s, scale in zip(sets, scales)])
-    embeddings = SamEncoder(sam)(images)[[s.image for s in sets]]
+    embeddings, image_index = SamEncoder(sam)(images), torch.tensor([s.image for s in sets])
     logits, iou = sam.decode(
-        embeddings,
+        embeddings if once_per_image else embeddings[image_index],
         points if with_points else None,
         torch.stack([s.labels for s in sets]) if with_points else None,
         boxes if with_boxes else None,
+        image_index=image_index if once_per_image else None,
     )
     full = [sam.upscale(logits[n : n + 1], new, old)[0] for n, (old, new) in enumerate(frames)]
     return full, logits, iou
 
 
+@pytest.mark.parametrize("once_per_image", [True, False])
 @pytest.mark.parametrize(
     ("points", "with_points", "with_boxes"),
     [
@@ -105,9 +114,11 @@ def decode_together(sam: SegmentAnything, images, sets: list[Prompt], with_point
         (2, True, True),
     ],
 )
-def test_one_call_equals_the_predictor_set_by_set(sam, images, predictors, points, with_points, with_boxes):
+def test_one_call_equals_the_predictor_set_by_set(
+    sam, images, predictors, points, with_points, with_boxes, once_per_image
+):
     sets = prompts(points)
-    full, low, iou = decode_together(sam, images, sets, with_points, with_boxes)
+    full, low, iou = decode_together(sam, images, sets, with_points, with_boxes, once_per_image)
     for n, s in enumerate(sets):
         predictor = predictors[s.image]
         transform, size_hw = predictor.transform, SIZES_HW[s.image]

@@ -218,16 +218,18 @@ def test_both_uses_cams_where_there_are_no_objects(labeller, rows, classifier_di
 
 
 def test_prompts_of_one_shape_share_decoder_calls(monkeypatch, labeller):
-    sizes: list[int] = []
-    forward = labeller.sam.mask_decoder.transformer.forward
-    monkeypatch.setattr(
-        labeller.sam.mask_decoder.transformer,
-        "forward",
-        lambda image, *rest: sizes.append(len(image)) or forward(image, *rest),
-    )
+    calls: list[tuple[int, list[int]]] = []
+    decode = labeller.sam.decode
+
+    def count(embeddings, *prompts, image_index):
+        calls.append((len(embeddings), image_index.tolist()))
+        return decode(embeddings, *prompts, image_index=image_index)
+
+    monkeypatch.setattr(labeller.sam, "decode", count)
     boxes = tuple(AnnotatedObject(class_index=0, box_xyxy=(k, k, 40, 50)) for k in range(3))
     label(labeller, [image(0, boxes), image(1, boxes), image(2, boxes)])
-    assert sizes == [4, 4, 1]
+    # Of each call: how many images' embeddings it takes, and which of them each box has.
+    assert calls == [(2, [0, 0, 0, 1]), (2, [0, 0, 1, 1]), (1, [0])]
 
 
 def test_batches_have_one_shape():

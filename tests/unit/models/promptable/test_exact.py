@@ -131,6 +131,22 @@ def test_masks(name, theirs, encoder, with_points):
     check(found, sam, image, predict(name, theirs, image, *given, masks=mask))
 
 
+@pytest.mark.parametrize("kind", ["points", "boxes", "masks"])
+def test_prompt_sets_may_share_an_image(encoder, kind):
+    """Embeddings once per image give what embeddings once per prompt set give."""
+    sam, embeddings, image_index = encoder.sam, encoder(IMAGES), torch.tensor([2, 0, 2, 1, 0])
+    generator = torch.Generator().manual_seed(0)
+    points = 100 * torch.rand(5, 2, 2, generator=generator)
+    given = {
+        "points": {"points_xy": points, "point_labels": torch.ones(5, 2)},
+        "boxes": {"boxes_xyxy": points.sort(1).values.flatten(1)},
+        "masks": {"mask_logits": torch.randn(5, 1, *[sam.mask_side_px] * 2, generator=generator)},
+    }[kind]
+    found = sam.decode(embeddings, **given, image_index=image_index)
+    expected = sam.decode(embeddings[image_index], **given)
+    assert_close(found, expected, rtol=0, atol=1e-4)
+
+
 def test_points_that_fill_up_a_set_change_nothing(encoder):
     sam, image = encoder.sam, IMAGES[2]
     points, embedding = placed(sam, POINTS[3], image)[None], encoder([image])
