@@ -54,6 +54,6 @@ def half(argument: str) -> str:
 
 
 def test_a_step_notes_its_log_and_its_progress(tmp_path: Path) -> None:
-    assert run_step(f"{__name__}:half", ("it",), str(tmp_path / "s")) == "it"
+    assert run_step(f"{__name__}:half", ("it",), str(tmp_path / "s"), 1) == "it"
     assert (tmp_path / "s.log").read_text() == "half of it\n"
     assert json.loads((tmp_path / "s.json").read_text()) == [1, 2]
