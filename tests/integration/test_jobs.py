@@ -10,7 +10,8 @@ from ray_wsss.cli import main
 
 JOBS = Path(__file__).parents[2] / "jobs"
 COMMANDS = {path.stem: path.stem.replace("_", "-") for path in JOBS.glob("*.py")} | {"tune": "sweep"}
-OTHERS = {"ablation", "benchmark", "evaluate_clicks", "gpu_check", "train_lite_sam", "train_tiny_sam"}
+OTHERS = {"ablation", "benchmark", "compare_recipes", "evaluate_clicks", "gpu_check"}
+OTHERS |= {"train_lite_sam", "train_tiny_sam"}
 """With flags of their own."""
 
 
