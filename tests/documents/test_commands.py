@@ -1,9 +1,12 @@
 """Every command of the documents is one that the parsers take, and every flag in their sentences exists."""
 
+import importlib.util
 import re
-import runpy
+import sys
 import tomllib
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -27,6 +30,7 @@ OTHERS = {"base64", "docker", "export", "kubectl", "ls", "mkdir", "mkdocs", "pla
 """Programs of others, whose flags they check themselves."""
 FOREIGN_FLAGS = {
     "--dashboard-host": "ray start",
+    "--dist": "pytest",
     "--index-url": "pip",
     "--logdir": "tensorboard",
     "--object-store-memory": "ray start",
@@ -65,16 +69,27 @@ def _check_ours(words: tuple[str, ...]) -> None:
     assert status == 0
 
 
+@cache
+def _load(script: Path) -> ModuleType:
+    name = f"jobs_{script.stem}"
+    spec = importlib.util.spec_from_file_location(name, script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _check_script(script: str, words: tuple[str, ...]) -> None:
     path = ROOT / script
     assert path.is_file(), f"there is no {script}"
     if path.parent != ROOT / "jobs":
         return
     if path.stem in TYRO_JOBS:
-        parameters: Any = runpy.run_path(str(path))[TYRO_JOBS[path.stem]]
+        parameters: Any = getattr(_load(path), TYRO_JOBS[path.stem])
         tyro.cli(parameters, args=words)
     elif path.stem == "gpu_check":
-        runpy.run_path(str(path))["parse"](list(words))
+        _load(path).parse(list(words))
     else:
         name = STAGE_NAMES.get(path.stem, path.stem.replace("_", "-"))
         _check_ours((name, *words))
@@ -160,7 +175,8 @@ def _known_flags(capsys: pytest.CaptureFixture[str]) -> set[str]:
         with pytest.raises(SystemExit):
             main([*words, "--help"])
     shown = capsys.readouterr().out
-    scripts = "".join((ROOT / "jobs" / f"{name}.py").read_text(encoding="utf-8") for name in TYRO_JOBS)
+    files = [*(f"jobs/{name}.py" for name in TYRO_JOBS), "ray_wsss/benchmark/projection.py"]
+    scripts = "".join((ROOT / name).read_text(encoding="utf-8") for name in files)
     of_scripts = {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+):", scripts, re.M)}
     return set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", shown)) | of_scripts
 
