@@ -5,15 +5,19 @@ from pathlib import Path
 
 import pytest
 from document_blocks import ROOT
-from markdown.extensions.toc import slugify
 
 FILES = [ROOT / "README.md", ROOT / ".github" / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.M)
 
 
+def _slug(heading: str) -> str:
+    """The anchor of a heading, on the site and on GitHub alike."""
+    return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
 def _anchors(path: Path) -> set[str]:
-    return {slugify(heading, "-") for heading in _HEADING.findall(path.read_text(encoding="utf-8"))}
+    return {_slug(heading) for heading in _HEADING.findall(path.read_text(encoding="utf-8"))}
 
 
 def _dead_links(path: Path, text: str) -> list[str]:
