@@ -1,5 +1,6 @@
 """The documents that users read, and the commands in them."""
 
+import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ DOCUMENTS = [
     ROOT / ".github" / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+NOTEBOOK = ROOT / "examples" / "quick_look.ipynb"
 SHELL = ("", "bash", "sh")
 """Languages of blocks that hold commands; a block of anything else says so, such as ```text."""
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -42,9 +44,20 @@ def commands_of(path: Path) -> list[Command]:
     return found
 
 
+def commands_of_notebook() -> list[Command]:
+    """Commands in the cells of the notebook, where each begins with an exclamation mark."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    found = []
+    for source in ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"):
+        for line in source.replace("\\\n", " ").splitlines():
+            if line.startswith("!"):
+                found += [Command(NOTEBOOK.name, line, tuple(words)) for words in _split(line[1:]) if words]
+    return found
+
+
 def all_commands() -> list[Command]:
-    """Commands in the shell blocks of all documents."""
-    return [command for path in DOCUMENTS for command in commands_of(path)]
+    """Commands in the shell blocks of all documents, and in the notebook."""
+    return [command for path in DOCUMENTS for command in commands_of(path)] + commands_of_notebook()
 
 
 def code_spans(path: Path) -> list[str]:
@@ -61,7 +74,7 @@ def blocks_of(path: Path, language: str) -> list[str]:
 
 def _split(line: str) -> list[list[str]]:
     """Words of each command of a line, such as those joined by &&."""
-    lexer = shlex.shlex(line, posix=True, punctuation_chars="();<>|&")
+    lexer = shlex.shlex(line.replace(" 2>&1", ""), posix=True, punctuation_chars="();<>|&")
     lexer.whitespace_split = True
     commands: list[list[str]] = [[]]
     redirected = False

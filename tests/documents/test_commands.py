@@ -26,7 +26,18 @@ TYRO_JOBS = {
 }
 """Scripts with flags of their own, and what tyro makes flags of."""
 STAGE_NAMES = {"tune": "sweep"}
-OTHERS = {"base64", "docker", "export", "kubectl", "ls", "mkdir", "mkdocs", "playwright", "pre-commit"}
+OTHERS = {
+    "base64",
+    "docker",
+    "export",
+    "kubectl",
+    "ls",
+    "mkdir",
+    "mkdocs",
+    "playwright",
+    "pre-commit",
+    "tail",
+}
 """Programs of others, whose flags they check themselves."""
 FOREIGN_FLAGS = {
     "--dashboard-host": "ray start",

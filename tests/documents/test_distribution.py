@@ -23,6 +23,8 @@ from ray_wsss.version import __version__
 
 pytestmark = pytest.mark.slow
 NAME = f"ray_wsss-{__version__}"
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+"""Without PYTHONPATH, by which the clone would be found."""
 
 
 def _tracked(*paths: str) -> set[str]:
@@ -98,16 +100,15 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", root], check=True)
     (packages,) = (root / "lib").glob("python*/site-packages")
     install = [sys.executable, "-m", "pip", "--python", root / "bin" / "python", "install"]
-    subprocess.run([*install, "--quiet", "--no-deps", "--no-index", wheel], check=True)
+    subprocess.run([*install, "--quiet", "--no-deps", "--no-index", wheel], check=True, env=ENVIRONMENT)
     # After the wheel's own folder, and read without the .pth files that make an editable install importable.
     (packages / "packages_of_the_tests.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     return root / "bin"
 
 
 def _run(installed: Path, folder: Path, *words: object) -> str:
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     command = [installed / "ray-wsss", *map(str, words)]
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -115,9 +116,7 @@ def _run(installed: Path, folder: Path, *words: object) -> str:
 def test_the_wheel_runs_without_the_clone(installed: Path, classifier: Path, tmp_path: Path) -> None:
     assert _run(installed, tmp_path, "--version") == f"ray-wsss {__version__}\n"
     where = [installed / "python", "-Pc", "import ray_wsss; print(ray_wsss.__file__)"]
-    found = subprocess.run(
-        where, cwd=tmp_path, capture_output=True, text=True, env={"PATH": os.environ["PATH"]}
-    )
+    found = subprocess.run(where, cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
     assert Path(found.stdout.strip()).is_relative_to(installed.parent)
     assert "train-classifier" in _run(installed, tmp_path, "--help")
 

@@ -7,10 +7,8 @@ from typing import Any
 
 import nbformat
 import pytest
-from document_blocks import ROOT
+from document_blocks import NOTEBOOK
 from nbclient import NotebookClient
-
-NOTEBOOK = ROOT / "examples" / "quick_look.ipynb"
 
 
 def _outputs(notebook: Any) -> list[Any]:
