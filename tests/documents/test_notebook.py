@@ -25,7 +25,7 @@ def test_it_is_kept_as_it_ran() -> None:
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert [output.output_type for output in _outputs(notebook) if output.output_type == "error"] == []
-    assert any("image/png" in output.get("data", {}) for output in _outputs(notebook))
+    assert any("image/jpeg" in output.get("data", {}) for output in _outputs(notebook))
     assert NOTEBOOK.stat().st_size < 250_000
     assert str(Path.home()) not in NOTEBOOK.read_text(encoding="utf-8")
 

@@ -14,7 +14,8 @@ from document_blocks import ROOT, Command, all_commands, blocks_of, commands_of
 from ray_wsss.cli import main
 from ray_wsss.data.schema import DatasetMetadata
 
-SCENES = 12
+SCENES = 20
+"""More than a batch of the preset photos."""
 STEPS = ["ingest", "embed", "train-classifier", "label", "train-segmenter"]
 WriteSource = Callable[[Path, int], tuple[Path, Path]]
 
@@ -43,15 +44,16 @@ def _find(beginning: str) -> Command:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_ingest_and_split(folder: Path) -> None:
-    for beginning, out in (
-        ("ray-wsss ingest csv", "data/photos"),
-        ("ray-wsss ingest coco --images val2017", "data/coco_val"),
+    photos = len(list(folder.glob("photos/*/*.jpg")))
+    for beginning, out, images in (
+        ("ray-wsss ingest csv", "data/photos", photos),
+        ("ray-wsss ingest coco --images val2017", "data/coco_val", SCENES),
     ):
         assert main([*_find(beginning).words[1:]]) == 0
-        assert DatasetMetadata.load(folder / out).images == SCENES
+        assert DatasetMetadata.load(folder / out).images == images
     assert main([*_find("ray-wsss split").words[1:]]) == 0
     parts = [DatasetMetadata.load(folder / "data" / part).images for part in ("train", "val")]
-    assert sum(parts) == SCENES
+    assert sum(parts) == photos
     assert parts[0] > parts[1] > 0
 
 
