@@ -249,7 +249,7 @@ class Scale:
 class Project(Deployment):
     """Load of a large labelling run on the head node, the object stores and the storage.
 
-    It only calculates and runs nothing; jobs/cluster/SCALE.md explains the figures.
+    It only calculates and runs nothing; docs/scale.md explains the figures.
     """
 
     json: Path | None = None

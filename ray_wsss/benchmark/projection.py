@@ -1,7 +1,7 @@
 """Load of a large labelling run on the head node, the object stores, the metadata and the storage.
 
 The figures are calculated from assumptions, each a field with its source. "Measured" means on 2 cores of an
-AMD EPYC, as jobs/cluster/SCALE.md describes; replace "assumed" values by your own.
+AMD EPYC, as docs/scale.md describes; replace "assumed" values by your own.
 """
 
 import math

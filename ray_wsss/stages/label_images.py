@@ -236,8 +236,16 @@ def label_images(
     """Label images, in order. For several calls, use `ImageLabeller`, which loads the networks only once.
 
     Args:
-        classifier, preset, settings, device: as for `ImageLabeller`.
-        images, classes, threshold: as for a call of `ImageLabeller`.
+        images: paths or URIs of image files, or arrays (H, W, 3) uint8 RGB.
+        classifier: output of train-classifier.
+        classes: names of the classes in all images; by default those that the classifier finds in each.
+        threshold: lowest probability of a class that the classifier finds, in [0, 1].
+        preset: settings to start from, as for `ImageLabeller`.
+        settings: changes to the preset by dotted key, such as ``{"sam.name": "vit_b"}``.
+        device: torch device, such as "cuda"; by default a GPU if there is one, else the CPU.
+
+    Returns:
+        A picture for each image; one that can't be read has the reason in ``error``.
 
     Raises:
         UserError: as `ImageLabeller`, or the classifier doesn't know a class in ``classes``.

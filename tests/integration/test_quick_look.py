@@ -1,4 +1,4 @@
-"""Single images: what label gives for them, from the command line and from Python, as the README says."""
+"""Single images: what label gives for them, from the command line and from Python, as the documents say."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ from ray_wsss.errors import UserError
 from ray_wsss.storage import copy_file, find_files
 
 SETTINGS = {"label.scales": (1.0,)}
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -158,15 +158,22 @@ def test_show_refuses(images: list[Path], classifier: Path, tmp_path: Path, caps
     assert image.read_bytes() == before
 
 
-def test_readme_example(
-    images: list[Path], classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+@pytest.mark.parametrize("document", ["README.md", "docs/python.md"])
+def test_example_of_the_documents(
+    document: str,
+    images: list[Path],
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (example,) = re.findall(r"```python\n(import ray_wsss.*?)```", README.read_text(encoding="utf-8"), re.S)
+    text = (ROOT / document).read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(import ray_wsss.*?)```", text, re.S)
     (tmp_path / "demo" / "coco").mkdir(parents=True)
     (tmp_path / "demo" / "coco" / "held_out").symlink_to(images[0].parent)
     (tmp_path / "demo" / "classifier_cpm").symlink_to(classifier)
     monkeypatch.chdir(tmp_path)
-    exec(example, {})  # the README's own words
+    exec(example, {})  # the document's own words
     assert "held_out" in capsys.readouterr().out
 
 

@@ -10,8 +10,8 @@ such as boxes instead of points. A mask that any of them doubts is doubtful, hen
 
 The mean CAM counts a quarter: CAMs are higher for some classes than for others, whatever the masks are. On
 the demo's scenes a larger share ranked worse: with (1 + mean CAM) / 2, the areas under the ROC curve of
-labels by points were 0.64, 0.79 and 0.84 for three seeds, instead of 0.76, 0.87 and 0.91. README.md has more
-figures ("Correct by hand").
+labels by points were 0.64, 0.79 and 0.84 for three seeds, instead of 0.76, 0.87 and 0.91. docs/results.md
+("Doubt") has more figures.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -14,6 +14,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from ray_wsss.version import __version__
+
 KUBERNETES = "1.37"
 Config = dict[str, Any]
 
@@ -130,7 +132,7 @@ def test_versions_are_those_of_the_tests(root: Path, cluster_files: Path, load: 
         for line in path.read_text(encoding="utf-8").splitlines()
         if "image:" in line
     }
-    assert images == {"ray-wsss:0.1"}
+    assert images == {f"ray-wsss:{__version__.rpartition('.')[0]}"}
 
 
 def test_image_is_built_from_what_is_there_and_does_not_run_as_root(root: Path, cluster_files: Path):

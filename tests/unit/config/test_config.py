@@ -133,7 +133,7 @@ def test_presets():
     demo = PRESETS["demo"]
     assert demo.classifier.augment == demo.segmenter.augment
     assert (demo.classifier.head_lr_factor, demo.segmenter.head_lr_factor) == (1.0, 1.0)
-    for recipe in PRESETS.values():  # README's figures are of a single view
+    for recipe in PRESETS.values():  # the figures of docs/results.md are of a single view
         assert (recipe.predict.scales, recipe.predict.flip) == ((1.0,), False)
 
 
