@@ -81,7 +81,7 @@ def _round_side(side: int, multiple: int) -> int:
         # since an expression of the image's side would grow from layer to layer.
         exact = torch.scalar_tensor(side, dtype=torch.float64) / multiple
         cells = cast(int, exact.round().clamp(min=1).long().item())
-        torch._check(cells >= 1)
+        torch._check(cells >= 1)  # pyright: ignore[reportPrivateUsage]
         return multiple * cells
     return multiple * max(1, round(side / multiple))
 

@@ -98,7 +98,7 @@ def export_model(
     description = _describe(run, kind, spec, network, format_, size_hw)
     with TemporaryDirectory(prefix="ray_wsss_") as folder:
         file = Path(folder) / path.name
-        difference = _write(network.eval(), spec, description, file, format_, size_hw)
+        difference = _write(network.eval().requires_grad_(False), spec, description, file, format_, size_hw)
         copy_file(file, path)
     write_json(description, out / "model.json")
     output.finish()
@@ -145,7 +145,7 @@ def _kind_of(run: Path) -> Literal["classifier", "segmenter"]:
     stage = manifest["stage"] if manifest is not None else None
     for kind in ("classifier", "segmenter"):
         if stage == f"train-{kind}":
-            require_finished(_training_of(run), stage)
+            require_finished(_training_of(run), f"train-{kind}")
             return kind
     found = f"holds the output of {stage}" if stage is not None else "has no manifest.json of ray-wsss"
     raise UserError(f"{run} {found}; expected the output of train-segmenter or train-classifier")

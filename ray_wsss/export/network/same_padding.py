@@ -23,13 +23,10 @@ class TraceableConv2dSame(nn.Module):
         self.rims = [span // 2 for span in spans]
 
     @staticmethod
-    def fits(module: nn.Module) -> bool:
-        """Whether a module is such a convolution: of stride 2, with an odd kernel."""
-        return (
-            isinstance(module, Conv2dSame)
-            and tuple(module.stride) == (2, 2)
-            and all(k % 2 == 1 for k in module.kernel_size)
-        )
+    def fits(convolution: nn.Conv2d) -> bool:
+        """Whether a layer is such a convolution: of stride 2, with an odd kernel."""
+        odd = all(k % 2 == 1 for k in convolution.kernel_size)
+        return isinstance(convolution, Conv2dSame) and tuple(convolution.stride) == (2, 2) and odd
 
     def forward(self, x: Tensor) -> Tensor:
         conv, (rows, columns) = self.convolution, self.rims
@@ -51,7 +48,7 @@ def _drop_one(x: Tensor, dim: int, side: int, kept: int) -> Tensor:
 def make_traceable(module: Any) -> None:
     """Replace the convolutions below ``module`` that `TraceableConv2dSame` can replace."""
     for name, child in module.named_children():
-        if TraceableConv2dSame.fits(child):
+        if isinstance(child, nn.Conv2d) and TraceableConv2dSame.fits(child):
             setattr(module, name, TraceableConv2dSame(child))
         else:
             make_traceable(child)
