@@ -135,7 +135,7 @@ class ExportModel:
     format: Literal["torch-export", "onnx", "safetensors"] = "onnx"
     """onnx: for ONNX Runtime and others (pip install -e ".[onnx]"). torch-export: for torch.export.load.
     safetensors: weights under the names of segmentation-models-pytorch or timm, without preprocessing."""
-    size: tuple[int, int] | None = None
+    size: tuple[int, ...] = ()
     """Height and width of the images, in pixels, if the program is to take one size alone. Larger ones than
     predict.max_side_px (a classifier: than in its training) are scaled down inside. Without it images may
     have any size up to that side."""
@@ -145,11 +145,14 @@ class ExportModel:
     def run(self) -> None:
         from ray_wsss.export.network.run import export_model
 
+        if len(self.size) not in (0, 2):
+            listed = " ".join(map(str, self.size))
+            raise UserError(f"--size is {listed}; expected a height and a width, such as 512 512")
         made = export_model(
             self.run_folder,
             self.out,
             self.format,
-            size_hw=self.size,
+            size_hw=(self.size[0], self.size[1]) if self.size else None,
             predict=self.predict,
             overwrite=self.settings.overwrite,
         )

@@ -255,6 +255,7 @@ def test_the_check_finds_other_labels_shapes_and_nan():
     [
         ({"--run": "nothing"}, "nothing has no manifest.json of ray-wsss; expected the output of train-"),
         ({"--size": ("16", "64")}, "--size is 16 64; expected sides of at least 32 pixels"),
+        ({"--size": "64"}, "--size is 64; expected a height and a width, such as 512 512"),
         ({"--size": ("64", "64"), "--format": "safetensors"}, "weights have no size"),
         ({"--predict.scales": ("0.5", "1")}, "sees an image once; expected predict.scales 1"),
         ({"--out": "."}, "lies in --out"),
