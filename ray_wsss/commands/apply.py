@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from ray_wsss.commands.flags import (
     ClusterFlags,
@@ -119,3 +121,41 @@ class Predict:
         if report.total.errors:
             print(f"{self.out / 'errors.parquet'} lists the images that failed, and why")
         print(f"{describe_predictions(report)}; in {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportModel:
+    """Write the trained segmenter or classifier for other programs: torch.export, ONNX or safetensors.
+    The first two take uint8 images [B, H, W, 3] and do all preprocessing. The file is checked first."""
+
+    run_folder: Annotated[Path, tyro.conf.arg(name="run")]
+    """Output of train-segmenter or train-classifier, or its folder best."""
+    out: Path
+    """Folder for model.pt2, model.onnx or model.safetensors, and model.json."""
+    format: Literal["torch-export", "onnx", "safetensors"] = "onnx"
+    """onnx: for ONNX Runtime and others (pip install -e ".[onnx]"). torch-export: for torch.export.load.
+    safetensors: weights under the names of segmentation-models-pytorch or timm, without preprocessing."""
+    size: tuple[int, ...] = ()
+    """Height and width of the images, in pixels, if the program is to take one size alone. Larger ones than
+    predict.max_side_px (a classifier: than in its training) are scaled down inside. Without it images may
+    have any size up to that side."""
+    settings: OutputSettingsFlags = field(default_factory=OutputSettings)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+
+    def run(self) -> None:
+        from ray_wsss.export.network.run import export_model
+
+        if len(self.size) not in (0, 2):
+            listed = " ".join(map(str, self.size))
+            raise UserError(f"--size is {listed}; expected a height and a width, such as 512 512")
+        made = export_model(
+            self.run_folder,
+            self.out,
+            self.format,
+            size_hw=(self.size[0], self.size[1]) if self.size else None,
+            predict=self.predict,
+            overwrite=self.settings.overwrite,
+        )
+        if made.difference is not None:
+            print(f"on generated images its results differ from ours by at most {made.difference:.2g}")
+        print(f"{made.path} is the network; {self.out / 'model.json'} describes it")

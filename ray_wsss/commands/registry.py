@@ -8,7 +8,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from ray_wsss.commands.apply import Evaluate, Predict
+from ray_wsss.commands.apply import Evaluate, ExportModel, Predict
 from ray_wsss.commands.compare_prompts import ComparePrompts
 from ray_wsss.commands.datasets.containers import IngestHuggingface, IngestParquet, IngestWebdataset
 from ray_wsss.commands.datasets.label_studio import IngestLabelStudio
@@ -72,6 +72,7 @@ COMMANDS: dict[str, type | Group] = {
             "folder": ExportFolder,
         },
     ),
+    "export-model": ExportModel,
     "report": WriteReport,
     "show": Show,
     "run-all": RunAll,

@@ -85,7 +85,8 @@ class OptimConfig:
     batch_size: int = 8
     """Images per iteration, over all workers, at least 1 (supplement)."""
     max_iters: int = 52_880
-    """Iterations of the whole training, at least 1 (code: 40 epochs of VOC trainaug)."""
+    """Iterations of the whole training, at least 1 (code: 40 epochs of VOC trainaug).
+    With text_head, 0 leaves the classifier as CLIP's texts make it."""
     epochs: float | None = None
     """Length of the training in epochs of the images that it uses, above 0.
     If given, it decides max_iters."""
@@ -125,11 +126,11 @@ class OptimConfig:
         check_choices(self)
         check(self, lambda v: v is None or 0 < v < inf, "epochs", "a number above 0")
         check(self, lambda v: v > 0, "lr head_lr_factor poly_power", "more than 0")
-        at_least_1 = "batch_size max_iters accumulate checkpoint_every keep_checkpoints log_every"
+        at_least_1 = "batch_size accumulate checkpoint_every keep_checkpoints log_every"
         check(self, lambda v: v >= 1, f"{at_least_1} validate_every validate_images", "at least 1")
         check(self, lambda v: 0 < v <= 1, "layer_decay", "above 0, at most 1")
         check(self, lambda v: v == "all" or v >= 0, "freeze_stages", "0 or more, or all")
-        at_least_0 = "momentum weight_decay lr_warmup_iters loader_workers seed"
+        at_least_0 = "max_iters momentum weight_decay lr_warmup_iters loader_workers seed"
         check(self, lambda v: v >= 0, at_least_0, "0 or more")
 
 
@@ -144,6 +145,14 @@ class ClassifierConfig(OptimConfig):
     stages; -1 is the last. Features of several are concatenated; they get the size of output_stride."""
     feature_dim: int = 256
     """Channels of the features that the class maps are made of."""
+    text_head: str | None = None
+    """CLIP whose texts are the start of the class maps, so that CAMs exist before any training
+    (pip install -e ".[clip]"): MODEL/WEIGHTS of open_clip such as ViT-B-16-quickgelu/openai,
+    hf-hub:OWNER/NAME, or a folder. The backbone is its image transformer, such as
+    vit_base_patch16_clip_quickgelu_224, with its weights; feature_dim is CLIP's."""
+    class_words: str | None = None
+    """JSON file with words of classes, words of the background and templates for text_head; without it the
+    class names (docs/text_head.md)."""
     ssc_temperature: float = 1.0
     """Divisor of the similarities in SSC, above 0 (paper: 1)."""
     loss_weights: LossWeights = field(default_factory=LossWeights)
@@ -152,6 +161,11 @@ class ClassifierConfig(OptimConfig):
         OptimConfig.__post_init__(self)
         check(self, lambda v: v > 0, "ssc_temperature", "more than 0")
         check(self, lambda v: len(v) > 0, "layers", "one layer or more, such as -1")
+        if self.text_head is None:
+            check(self, lambda v: v >= 1, "max_iters", "at least 1 without classifier.text_head")
+            check(self, lambda v: v is None, "class_words", "None without classifier.text_head")
+        else:
+            check(self, lambda v: v is None, "backbone_checkpoint", "None with classifier.text_head")
 
 
 def _segmenter_crops() -> AugmentConfig:
@@ -203,6 +217,7 @@ class SegmenterConfig(OptimConfig):
 
     def __post_init__(self) -> None:
         OptimConfig.__post_init__(self)
+        check(self, lambda v: v >= 1, "max_iters", "at least 1")
         check(self, lambda v: 0 < v < inf, "correction_weight", "more than 0")
         check(self, lambda v: len(v) == 3, "atrous_rates", "three dilations")
         check(self, lambda v: v >= 0, "ignore_rim_px", "0 or more pixels")

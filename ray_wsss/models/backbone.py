@@ -94,8 +94,10 @@ class Backbone(nn.Module):
             return [features.float() for features in self._maps(images)]
 
     def _maps(self, images: Tensor) -> list[Tensor]:
-        size_hw = round_sides((images.shape[-2], images.shape[-1]), self.multiple)
-        normalised = (resize_images(images, size_hw) - self.mean) / self.std
+        if self.multiple > 1:
+            size_hw = round_sides((images.shape[-2], images.shape[-1]), self.multiple)
+            images = resize_images(images, size_hw)
+        normalised = (images - self.mean) / self.std
         return self.network(normalised.contiguous(memory_format=torch.channels_last))
 
     def stages(self) -> list[list[nn.Parameter]]:
@@ -214,6 +216,12 @@ def build_backbone(
     multiple = network.multiple if isinstance(network, LayerFeatures) else 1
     channels, strides = network.feature_info.channels(), network.feature_info.reduction()
     return Backbone(network, channels, mean, std, strides=strides, multiple=multiple, grid=grid)
+
+
+def timm_name_of(backbone: str) -> tuple[str, dict[str, Any]]:
+    """Name of a backbone in timm, and the arguments that timm builds it with; "" if timm doesn't have it."""
+    name, options = _SMALL.get(backbone, (backbone, {}))
+    return (name, options) if timm.is_model(name.partition(".")[0]) else ("", {})
 
 
 def _find_grid(name: str, network: Any, output_stride: int) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_wsss.config import ClassifierConfig
+from ray_wsss.models.clip.dense import take_values
 from ray_wsss.models.full_precision import FullPrecisionConv2d
 from ray_wsss.models.joined_backbone import AnyBackbone, build_backbones
 
@@ -22,7 +23,7 @@ class ClassifierOutput:
     class_maps: Float[Tensor, "B M h w"] | None
     """Class maps of the classes asked for, before ReLU and normalisation; None if none were."""
     features: Float[Tensor, "B D h w"]
-    """Non-negative features, from which logits and class maps are computed."""
+    """Features from which logits and class maps are computed: non-negative, or CLIP's unit vectors."""
     cells: Float[Tensor, "B E h w"]
     """The backbone's feature map, from which the features are computed."""
 
@@ -37,6 +38,8 @@ class ClassifierSpec:
     feature_dim: int
     layers: tuple[int, ...] = (-1,)
     """See `config.ClassifierConfig`; networks of version 0.1 had the last layer alone."""
+    clip: bool = False
+    """Whether the features are unit vectors in the space of CLIP's texts (`models.clip`)."""
 
     @classmethod
     def of(cls, config: ClassifierConfig, class_names: tuple[str, ...]) -> "ClassifierSpec":
@@ -47,6 +50,7 @@ class ClassifierSpec:
             output_stride=config.output_stride,
             feature_dim=config.feature_dim,
             layers=config.layers,
+            clip=config.text_head is not None,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,11 +59,17 @@ class ClassifierSpec:
 
 
 class Classifier(nn.Module):
-    """Backbone, 1x1 convolution to features, 1x1 convolution to class maps; without biases, as in S2C."""
+    """Backbone, 1x1 convolution to features, 1x1 convolution to class maps; without biases, as in S2C.
 
-    def __init__(self, backbone: AnyBackbone, feature_dim: int, num_classes: int) -> None:
+    Args:
+        unit_features: features are unit vectors, as CLIP's are, instead of ReLU's.
+    """
+
+    def __init__(
+        self, backbone: AnyBackbone, feature_dim: int, num_classes: int, *, unit_features: bool = False
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.unit_features = backbone, unit_features
         self.to_features = FullPrecisionConv2d(backbone.out_channels, feature_dim, 1, bias=False)
         self.to_class_maps = FullPrecisionConv2d(feature_dim, num_classes, 1, bias=False)
         # Released S2C code; torch's default has another variance.
@@ -88,7 +98,8 @@ class Classifier(nn.Module):
             classes: the classes of each image to make class maps of.
         """
         cells = self.backbone(images)
-        features = F.relu(self.to_features(cells))
+        projected = self.to_features(cells)
+        features = F.normalize(projected, dim=1) if self.unit_features else F.relu(projected)
         logits = self.to_class_maps(features.mean(dim=(2, 3), keepdim=True)).flatten(1)
         class_maps = self._class_maps(features, classes) if classes is not None else None
         return ClassifierOutput(logits, class_maps, features, cells)
@@ -114,4 +125,6 @@ def build_classifier(
         checkpoint=checkpoint,
         layers=spec.layers,
     )
-    return Classifier(backbone, spec.feature_dim, len(spec.class_names))
+    if spec.clip:
+        take_values(backbone, spec.backbone)
+    return Classifier(backbone, spec.feature_dim, len(spec.class_names), unit_features=spec.clip)

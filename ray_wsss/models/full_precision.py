@@ -13,5 +13,7 @@ class FullPrecisionConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (B, D, H, W) of any floating-point type; returns the type of the weights."""
+        if not torch.is_autocast_enabled(input.device.type):  # torch.export would trace the context
+            return super().forward(input.to(self.weight.dtype))
         with torch.autocast(input.device.type, enabled=False):
             return super().forward(input.to(self.weight.dtype))

@@ -90,8 +90,8 @@ def _pyramid(maps: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
     """
     first, stride = maps[0], strides[0]
     height, width = stride * first.shape[-2], stride * first.shape[-1]
-    image = first.new_empty(1).expand(len(first), 3, height, width)
-    missing = [first.new_empty(len(first), 0, height // 2, width // 2)] if stride == 4 else []
+    image = first.new_empty(1).expand(first.shape[0], 3, height, width)
+    missing = [first.new_empty(first.shape[0], 0, height // 2, width // 2)] if stride == 4 else []
     return [image, *missing, *maps]
 
 

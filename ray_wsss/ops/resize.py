@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,13 +70,28 @@ def scale_images(
 
 def round_sides(size_hw: tuple[int, int], multiple: int) -> tuple[int, int]:
     """Height and width rounded to multiples of a number, at least once the number."""
-    height, width = (multiple * max(1, round(side / multiple)) for side in size_hw)
-    return height, width
+    if multiple == 1:
+        return size_hw
+    return _round_side(size_hw[0], multiple), _round_side(size_hw[1], multiple)
+
+
+def _round_side(side: int, multiple: int) -> int:
+    if isinstance(side, torch.SymInt):
+        # While torch.export traces images of any size: the layers that follow know the number of cells alone,
+        # since an expression of the image's side would grow from layer to layer.
+        exact = torch.scalar_tensor(side, dtype=torch.float64) / multiple
+        cells = cast(int, exact.round().clamp(min=1).long().item())
+        torch._check(cells >= 1)  # pyright: ignore[reportPrivateUsage]
+        return multiple * cells
+    return multiple * max(1, round(side / multiple))
 
 
 def resize_images(images: Float[Tensor, "B C _H _W"], size_hw: tuple[int, int]) -> Float[Tensor, "B C h w"]:
     """Resize images bilinearly to height and width in pixels, antialiased if a side gets shorter."""
     old_hw = (images.shape[-2], images.shape[-1])
+    if any(isinstance(side, torch.SymInt) for side in size_hw):
+        # Antialiasing changes nothing where no side gets shorter, which torch.export can't know.
+        return F.interpolate(images, size_hw, mode="bilinear", align_corners=False, antialias=True)
     if size_hw == old_hw:
         return images
     smaller = size_hw[0] < old_hw[0] or size_hw[1] < old_hw[1]

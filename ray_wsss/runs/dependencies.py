@@ -30,6 +30,7 @@ _INCIDENTAL = (
 )
 _BEFORE = [
     *[("head_lr_factor", 1.0), ("correction_weight", 1.0), ("layer_decay", 1.0), ("layers", [-1])],
+    *[("text_head", None), ("class_words", None)],
     *[("architecture", "deeplabv3"), ("weigh_by", "none"), ("ignore_rim_px", 0)],
     *[("affinity_steps", 0), ("affinity_power", 4.0), ("colour_steps", 0)],
 ]
@@ -69,6 +70,7 @@ def _backbone_hashes(recipe: Recipe, kept: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of the backbones' ImageNet weights that are read from a file, by the key of their setting."""
     training = (recipe.classifier, recipe.segmenter)
     files = {f"{c.section}.backbone_checkpoint": c.backbone_checkpoint for c in training if c.pretrained}
+    files["classifier.class_words"] = recipe.classifier.class_words
     return {
         f"{key}.sha256": file_hash(parse_path(path))
         for key, path in files.items()
@@ -174,9 +176,19 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     return replace(
         recipe,
         sam=replace(sam, checkpoint=absolute(sam.checkpoint)),
-        classifier=replace(classifier, backbone_checkpoint=absolute(classifier.backbone_checkpoint)),
+        classifier=replace(
+            classifier,
+            backbone_checkpoint=absolute(classifier.backbone_checkpoint),
+            class_words=absolute(classifier.class_words),
+            text_head=_absolute_folder(classifier.text_head),
+        ),
         segmenter=replace(segmenter, backbone_checkpoint=absolute(segmenter.backbone_checkpoint)),
     )
+
+
+def _absolute_folder(name: str | None) -> str | None:
+    """A folder's absolute path; other names stay."""
+    return str(Path(name).absolute()) if name is not None and Path(name).is_dir() else name
 
 
 def settled(recipe: Recipe, precision: EncoderPrecision) -> Recipe:

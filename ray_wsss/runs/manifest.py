@@ -19,7 +19,11 @@ FORMAT = 1
 
 _BEFORE_RESULTS = frozenset(("manifest.json", "runs.json", "progress.log", "masks.json", "classes.json"))
 """Files that a run writes before it has any result."""
-KNOWN_BY_CONTENT = ("classifier.backbone_checkpoint", "segmenter.backbone_checkpoint")
+KNOWN_BY_CONTENT = (
+    "classifier.backbone_checkpoint",
+    "classifier.class_words",
+    "segmenter.backbone_checkpoint",
+)
 """Settings that are paths of files whose SHA-256 is noted too, as KEY.sha256; only the content decides.
 Version 0.1 of ray_wsss noted the path alone, so in its outputs the path decides."""
 NOTES = ("sam.licence",)

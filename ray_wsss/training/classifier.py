@@ -2,25 +2,28 @@
 
 import logging
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ray_wsss.config import Recipe
+from ray_wsss.config import ClassifierConfig, Recipe
 from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.data.reader import ShardReader, failed_images
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
+from ray_wsss.models.clip.text import embed_dim_of, load_clip, start_from_text
+from ray_wsss.models.clip.words import ClassWords
 from ray_wsss.models.promptable.build import build_decoder
 from ray_wsss.models.promptable.encoder import load_encoder
 from ray_wsss.ops.cam import list_classes
 from ray_wsss.ops.device import mixed_precision, upload
 from ray_wsss.ops.losses import StepLosses, classification_loss
 from ray_wsss.ops.ssc import ssc_loss
+from ray_wsss.storage import parse_path
 from ray_wsss.training.cpm import Cpm, cpm_pixels, supervise_cam
 from ray_wsss.training.crops import TrainingCrops
 from ray_wsss.training.image_labels import (
@@ -115,7 +118,7 @@ def train_classifier(
     metadata = DatasetMetadata.load(dataset)
     config = recipe.classifier
     with_cpm = recipe.cpm.enabled and recipe.cpm.warmup_iters < config.max_iters
-    if recipe.cpm.enabled and not with_cpm and session.rank == 0:
+    if recipe.cpm.enabled and not with_cpm and config.max_iters and session.rank == 0:
         log.warning(
             "cpm.warmup_iters is %d, and CPM never starts, since classifier.max_iters is %d; "
             "expected a shorter warm-up",
@@ -133,9 +136,8 @@ def train_classifier(
         segments=segments,
         embeddings=cache,
     )
-    spec = ClassifierSpec.of(config, metadata.class_names)
     torch.manual_seed(config.seed)
-    model = build_classifier(spec, pretrained=config.pretrained, checkpoint=config.backbone_checkpoint)
+    model, spec = _build(config, metadata.class_names)
     model.backbone.freeze(config.freeze_stages, config.freeze_norm)
     cpm = _load_cpm(recipe, session) if with_cpm else None
     run = TrainingRun(
@@ -143,6 +145,21 @@ def train_classifier(
     )
     validated = CamValidation(recipe, validation, dataset, cpm, session.device)
     run.train(ClassifierStep(recipe, cpm), validated)
+
+
+def _build(config: ClassifierConfig, class_names: tuple[str, ...]) -> tuple[Classifier, ClassifierSpec]:
+    """The network as its training begins: with ImageNet weights, or with CLIP's and its texts."""
+    spec = ClassifierSpec.of(config, class_names)
+    if config.text_head is None:
+        pretrained, checkpoint = config.pretrained, config.backbone_checkpoint
+        return build_classifier(spec, pretrained=pretrained, checkpoint=checkpoint), spec
+    path = parse_path(config.class_words) if config.class_words is not None else None
+    words = ClassWords.of(class_names, path)
+    clip, tokenizer = load_clip(config.text_head)
+    spec = replace(spec, feature_dim=embed_dim_of(clip))
+    model = build_classifier(spec)
+    start_from_text(model, clip, tokenizer, words)
+    return model, spec
 
 
 def _load_cpm(recipe: Recipe, session: Session) -> Cpm:

@@ -153,6 +153,8 @@ class TrainingRun:
         loader = make_loader(
             self.crops, batches, config.loader_workers, pin_memory=session.device.type == "cuda"
         )
+        if config.max_iters == 0:
+            self._report({"iteration": 0.0}, checkpoint=True)
         iterations = range(self.progress.iteration, config.max_iters)
         for iteration, batch in zip(iterations, self.meter.timed(iterate(loader))):
             self.broken.note(batch["broken"])

@@ -1,5 +1,6 @@
 """Training of the classifier on Ray Train."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ray_wsss.cluster.settle_sam import settle_sam
@@ -44,6 +45,8 @@ def run_train_classifier(
     Raises:
         UserError: the inputs don't fit together, or there are too few images.
     """
+    if recipe.classifier.max_iters == 0 and recipe.classifier.epochs is None:
+        recipe = replace(recipe, cpm=replace(recipe.cpm, enabled=False))  # which needs SAM and embeddings
     recipe = settle_sam(
         recipe,
         out,

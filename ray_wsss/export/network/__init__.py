@@ -1,0 +1,1 @@
+"""Trained networks as files that other programs load: torch.export, ONNX, safetensors for smp or timm."""

@@ -1,0 +1,1 @@
+"""CLIP's text as the start of a classifier's class maps."""
