@@ -19,6 +19,7 @@ from ray_wsss.commands.registry import COMMANDS, Group
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TYRO_JOBS = {
     "ablation": "Ablation",
+    "compare_recipes": "CompareRecipes",
     "benchmark": "_COMMANDS",
     "evaluate_clicks": "EvaluateClicks",
     "train_lite_sam": "TrainLiteSam",
