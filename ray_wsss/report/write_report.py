@@ -23,6 +23,8 @@ from ray_wsss.runs.dependencies import check_classes
 from ray_wsss.runs.manifest import file_hash
 from ray_wsss.storage import replace_atomically
 
+_WITHOUT_RECORDS = ("demo", "export")
+"""Beginnings of the names of stages that record no times, versions and hardware."""
 _FAILED_SHOWN = 1000
 """Failed images that the page lists at most."""
 _HISTOGRAMS = {
@@ -217,7 +219,7 @@ def _say_missing(report: Report, found: FoundRun) -> None:
         ),
     }
     report.missing += [sentence for sentence, is_so in absent.items() if is_so]
-    silent = [folder.path.name for folder in found.stages if not folder.runs and folder.stage != "demo"]
+    silent = [f.path.name for f in found.stages if not f.runs and not f.stage.startswith(_WITHOUT_RECORDS)]
     if silent:
         report.missing.append(
             f"No times, versions and hardware of {', '.join(silent)}: an earlier version of ray-wsss did not "
