@@ -13,7 +13,9 @@ class FullPrecisionConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (B, D, H, W) of any floating-point type; returns the type of the weights."""
-        if not torch.is_autocast_enabled(input.device.type):  # torch.export would trace the context
+        kind = input.device.type
+        # Without autocast there is no context, which torch.export would trace; the device meta has none.
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
             return super().forward(input.to(self.weight.dtype))
-        with torch.autocast(input.device.type, enabled=False):
+        with torch.autocast(kind, enabled=False):
             return super().forward(input.to(self.weight.dtype))
