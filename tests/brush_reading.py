@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def read_bit_by_bit(packed: Sequence[int]) -> NDArray[np.uint8]:
-    """As the decoder of thi.ng's rle-pack, https://github.com/thi-ng/umbrella."""
+    """Read as the decoder of thi.ng's rle-pack, https://github.com/thi-ng/umbrella."""
     bits, at = "".join(f"{byte:08b}" for byte in packed), 0
 
     def read(count: int) -> int:

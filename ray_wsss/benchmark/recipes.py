@@ -16,17 +16,18 @@ from ray_wsss.cluster.stages.label import run_label
 from ray_wsss.cluster.stages.train_classifier import run_train_classifier
 from ray_wsss.cluster.stages.train_segmenter import run_train_segmenter
 from ray_wsss.config import Recipe
-from ray_wsss.config.resources import Cluster, Resources, Workers
+from ray_wsss.config.resources import STAGE_HERE, TRAINING_HERE
 from ray_wsss.config.settings_file import apply_settings
 from ray_wsss.errors import UserError
 from ray_wsss.storage import write_json
 
 log = logging.getLogger(__name__)
 
-_HERE: Mapping[str, Any] = {"resources": Resources(actors=0), "cluster": Cluster()}
-_TRAIN_HERE: Mapping[str, Any] = {"workers": Workers(workers=0), "cluster": Cluster()}
-_SCORES = {"cam_best": "CAM, best threshold", "cam_fixed": "CAM, fixed threshold"} | {
-    name: name.replace("_", " ") for name in ("pseudo_label", "segmenter")
+_SCORES = {
+    "cam_best": "CAM, best threshold",
+    "cam_fixed": "CAM, fixed threshold",
+    "pseudo_label": "pseudo label",
+    "segmenter": "segmenter",
 }
 """Titles of the scores, by key of `evaluate`."""
 _OF_CLASSIFIER = ("classifier.", "cpm.", "sam.")
@@ -112,28 +113,28 @@ class _Run:
         stored = self._embed("train", self.dataset)
         with_cpm = stored if self.recipe.cpm.enabled and self.recipe.cpm.view == "image" else None
         run_train_classifier(
-            self.recipe, dataset=self.dataset, out=classifier, embeddings=with_cpm, **_TRAIN_HERE
+            self.recipe, dataset=self.dataset, out=classifier, embeddings=with_cpm, **TRAINING_HERE
         )
         labels = self._label("held_out", self.held_out, classifier)
         trained = self._train_segmenter(classifier) if segmenter else None
         inputs: Any = {"classifier": classifier, "labels": labels, "segmenter": trained}
-        return run_evaluate(self.recipe, dataset=self.held_out, **inputs, **_HERE)
+        return run_evaluate(self.recipe, dataset=self.held_out, **inputs, **STAGE_HERE)
 
     def _train_segmenter(self, classifier: Path) -> Path:
         out, labels = self._folder("segmenter", ("",)), self._label("train", self.dataset, classifier)
-        run_train_segmenter(self.recipe, dataset=self.dataset, labels=labels, out=out, **_TRAIN_HERE)
+        run_train_segmenter(self.recipe, dataset=self.dataset, labels=labels, out=out, **TRAINING_HERE)
         return out
 
     def _label(self, split: str, dataset: Path, classifier: Path) -> Path:
         out, embeddings = self._folder(f"labels_{split}", _OF_LABELS), self._embed(split, dataset)
         run_label(
-            self.recipe, dataset=dataset, classifier=classifier, out=out, embeddings=embeddings, **_HERE
+            self.recipe, dataset=dataset, classifier=classifier, out=out, embeddings=embeddings, **STAGE_HERE
         )
         return out
 
     def _embed(self, split: str, dataset: Path) -> Path:
         out = self._folder(f"embeddings_{split}", ("sam.",), seed=False)
-        run_embed(self.recipe, dataset=dataset, out=out, **_HERE)
+        run_embed(self.recipe, dataset=dataset, out=out, **STAGE_HERE)
         return out
 
     def _folder(self, what: str, prefixes: tuple[str, ...], *, seed: bool = True) -> Path:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
@@ -19,6 +19,7 @@ from ray_wsss.commands.flags import (
 from ray_wsss.config import EvaluateConfig, LabelConfig, PredictConfig, Recipe
 from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.error_limit import ErrorLimit
+from ray_wsss.config.export import ModelFormat
 from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.errors import UserError
 from ray_wsss.storage import write_json
@@ -132,7 +133,7 @@ class ExportModel:
     """Output of train-segmenter or train-classifier, or its folder best."""
     out: Path
     """Folder for model.pt2, model.onnx or model.safetensors, and model.json."""
-    format: Literal["torch-export", "onnx", "safetensors"] = "onnx"
+    format: ModelFormat = "onnx"
     """onnx: for ONNX Runtime and others (pip install -e ".[onnx]"). torch-export: for torch.export.load.
     safetensors: weights under the names of segmentation-models-pytorch or timm, without preprocessing."""
     size: tuple[int, ...] = ()

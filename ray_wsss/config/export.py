@@ -7,6 +7,7 @@ from typing import Literal
 from ray_wsss.errors import UserError, did_you_mean
 
 InstancesBy = Literal["components", "class"]
+ModelFormat = Literal["torch-export", "onnx", "safetensors"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ray_wsss.errors import UserError
 
@@ -186,3 +186,9 @@ class Workers:
             memory_gib=self.memory_gib_per_worker,
             labels=parse_selector(self.worker_label_selector, "--worker-label-selector"),
         )
+
+
+STAGE_HERE: Mapping[str, Any] = {"resources": Resources(actors=0), "cluster": Cluster()}
+"""Arguments with which a stage works in the calling process, without Ray."""
+TRAINING_HERE: Mapping[str, Any] = {"workers": Workers(workers=0), "cluster": Cluster()}
+"""Arguments with which a training works in the calling process, without Ray."""

@@ -11,32 +11,31 @@ from ray_wsss.cluster.stages.label import run_label
 from ray_wsss.cluster.stages.train_classifier import run_train_classifier
 from ray_wsss.cluster.stages.train_segmenter import run_train_segmenter
 from ray_wsss.config.report import ReportOptions
-from ray_wsss.config.resources import Cluster, Resources, Workers
+from ray_wsss.config.resources import STAGE_HERE, TRAINING_HERE
 from ray_wsss.demo import pictures
 from ray_wsss.demo.metrics import metrics_of
 from ray_wsss.demo.settings import DemoSettings
 from ray_wsss.storage import write_json
 
-_HERE: Mapping[str, Any] = {"resources": Resources(actors=0), "cluster": Cluster()}
-_TRAIN_HERE: Mapping[str, Any] = {"workers": Workers(workers=0), "cluster": Cluster()}
-
 
 def embed(demo: DemoSettings) -> None:
     """SAM's embeddings of the training scenes, once for the training and the labels."""
-    run_embed(demo.recipe, dataset=demo.train, out=demo.out / "embeddings", **_HERE)
+    run_embed(demo.recipe, dataset=demo.train, out=demo.out / "embeddings", **STAGE_HERE)
 
 
 def train_plain(demo: DemoSettings) -> None:
     """The classifier without CPM, and a first look at its CAMs."""
     recipe = replace(demo.recipe, cpm=replace(demo.recipe.cpm, enabled=False))
-    run_train_classifier(recipe, dataset=demo.train, out=demo.classifier("plain"), **_TRAIN_HERE)
+    run_train_classifier(recipe, dataset=demo.train, out=demo.classifier("plain"), **TRAINING_HERE)
     pictures.save_first_look(demo, with_cams=True)
 
 
 def train_cpm(demo: DemoSettings) -> None:
     """The classifier with CPM, with the same seed and number of iterations."""
     out = demo.classifier("cpm")
-    run_train_classifier(demo.recipe, dataset=demo.train, out=out, embeddings=demo.embeddings, **_TRAIN_HERE)
+    run_train_classifier(
+        demo.recipe, dataset=demo.train, out=out, embeddings=demo.embeddings, **TRAINING_HERE
+    )
 
 
 def label_train(demo: DemoSettings) -> None:
@@ -48,7 +47,7 @@ def train_segmenter(demo: DemoSettings) -> None:
     """The segmenter."""
     labels = demo.labels("train", "cpm")
     run_train_segmenter(
-        demo.recipe, dataset=demo.train, labels=labels, out=demo.out / "segmenter", **_TRAIN_HERE
+        demo.recipe, dataset=demo.train, labels=labels, out=demo.out / "segmenter", **TRAINING_HERE
     )
 
 
@@ -65,7 +64,7 @@ def measure_cpm(demo: DemoSettings) -> dict[str, Any]:
 def measure_segmenter(demo: DemoSettings) -> dict[str, Any]:
     """The scores of the segmenter."""
     inputs: Any = {"classifier": None, "labels": None, "segmenter": demo.out / "segmenter"}
-    return run_evaluate(demo.recipe, dataset=demo.held_out, **inputs, **_HERE)
+    return run_evaluate(demo.recipe, dataset=demo.held_out, **inputs, **STAGE_HERE)
 
 
 def draw_overview(demo: DemoSettings) -> None:
@@ -86,7 +85,7 @@ def report(demo: DemoSettings, found: Mapping[str, Any]) -> None:
 def _measure(demo: DemoSettings, name: str) -> dict[str, Any]:
     _label(demo, "held_out", name, None)
     inputs: Any = {"classifier": demo.classifier(name), "labels": demo.labels("held_out", name)}
-    return run_evaluate(demo.recipe, dataset=demo.held_out, **inputs, segmenter=None, **_HERE)
+    return run_evaluate(demo.recipe, dataset=demo.held_out, **inputs, segmenter=None, **STAGE_HERE)
 
 
 def _label(demo: DemoSettings, split: str, name: str, embeddings: Path | None) -> None:
@@ -96,5 +95,5 @@ def _label(demo: DemoSettings, split: str, name: str, embeddings: Path | None) -
         classifier=demo.classifier(name),
         out=demo.labels(split, name),
         embeddings=embeddings,
-        **_HERE,
+        **STAGE_HERE,
     )

@@ -39,7 +39,7 @@ class ClassifierSpec:
     layers: tuple[int, ...] = (-1,)
     """See `config.ClassifierConfig`; networks of version 0.1 had the last layer alone."""
     clip: bool = False
-    """Whether the features are unit vectors in the space of CLIP's texts (`models.clip`)."""
+    """True if the features are unit vectors in the space of CLIP's texts (`models.clip`)."""
 
     @classmethod
     def of(cls, config: ClassifierConfig, class_names: tuple[str, ...]) -> "ClassifierSpec":

@@ -25,9 +25,9 @@ class Command:
 
     document: str
     text: str
-    """As it is written, on one line."""
+    """The command as it is written, on one line."""
     words: tuple[str, ...]
-    """What a shell makes of it, without variables before it and without redirections."""
+    """Words that a shell makes of it, without variables before it and without redirections."""
 
     def __str__(self) -> str:
         return f"{self.document}: {self.text}"

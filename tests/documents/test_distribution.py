@@ -1,4 +1,4 @@
-"""What is published: the wheel and the sdist are complete, and the wheel works without the clone.
+"""The published files: the wheel and the sdist are complete, and the wheel works without the clone.
 
 pytest -m slow tests/documents/test_distribution.py
 """

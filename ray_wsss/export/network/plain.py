@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ray_wsss.errors import UserError
 from ray_wsss.export.network.check import check_images, largest_difference
 from ray_wsss.export.network.programs import METADATA_KEY
+from ray_wsss.export.network.wrap import to_float
 from ray_wsss.models.backbone import Backbone, timm_name_of
 from ray_wsss.models.classifier import Classifier, ClassifierSpec
 from ray_wsss.models.segmenter import Segmenter, SegmenterSpec
@@ -87,14 +88,14 @@ class PlainNetwork:
         mean, std = (torch.tensor(self.recipe["preprocessing"][key]).view(3, 1, 1) for key in ("mean", "std"))
 
         def theirs(images: Tensor) -> dict[str, Tensor]:
-            return {"logits": plain((_to_float(images) - mean) / std)}
+            return {"logits": plain((to_float(images) - mean) / std)}
 
         return largest_difference(self._ours, theirs, check_images(_CHECKED_AT), "safetensors file")
 
     def _ours(self, images: Tensor) -> dict[str, Tensor]:
         if isinstance(self.model, Segmenter):
-            return {"logits": self.model(_to_float(images))}
-        return {"logits": self.model.to_class_maps(self.model(_to_float(images)).features)}
+            return {"logits": self.model(to_float(images))}
+        return {"logits": self.model.to_class_maps(self.model(to_float(images)).features)}
 
     def _load(self, state: dict[str, Tensor]) -> nn.Module:
         """The network as a user builds it, from ``recipe`` alone. Raises UserError if a library can't."""
@@ -124,10 +125,6 @@ class _PlainClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = self.backbone(images)[-1]
         return F.conv2d(F.conv2d(features, self.weights[0]).relu(), self.weights[1])
-
-
-def _to_float(images: Tensor) -> Tensor:
-    return images.permute(0, 3, 1, 2).float() / 255
 
 
 def _smp_recipe(spec: SegmenterSpec, timm_name: str, options: Mapping[str, Any]) -> dict[str, Any]:

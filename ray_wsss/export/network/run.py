@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from ray_wsss.config import PredictConfig
+from ray_wsss.config.export import ModelFormat
 from ray_wsss.data.images import describe_labels
 from ray_wsss.errors import UserError
 from ray_wsss.export.network.check import check_images, largest_difference
@@ -35,7 +36,6 @@ from ray_wsss.version import __version__
 
 log = logging.getLogger(__name__)
 
-ModelFormat = Literal["torch-export", "onnx", "safetensors"]
 _SUFFIXES = {"torch-export": "pt2", "onnx": "onnx", "safetensors": "safetensors"}
 _CHECKED_AT = ((2, 96, 72), (1, 65, 97))
 """Batch size, height and width of the images that an export for any size is checked on."""
@@ -43,7 +43,7 @@ _CHECKED_AT = ((2, 96, 72), (1, 65, 97))
 
 @dataclass(frozen=True, kw_only=True)
 class ModelExport:
-    """What `export_model` has made, or found."""
+    """Result of `export_model`."""
 
     path: Path
     """File of the network."""

@@ -24,7 +24,7 @@ class TraceableConv2dSame(nn.Module):
 
     @staticmethod
     def fits(convolution: nn.Conv2d) -> bool:
-        """Whether a layer is such a convolution: of stride 2, with an odd kernel."""
+        """True for such a convolution: of stride 2, with an odd kernel."""
         odd = all(k % 2 == 1 for k in convolution.kernel_size)
         return isinstance(convolution, Conv2dSame) and tuple(convolution.stride) == (2, 2) and odd
 

@@ -26,7 +26,7 @@ class ImageNetwork(Protocol):
     def __call__(self, images: Tensor) -> dict[str, Tensor]: ...
 
     outputs: Mapping[str, str]
-    """What each result holds, by its name, in the order of the results."""
+    """Contents of each result by its name, in the order of the results."""
     longest_px: int
     """Longest side that the network sees."""
 
@@ -82,13 +82,18 @@ class ClassifierNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         image_hw = (images.shape[1], images.shape[2])
-        seen = images.permute(0, 3, 1, 2).float() / 255
+        seen = to_float(images)
         if not _is_dynamic(image_hw):
             seen = scale_images(seen, min(1.0, self.longest_px / max(image_hw)), self.model.backbone.multiple)
         output = self.model(seen)
         every = seen.new_ones(seen.shape[0], self.model.num_classes)
         cams = merge_scales([self.model.to_class_maps(output.features)], every, image_hw)
         return {"scores": output.logits.sigmoid(), "cams": cams}
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Images [B, H, W, 3] uint8 as float [B, 3, H, W] in [0, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 255
 
 
 def _to_working_size(images: Tensor, max_side_px: int) -> Tensor:
@@ -101,5 +106,5 @@ def _to_working_size(images: Tensor, max_side_px: int) -> Tensor:
 
 
 def _is_dynamic(image_hw: tuple[int, int]) -> bool:
-    """Whether torch.export traces images of any size, all of which are at most the working size."""
+    """True while torch.export traces images of any size, all of which are at most the working size."""
     return any(isinstance(side, torch.SymInt) for side in image_hw)

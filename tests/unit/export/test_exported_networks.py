@@ -115,7 +115,7 @@ print(extra["ray_wsss.json"])
 
 
 def test_torch_export_of_a_classifier_needs_none_of_our_code(trained, tmp_path):
-    """In a process of its own: probabilities and CAMs of every class, for images larger than in training."""
+    """Another process gets probabilities and CAMs of every class, for images larger than in training."""
     made = export_model(trained("classifier"), tmp_path / "out", "torch-export", size_hw=(70, 96))
     images = scenes(2, 70, 96)
     np.save(tmp_path / "images.npy", images)

@@ -228,7 +228,7 @@ def test_prompts_of_one_shape_share_decoder_calls(monkeypatch, labeller):
     monkeypatch.setattr(labeller.sam, "decode", count)
     boxes = tuple(AnnotatedObject(class_index=0, box_xyxy=(k, k, 40, 50)) for k in range(3))
     label(labeller, [image(0, boxes), image(1, boxes), image(2, boxes)])
-    # Of each call: how many images' embeddings it takes, and which of them each box has.
+    # Each call's number of images with embeddings, and which of them each box has.
     assert calls == [(2, [0, 0, 0, 1]), (2, [0, 0, 1, 1]), (1, [0])]
 
 
