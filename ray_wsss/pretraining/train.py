@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ray_wsss.models.backbone_weights import lite0_state
+from ray_wsss.models.backbone_weights import packaged_state
 from ray_wsss.models.promptable.interface import Embeddings
 from ray_wsss.models.sam.lite import LiteSam, build_lite_sam
 from ray_wsss.models.sam.lite_encoder import IMAGE_SIZE_PX, STAGES, load_lite0
@@ -90,7 +90,7 @@ class Trainer:
         self.schedule, self.step = schedule, 0
         self.sam = build_lite_sam()
         self.encoder: Any = self.sam.image_encoder
-        load_lite0(self.encoder, lite0_state())
+        load_lite0(self.encoder, packaged_state("tf_efficientnet_lite0"))
         self.encoder.to(memory_format=torch.channels_last)
         lite0 = [p for name, p in self.encoder.named_parameters() if name.startswith("network.")]
         known = {id(p) for p in lite0}

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from ray_wsss.errors import UserError
 from ray_wsss.models.backbone import Backbone, build_backbone
-from ray_wsss.models.backbone_weights import lite0_state
+from ray_wsss.models.backbone_weights import packaged_state
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -36,12 +36,13 @@ def photograph(name: str) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("name", "words"), [("cat", ("cat", "tabby")), ("coffee", ("cup", "espresso")), ("camera", ("tripod",))]
 )
-def test_lite0_knows_photographs_offline(lite0, name, words):
+@pytest.mark.parametrize("backbone", [LITE0, "tf_efficientnet_lite2"])
+def test_packaged_weights_know_photographs_offline(backbone, name, words):
     """The head, which the backbone drops, classifies the backbone's features: mean, std and weights fit."""
-    full: Any = timm.create_model(LITE0).eval()
-    full.load_state_dict(lite0_state())
+    full: Any = timm.create_model(backbone).eval()
+    full.load_state_dict(packaged_state(backbone))
     with torch.no_grad():
-        features = lite0(photograph(name))
+        features = build_backbone(backbone, output_stride=32, pretrained=True).eval()(photograph(name))
         logits = full.forward_head(full.bn2(full.conv_head(features)))
     info = ImageNetInfo()
     best = info.index_to_description(int(logits.argmax()))

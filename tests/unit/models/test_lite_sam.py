@@ -10,7 +10,7 @@ import torch
 from segment_anything.modeling import Sam
 
 from ray_wsss.config import SamConfig
-from ray_wsss.models.backbone_weights import lite0_state
+from ray_wsss.models.backbone_weights import packaged_state
 from ray_wsss.models.promptable.build import build_decoder, build_model, input_frame
 from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.models.sam.lite import LiteSam, build_lite_sam, lite_checkpoint
@@ -41,7 +41,7 @@ def prompts(count: int, points: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_folding_the_batch_norms_changes_nothing() -> None:
-    state = lite0_state()
+    state = packaged_state("tf_efficientnet_lite0")
     network: Any = timm.create_model(**LITE0).eval()
     network.load_state_dict({name: state[name] for name in network.state_dict()})
     encoder = build_lite_sam().image_encoder
