@@ -37,7 +37,9 @@ OBJECT = pa.struct(
     [
         pa.field("class_index", pa.int32()),
         # Pixels of the upright image; see `data.objects.AnnotatedObject`.
-        pa.field("box_xyxy", pa.list_(pa.float32(), 4)),  # left, top, right, bottom; null: no box
+        # Left, top, right, bottom; null: no box. Earlier versions wrote lists of fixed size, which pyarrow
+        # before 26 can't read from Parquet if one is null.
+        pa.field("box_xyxy", pa.list_(pa.float32())),
         pa.field("points_xy", pa.list_(pa.list_(pa.float32(), 2))),
         pa.field("point_labels", pa.list_(pa.int8())),  # 1: on the object, 0: beside it
         pa.field("iscrowd", pa.bool_()),  # a region of many objects

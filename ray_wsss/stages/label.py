@@ -51,7 +51,7 @@ SEGMENT = pa.struct(
         # Of annotated objects; null for a class that peaks of a CAM prompted. Earlier versions lack them.
         pa.field("object_index", pa.int32()),  # index in the column ``objects`` of the data set
         pa.field("point_labels", pa.list_(pa.int8())),  # 1 for a point on the object, 0 for one beside it
-        pa.field("box_xyxy", pa.list_(pa.float32(), 4)),  # left, top, right, bottom in pixels of the image
+        pa.field("box_xyxy", pa.list_(pa.float32())),  # left, top, right, bottom in pixels of the image
     ]
 )
 LABEL_SCHEMA = pa.schema(

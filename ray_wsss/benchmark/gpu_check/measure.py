@@ -63,6 +63,18 @@ def time_encoder(name: SamName, device: Any, work: Path, *, small: bool) -> dict
     ).run()
 
 
+def time_predictor(name: SamName, device: Any, work: Path, *, small: bool) -> dict[str, Any]:
+    """Figures of `benchmark.predictor.PredictorBenchmark` for a model with random weights."""
+    from ray_wsss.benchmark.predictor import PredictorBenchmark
+    from ray_wsss.config import SamConfig
+
+    batch = 1 if small else 8
+    sam = SamConfig(name=name, precision="fp32" if small else "auto", encode_batch_size=batch)
+    return PredictorBenchmark(
+        sam=sam, device=device, images=2 * batch, repeats=1 if small else 3, work=work
+    ).run()
+
+
 def time_labelling(device: Any, work: Path, *, small: bool) -> dict[str, Any]:
     """Figures of `benchmark.label.LabelBenchmark` for the tiny SAM, whose encoder hides nothing."""
     from ray_wsss.benchmark.inputs import make_classifier, make_dataset

@@ -96,6 +96,22 @@ def _sam(name: Any) -> Callable[[Job], dict[str, Any]]:
     return measure
 
 
+def _predictor(name: Any) -> Callable[[Job], dict[str, Any]]:
+    def measure(job: Job) -> dict[str, Any]:
+        from ray_wsss.benchmark.gpu_check.measure import time_predictor
+
+        return time_predictor(name, job.device, job.work, small=job.small)
+
+    return measure
+
+
+def _sam2(size: str, *, only_cuda: bool = True) -> Part:
+    name = f"sam2.1_{size}"
+    needs = (*_STAGES, "transformers")
+    what = f"SAM 2.1 {size.replace('_plus', '+')} against transformers, one click an image"
+    return Part(name=name, what=what, measure=_predictor(name), needs=needs, only_cuda=only_cuda)
+
+
 def _label(job: Job) -> dict[str, Any]:
     from ray_wsss.benchmark.gpu_check.measure import time_labelling
 
@@ -142,5 +158,9 @@ PARTS = (
     Part(name="sam_vit_b", what="SAM's encoder, ViT-B", measure=_sam("vit_b"), needs=_STAGES, only_cuda=True),
     Part(name="sam_vit_l", what="SAM's encoder, ViT-L", measure=_sam("vit_l"), needs=_STAGES, only_cuda=True),
     Part(name="sam_tiny", what="SAM's encoder, tiny", measure=_sam("tiny"), needs=_STAGES),
+    _sam2("large"),
+    _sam2("tiny", only_cuda=False),
+    _sam2("small"),
+    _sam2("base_plus"),
 )
 """Parts in the order in which they run: the most important first, in case the time is short."""

@@ -81,4 +81,7 @@ def _note(name: str, result: Mapping[str, Any]) -> str:
     if name.startswith("sam_"):
         rates = (f"{way} {rate:.3g}" for way, rate in figures["images_per_s"].items() if rate is not None)
         return f"images/s: {', '.join(rates)}; share of peak {figures['matmul_share']:.2f}"
+    if name.startswith("sam2.1_"):
+        rates = (f"{way} {rate:.3g}" for way, rate in figures["images_per_s"].items())
+        return f"images/s: {', '.join(rates)}; mask IoU {figures['mask_iou']:.4f}"
     return ""
