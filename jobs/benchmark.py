@@ -3,6 +3,7 @@
     python jobs/benchmark.py label --images 2000 --json label.json
     python jobs/benchmark.py objects --images 1000 --boxes 8
     python jobs/benchmark.py train --sam vit_b --checkpoint random --batch-size 2 --steps 2
+    python jobs/benchmark.py frozen --dataset data/photos --backbone tf_efficientnet_lite0
     python jobs/benchmark.py sam --model vit_b --batch-size 2 --images 2
     python jobs/benchmark.py sam --model sam2.1_tiny --batch-size 2 --images 2
     python jobs/benchmark.py scale --nodes 1 2 4 8 16
@@ -22,6 +23,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ray_wsss.benchmark.frozen import FrozenBenchmark
 from ray_wsss.benchmark.inputs import make_classifier, make_dataset, make_embeddings, make_random_sam
 from ray_wsss.benchmark.label import LabelBenchmark
 from ray_wsss.benchmark.objects import ObjectBenchmark
@@ -30,10 +32,11 @@ from ray_wsss.benchmark.projection import Deployment, project
 from ray_wsss.benchmark.sam import SamBenchmark
 from ray_wsss.benchmark.scale import ScaleBenchmark
 from ray_wsss.benchmark.train import TrainBenchmark
-from ray_wsss.config import Recipe, SamConfig, SamName
+from ray_wsss.config import FeaturesConfig, Recipe, SamConfig, SamName
 from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.config.promptable import MODELS
+from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.console import logged_to
 from ray_wsss.errors import UserError
 
@@ -124,6 +127,46 @@ class Train(_Benchmark):
             device=self.device,
             steps=self.steps,
         ).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """A training step with the classifier's backbone trained, frozen, or replaced by stored features.
+
+    Measures CPU time on one thread, with loading and decoding and without CPM, and memory.
+    """
+
+    dataset: Path
+    """Data set written by ingest."""
+    backbone: str = PRESETS["photos"].classifier.backbone
+    """Backbone, with its pretrained weights."""
+    output_stride: Literal[4, 8, 14, 16, 32] = PRESETS["photos"].classifier.output_stride
+    """Pixels per cell."""
+    steps: int = 10
+    """Measured steps of each way, at least 1, after one step to warm up."""
+    work: Path = WORK
+    """Folder for the features."""
+    json: Path | None = None
+    """File to which the figures are also written, as JSON."""
+
+    def run(self) -> dict[str, Any]:
+        """The figures of `FrozenBenchmark`."""
+        from ray_wsss.cluster.stages.extract_features import run_extract_features
+
+        if self.steps < 1:
+            raise UserError(f"--steps is {self.steps}; expected at least 1")
+        changes = {"classifier.backbone": self.backbone, "classifier.output_stride": self.output_stride}
+        recipe = override(PRESETS["photos"], changes)
+        features = self.work / f"features_{self.backbone}_{self.output_stride}"
+        run_extract_features(
+            recipe,
+            features=FeaturesConfig(),
+            dataset=self.dataset,
+            out=features,
+            resources=Resources(actors=0),
+            cluster=Cluster(),
+        )
+        return FrozenBenchmark(recipe=recipe, dataset=self.dataset, features=features, steps=self.steps).run()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +307,7 @@ _COMMANDS: Any = (
     Annotated[Label, tyro.conf.subcommand("label")]
     | Annotated[Objects, tyro.conf.subcommand("objects")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Frozen, tyro.conf.subcommand("frozen")]
     | Annotated[Sam, tyro.conf.subcommand("sam")]
     | Annotated[Scale, tyro.conf.subcommand("scale")]
     | Annotated[Project, tyro.conf.subcommand("project")]

@@ -23,7 +23,7 @@ from ray_wsss.commands.sam_stages import Embed, Label, SegmentEverything
 from ray_wsss.commands.show import Show
 from ray_wsss.commands.submit import Submit
 from ray_wsss.commands.sweep import Sweep
-from ray_wsss.commands.train import TrainClassifier, TrainSegmenter
+from ray_wsss.commands.train import ExtractFeatures, TrainClassifier, TrainSegmenter
 from ray_wsss.config import Recipe
 from ray_wsss.config.presets import DEFAULT_PRESET, PRESETS
 from ray_wsss.errors import UserError, did_you_mean
@@ -57,6 +57,7 @@ COMMANDS: dict[str, type | Group] = {
     "split": Split,
     "embed": Embed,
     "segment-everything": SegmentEverything,
+    "extract-features": ExtractFeatures,
     "train-classifier": TrainClassifier,
     "label": Label,
     "train-segmenter": TrainSegmenter,

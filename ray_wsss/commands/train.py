@@ -1,4 +1,4 @@
-"""The two commands that train."""
+"""The two commands that train, and the one that computes what the first of them can start from."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,11 +8,50 @@ from ray_wsss.commands.flags import (
     ErrorLimitFlags,
     OutputSettings,
     OutputSettingsFlags,
+    ResourcesFlags,
     WorkersFlags,
 )
-from ray_wsss.config import ClassifierConfig, CpmConfig, Recipe, SamConfig, SegmenterConfig
+from ray_wsss.config import ClassifierConfig, CpmConfig, FeaturesConfig, Recipe, SamConfig, SegmenterConfig
 from ray_wsss.config.error_limit import ErrorLimit
-from ray_wsss.config.resources import Cluster, Workers
+from ray_wsss.config.resources import Cluster, Resources, Workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractFeatures:
+    """Optional: run the classifier's backbone once per image and keep its feature maps.
+
+    The backbone is that of the flags of train-classifier, such as --classifier.backbone. The others of its
+    flags decide nothing here.
+    """
+
+    dataset: Path
+    """Data set written by ingest."""
+    out: Path
+    """Folder for the features. The same command resumes an interrupted run in it."""
+    settings: OutputSettingsFlags = field(default_factory=OutputSettings)
+    actors: ResourcesFlags = field(default_factory=Resources)
+    cluster: ClusterFlags = field(default_factory=Cluster)
+    limit: ErrorLimitFlags = field(default_factory=ErrorLimit)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+
+    def run(self) -> None:
+        from ray_wsss.cluster.stages.extract_features import run_extract_features
+        from ray_wsss.runs.run_report import describe_run
+
+        report = run_extract_features(
+            Recipe(classifier=self.classifier),
+            features=self.features,
+            dataset=self.dataset,
+            out=self.out,
+            resources=self.actors,
+            cluster=self.cluster,
+            limit=self.limit,
+            overwrite=self.settings.overwrite,
+        )
+        print(f"{describe_run(report, 'seen by the backbone')}\nin {self.out}")
+        if report.total.errors:
+            print(f"{self.out / 'errors.parquet'} lists the images that failed, and why")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +66,9 @@ class TrainClassifier:
     """Output of segment-everything; adds SAM-Segment Contrasting (SSC) to the loss."""
     embeddings: Path | None = None
     """Output of embed, for cpm.view=image."""
+    features: Path | None = None
+    """Output of extract-features, for classifier.freeze-stages all: the backbone is not computed, no image is
+    read, and colours don't change."""
     validation: Path | None = None
     """Data set with masks, to measure the CAMs on during training; the best network is kept as well."""
     settings: OutputSettingsFlags = field(default_factory=OutputSettings)
@@ -48,6 +90,7 @@ class TrainClassifier:
             cluster=self.cluster,
             segments=self.segments,
             embeddings=self.embeddings,
+            features=self.features,
             validation=self.validation,
             limit=self.limit,
             overwrite=self.settings.overwrite,

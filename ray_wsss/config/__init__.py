@@ -22,6 +22,7 @@ from ray_wsss.config.sam import (
 from ray_wsss.config.training import (
     AugmentConfig,
     ClassifierConfig,
+    FeaturesConfig,
     LossWeights,
     OptimConfig,
     SegmenterConfig,
@@ -34,6 +35,7 @@ __all__ = [
     "EmbedConfig",
     "EncoderPrecision",
     "EvaluateConfig",
+    "FeaturesConfig",
     "LabelConfig",
     "LossWeights",
     "OptimConfig",

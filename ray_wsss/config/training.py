@@ -168,6 +168,27 @@ class ClassifierConfig(OptimConfig):
             check(self, lambda v: v is None, "backbone_checkpoint", "None with classifier.text_head")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeaturesConfig:
+    """Which feature maps of a frozen backbone are stored, and how."""
+
+    section: ClassVar[str] = "features"
+
+    sides_px: tuple[int, ...] | None = None
+    """Long sides at which the backbone sees an image, in pixels, each at least 32; a map is stored for each.
+    A training crop is cut from the map whose side is nearest to the crop's own scale.
+    None: classifier.augment's largest, at which labelling shows images too."""
+    flip: bool = False
+    """Also store the maps of the mirrored image. Without them, a mirrored crop mirrors the map."""
+    dtype: Literal["fp16", "int8"] = "fp16"
+    """Type of the stored values. int8, with a scale per channel, takes half the space of fp16."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        sides = "one or more sides of at least 32 pixels"
+        check(self, lambda v: v is None or (v and min(v) >= 32), "sides_px", sides)
+
+
 def _segmenter_crops() -> AugmentConfig:
     """The released code's recipe for segmentation: larger crops and weaker jitter than the classifier's."""
     return AugmentConfig(long_side_px=(256, 768), crop_px=384, jitter=(0.3, 0.3, 0.3, 0.1))

@@ -53,12 +53,19 @@ class StoredEmbedding:
     """Shape of each map."""
     scale: NDArray[np.float32] | None = None
     """One for each channel of all maps, for int8; None for fp16."""
+    image_hw: tuple[int, int] | None = None
+    """Height and width of the image in pixels, where it was read."""
 
 
-def store_embeddings(maps: Sequence[Tensor], dtype: EmbeddingDtype) -> list[StoredEmbedding | ValueError]:
+def store_embeddings(
+    maps: Sequence[Tensor], dtype: EmbeddingDtype, what: str = "SAM's embedding"
+) -> list[StoredEmbedding | ValueError]:
     """Round the embeddings of N images, maps (N, D, h, w), to the type they are stored in, on their device.
 
     int8 is symmetric: the largest absolute value of a channel becomes 127.
+
+    Args:
+        what: name of the embeddings in errors.
 
     Returns:
         One entry per embedding: an error if values are not finite, or too large for fp16.
@@ -74,9 +81,9 @@ def store_embeddings(maps: Sequence[Tensor], dtype: EmbeddingDtype) -> list[Stor
     stored: list[StoredEmbedding | ValueError] = []
     for at, highest in enumerate(_highest(channels)):
         if not math.isfinite(highest):
-            stored.append(ValueError("SAM's embedding has values that are not finite"))
+            stored.append(ValueError(f"{what} has values that are not finite"))
         elif highest > most:
-            stored.append(ValueError(f"SAM's embedding has the value {highest:g}, beyond half precision"))
+            stored.append(ValueError(f"{what} has the value {highest:g}, beyond half precision"))
         else:
             stored.append(StoredEmbedding(values[at], shapes, scale[at] if scale is not None else None))
     return stored
@@ -97,10 +104,14 @@ def _highest(channels: Sequence[Tensor]) -> list[float]:
 
 
 class EmbeddingCache:
-    """Stored embeddings, by image id."""
+    """Stored embeddings, by image id.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        what: name of an embedding in errors.
+    """
+
+    def __init__(self, folder: Path, what: str = "embedding") -> None:
+        self.folder, self.what = folder, what
         self._shards = ShardReader(folder, cache_bytes=32 * 2**20)
 
     @property
@@ -108,8 +119,8 @@ class EmbeddingCache:
         """Ids of all images, including those without an embedding."""
         return self._shards.image_ids
 
-    def read(self, image_id: str, image_hw: tuple[int, int]) -> StoredEmbedding:
-        """Read the embedding of an image of (height, width) ``image_hw`` in pixels.
+    def read(self, image_id: str, image_hw: tuple[int, int] | None = None) -> StoredEmbedding:
+        """Read the embedding of an image of (height, width) ``image_hw`` in pixels; None: of any size.
 
         Raises:
             ValueError: the image has no embedding, or had another size when it was embedded.
@@ -118,21 +129,24 @@ class EmbeddingCache:
         try:
             index = self._shards.index_of(image_id)
         except KeyError:
-            raise ValueError(f"{self.folder} has no embedding of this image") from None
+            raise ValueError(f"{self.folder} has no {self.what} of this image") from None
         row = self._shards.read(index, EMBEDDING_SCHEMA.names)
         if row["embedding"] is None:
-            raise ValueError(f"{self.folder} has no embedding of this image: {row['error']}")
-        if (row["height"], row["width"]) != image_hw:
+            raise ValueError(f"{self.folder} has no {self.what} of this image: {row['error']}")
+        found_hw = row["height"], row["width"]
+        if image_hw is not None and found_hw != image_hw:
             raise ValueError(
-                f"{self.folder} has the embedding of an image of {row['width']}x{row['height']} pixels, "
+                f"{self.folder} has the {self.what} of an image of {row['width']}x{row['height']} pixels, "
                 f"this one has {image_hw[1]}x{image_hw[0]}"
             )
         scale = np.array(row["scale"], np.float32) if row["scale"] is not None else None
         values = np.frombuffer(row["embedding"], np.float16 if scale is None else np.int8)
         shapes = _shapes_of(row["shape"])
         if len(values) != (expected := sum(math.prod(shape) for shape in shapes)):
-            raise ValueError(f"{self.folder} has {len(values)} values of its embedding; expected {expected}")
-        return StoredEmbedding(values, shapes, scale)
+            raise ValueError(
+                f"{self.folder} has {len(values)} values of its {self.what}; expected {expected}"
+            )
+        return StoredEmbedding(values, shapes, scale, found_hw)
 
     def require(self, image_ids: list[str], dataset: Path) -> None:
         """Raise UserError unless all these images of ``dataset`` are in the cache."""

@@ -87,7 +87,11 @@ class Classifier(nn.Module):
         return self.to_class_maps.weight.device
 
     def forward(
-        self, images: Float[Tensor, "B 3 H W"], classes: Int[Tensor, "B M"] | None = None
+        self,
+        images: Float[Tensor, "B 3 H W"] | None,
+        classes: Int[Tensor, "B M"] | None = None,
+        *,
+        cells: Float[Tensor, "B E h w"] | None = None,
     ) -> ClassifierOutput:
         """Classify RGB images in [0, 1]. The outputs are float32, also under autocast.
 
@@ -95,9 +99,16 @@ class Classifier(nn.Module):
         features. The logits are the same from pooled features, since mean and 1x1 convolution commute.
 
         Args:
+            images: None with ``cells``.
             classes: the classes of each image to make class maps of.
+            cells: the backbone's feature map, where it was computed before.
         """
-        cells = self.backbone(images)
+        if cells is None:
+            assert images is not None, "there are neither images nor their feature map"
+            return self._read(self.backbone(images), classes)
+        return self._read(cells, classes)
+
+    def _read(self, cells: Float[Tensor, "B E h w"], classes: Int[Tensor, "B M"] | None) -> ClassifierOutput:
         projected = self.to_features(cells)
         features = F.normalize(projected, dim=1) if self.unit_features else F.relu(projected)
         logits = self.to_class_maps(features.mean(dim=(2, 3), keepdim=True)).flatten(1)

@@ -1,9 +1,9 @@
 """Geometric augmentation: one sampled resize, crop and flip for an image and all its label maps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Integer, Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -87,6 +87,32 @@ class Geometry:
         shown = scaled[:, top:bottom, left:right]
         crop[:, *self.visible()] = shown.flip(-1) if self.flip else shown
         return crop
+
+    def crop_cells(
+        self, cells: Float[Tensor, "D h w"], side: int
+    ) -> tuple[Float[Tensor, "D n n"], Bool[Tensor, "n n"]]:
+        """Resample the feature map of the whole image at the centres of a crop's cells (bilinear).
+
+        Args:
+            cells: map that covers the image, of any size.
+            side: number of cells n along a side of the crop.
+
+        Returns:
+            The crop's feature map, 0 in the padding, and which of its cells have their centre in the image.
+        """
+        centres = (torch.arange(side) + 0.5) * (self.crop_px / side)
+        across = self.crop_px - centres if self.flip else centres
+        y, x = (centres + self.top) / self.scaled_hw[0], (across + self.left) / self.scaled_hw[1]
+        grid = torch.stack([x.expand(side, side), y[:, None].expand(side, side)], -1) * 2 - 1
+        # With "border", a cell at the image's edge is not mixed with nothing.
+        cut = F.grid_sample(cells[None], grid[None], padding_mode="border", align_corners=False)[0]
+        inside = ((y > 0) & (y < 1))[:, None] & ((x > 0) & (x < 1))
+        return cut * inside, inside
+
+    def mirrored(self) -> "Geometry":
+        """The geometry that makes the same crop of the mirrored image."""
+        left = self.scaled_hw[1] - self.left - self.crop_px
+        return replace(self, left=left, flip=not self.flip)
 
     def visible(self) -> tuple[slice, slice]:
         """Rows and columns of the crop that show the image; the rest is padding."""

@@ -69,7 +69,7 @@ class PrepareImages:
 
     Args:
         max_side_px: longest side of ``PreparedImage.pixels``; None for stages that run SAM only.
-        frame: SAM's input.
+        frame: SAM's input; None for stages without SAM.
         tile_px: side of the tiles in which larger images are labelled; they are neither shrunk nor decoded.
             None: no tiles.
         embeddings: folder of SAM's embeddings, which are read instead of making SAM's input.
@@ -82,7 +82,7 @@ class PrepareImages:
         self,
         *,
         max_side_px: int | None = None,
-        frame: InputFrame,
+        frame: InputFrame | None,
         tile_px: int | None = None,
         embeddings: Path | None = None,
         objects: bool = False,
@@ -147,6 +147,8 @@ class PrepareImages:
             found = open_embeddings(self.embeddings).read(image_id, (pixels.shape[0], pixels.shape[1]))
             return {"embedding": found.values, "embedding_scale": found.scale}
         height, width = pixels.shape[:2]
+        if self.frame is None:
+            return {}
         self._check_thickness((height, width))
         if not self.resize_all and max(height, width) <= self.frame.side_px:
             return {"sam_pixels": pixels} if working is not pixels else {}
@@ -164,6 +166,8 @@ class PrepareImages:
 
     def _check_thickness(self, image_hw: tuple[int, int]) -> None:
         """Raise ValueError if SAM's input, made of the image or of a tile, would have a side of 0 pixels."""
+        if self.frame is None:
+            return
         most = self.tile_px or max(image_hw)
         height, width = (min(side, most) for side in image_hw)
         if min(self.frame.inner_hw((height, width))) < 1:

@@ -15,9 +15,9 @@ COUNTS = ("images", "prompts", "masks", "errors")
 class Tally:
     """Counts of images, prompts, masks and errors, and seconds by phase; tallies can be added.
 
-    Phases: decode (image files to pixels), cam (classifier), encode (SAM's encoder), prompt (peaks, SAM's
-    decoder, aggregation), predict (segmenter), write (PNG, RLE, Parquet), and wait (an actor waiting
-    for images).
+    Phases: decode (image files to pixels), cam (classifier), backbone (its features), encode (SAM's encoder),
+    prompt (peaks, SAM's decoder, aggregation), predict (segmenter), write (PNG, RLE, Parquet), and wait (an
+    actor waiting for images).
     """
 
     images: int = 0

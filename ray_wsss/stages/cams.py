@@ -88,10 +88,7 @@ def class_maps_of(
 
     The arguments are those of `find_cams`. Maps of mirrored views are mirrored back.
     """
-    classes, present = list_classes(image_labels.cpu())
-    places = present.nonzero()
-    at = upload(places, images.device).unbind(1)
-    seen = upload(classes, images.device)
+    pairs, at, seen = _list_pairs(image_labels, images.device)
     maps: list[Tensor] = []
 
     def see(view: Tensor) -> Tensor:
@@ -105,7 +102,48 @@ def class_maps_of(
             maps.append(see(scaled))
             if flip:
                 maps.append(see(scaled.flip(-1)).flip(-1))
-    return torch.stack([places[:, 0], classes[present]], dim=1), maps
+    return pairs, maps
+
+
+@torch.no_grad()
+def find_cams_of_cells(
+    model: Classifier,
+    cells: Float[Tensor, "B E h w"],
+    image_labels: Float[Tensor, "B C"],
+    size_hw: tuple[int, int],
+    *,
+    refine: PromptingConfig | None = None,
+) -> PairCams:
+    """CAMs of images whose feature maps were computed before, as `find_cams` makes them of one view.
+
+    Args:
+        cells: the backbone's feature maps.
+        size_hw: height and width of the CAMs, in pixels.
+        refine: how the class maps are refined, without colours; None: not at all.
+    """
+    pairs, at, seen = _list_pairs(image_labels, cells.device)
+    with eval_mode(model):
+        found = model(None, seen, cells=cells).class_maps
+    if refine is not None:
+        found = _spread(found, cells, refine)
+    maps = [found[*at, None]]
+    return PairCams(_merge(maps, size_hw, None), pairs[:, 0], pairs[:, 1], maps, model.num_classes)
+
+
+def _list_pairs(image_labels: Tensor, device: torch.device) -> tuple[Tensor, Sequence[Tensor], Tensor]:
+    """Pairs (N, 2) of image and class, on the CPU; where their maps are; classes (B, M) to make maps of."""
+    classes, present = list_classes(image_labels.cpu())
+    places = present.nonzero()
+    pairs = torch.stack([places[:, 0], classes[present]], dim=1)
+    return pairs, upload(places, device).unbind(1), upload(classes, device)
+
+
+def _spread(maps: Tensor, cells: Tensor, config: PromptingConfig) -> Tensor:
+    """Class maps (B, M, h, w), spread to cells with like features; one without activation stays as it is."""
+    if not config.affinity_steps:
+        return maps
+    spread = spread_by_features(maps.relu(), cells, steps=config.affinity_steps, power=config.affinity_power)
+    return torch.where(spread.amax((2, 3), keepdim=True) > 0, spread, maps)
 
 
 def _refine(maps: Tensor, cells: Tensor, images: Tensor, config: PromptingConfig) -> Tensor:

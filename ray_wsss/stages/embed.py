@@ -66,13 +66,13 @@ class SamEmbedder:
                 stored = store_embeddings(embeddings.maps, self.config.dtype)
             with tally.phase("write"):
                 for at, embedding in zip(good, stored):
-                    rows[at] |= _describe(images[at], embedding)
+                    rows[at] |= describe_embedding(images[at], embedding)
         tally.errors = sum(row["error"] is not None for row in rows)
         tally.images = len(rows) - tally.errors
         return pa.Table.from_pylist(rows, schema=EMBEDDING_SCHEMA), tally
 
 
-def _describe(image: PreparedImage, stored: StoredEmbedding | ValueError) -> dict[str, Any]:
+def describe_embedding(image: PreparedImage, stored: StoredEmbedding | ValueError) -> dict[str, Any]:
     """One image's columns of `EMBEDDING_SCHEMA`."""
     if isinstance(stored, ValueError):
         return {"error": str(stored)}

@@ -2,28 +2,26 @@
 
 import logging
 from collections.abc import Collection
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
-from ray_wsss.config import ClassifierConfig, Recipe
+from ray_wsss.config import Recipe
 from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.data.reader import ShardReader, failed_images
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
-from ray_wsss.models.classifier import Classifier, ClassifierSpec, build_classifier
-from ray_wsss.models.clip.text import embed_dim_of, load_clip, start_from_text
-from ray_wsss.models.clip.words import ClassWords
+from ray_wsss.models.classifier import Classifier
+from ray_wsss.models.first_weights import begin_classifier
 from ray_wsss.models.promptable.build import build_decoder
 from ray_wsss.models.promptable.encoder import load_encoder
 from ray_wsss.ops.cam import list_classes
 from ray_wsss.ops.device import mixed_precision, upload
 from ray_wsss.ops.losses import StepLosses, classification_loss
 from ray_wsss.ops.ssc import ssc_loss
-from ray_wsss.storage import parse_path
+from ray_wsss.stages.features.stored import check_weights, views_of
 from ray_wsss.training.cpm import Cpm, cpm_pixels, supervise_cam
 from ray_wsss.training.crops import TrainingCrops
 from ray_wsss.training.image_labels import (
@@ -58,10 +56,14 @@ class ClassifierStep:
         self, model: nn.Module, batch: Batch, counts: Counts, iteration: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         classes = self._listed_classes(batch) if self._on(iteration) else None
-        with mixed_precision(batch["image"].device, self.bf16):
-            output = model(batch["image"], classes)
+        with mixed_precision(batch["image_labels"].device, self.bf16):
+            output = model(batch.get("image"), classes, cells=batch.get("cells"))
+        logits = output.logits
+        if "cells" in batch:
+            # The padding has no features, so the mean over the cells of the image is that over all / share.
+            logits = logits / batch["cells_inside"][:, None].clamp(min=1e-4)
         losses = StepLosses(
-            cls=classification_loss(output.logits, batch["image_labels"]),
+            cls=classification_loss(logits, batch["image_labels"]),
             ssc=self._ssc_loss(batch, output.features, counts) if "segments" in batch else None,
             cpm=self._cpm_loss(model, batch, output.class_maps, classes, counts)
             if classes is not None
@@ -72,7 +74,7 @@ class ClassifierStep:
     def _listed_classes(self, batch: Batch) -> Tensor:
         """Classes (B, M) of each image, on the device. Without a ``plan``, the host waits for a GPU."""
         known = batch["plan"].image_labels if "plan" in batch else batch["image_labels"].cpu()
-        return upload(list_classes(known)[0], batch["image"].device)
+        return upload(list_classes(known)[0], batch["image_labels"].device)
 
     def _on(self, iteration: int) -> bool:
         return self.cpm is not None and iteration >= self.warmup_iters
@@ -98,6 +100,7 @@ def train_classifier(
     *,
     segments: Path | None = None,
     embeddings: Path | None = None,
+    features: Path | None = None,
     validation: Path | None = None,
     limit: ErrorLimit | None = None,
 ) -> None:
@@ -109,6 +112,8 @@ def train_classifier(
         recipe: settings whose epochs are resolved (`training.length.resolve_epochs`).
         segments: output of segment-everything; turns SSC on.
         embeddings: output of embed, for ``cpm.view=image``; images that embed failed on are left out.
+        features: output of extract-features by the classifier's frozen backbone, which then sees no crop;
+            images that extract-features failed on are left out.
         validation: data set with ground truth, to measure the CAMs during training.
         limit: how many images may be broken; None: the default.
 
@@ -126,7 +131,7 @@ def train_classifier(
             config.max_iters,
         )
     cache = embeddings if with_cpm and recipe.cpm.reads_embeddings else None
-    rows = check_trainable(dataset, config.batch_size, without=failed_images(cache) if cache else set())
+    rows = check_trainable(dataset, config.batch_size, without=_failed(cache, features))
     crops = TrainingCrops(
         dataset,
         rows,
@@ -135,9 +140,11 @@ def train_classifier(
         seed=config.seed,
         segments=segments,
         embeddings=cache,
+        features=views_of(features) if features is not None else None,
     )
-    torch.manual_seed(config.seed)
-    model, spec = _build(config, metadata.class_names)
+    model, spec = begin_classifier(config, metadata.class_names)
+    if features is not None:
+        check_weights(features, model.backbone)
     model.backbone.freeze(config.freeze_stages, config.freeze_norm)
     cpm = _load_cpm(recipe, session) if with_cpm else None
     run = TrainingRun(
@@ -145,21 +152,6 @@ def train_classifier(
     )
     validated = CamValidation(recipe, validation, dataset, cpm, session.device)
     run.train(ClassifierStep(recipe, cpm), validated)
-
-
-def _build(config: ClassifierConfig, class_names: tuple[str, ...]) -> tuple[Classifier, ClassifierSpec]:
-    """The network as its training begins: with ImageNet weights, or with CLIP's and its texts."""
-    spec = ClassifierSpec.of(config, class_names)
-    if config.text_head is None:
-        pretrained, checkpoint = config.pretrained, config.backbone_checkpoint
-        return build_classifier(spec, pretrained=pretrained, checkpoint=checkpoint), spec
-    path = parse_path(config.class_words) if config.class_words is not None else None
-    words = ClassWords.of(class_names, path)
-    clip, tokenizer = load_clip(config.text_head)
-    spec = replace(spec, feature_dim=embed_dim_of(clip))
-    model = build_classifier(spec)
-    start_from_text(model, clip, tokenizer, words)
-    return model, spec
 
 
 def _load_cpm(recipe: Recipe, session: Session) -> Cpm:
@@ -171,7 +163,19 @@ def _load_cpm(recipe: Recipe, session: Session) -> Cpm:
     return Cpm(load_encoder(recipe.sam, session.device, crops), recipe.cpm, bf16=bf16, **options)
 
 
-def count_trainable(recipe: Recipe, dataset: Path, embeddings: Path | None, *, tell: bool = False) -> int:
+def _failed(*folders: Path | None) -> set[str]:
+    """Ids of the images that stages failed on."""
+    return {image_id for folder in folders if folder is not None for image_id in failed_images(folder)}
+
+
+def count_trainable(
+    recipe: Recipe,
+    dataset: Path,
+    embeddings: Path | None,
+    features: Path | None = None,
+    *,
+    tell: bool = False,
+) -> int:
     """Number of images that the classifier is trained on, with CPM if it is enabled.
 
     Args:
@@ -181,8 +185,7 @@ def count_trainable(recipe: Recipe, dataset: Path, embeddings: Path | None, *, t
         UserError: there are fewer than one batch.
     """
     cached = embeddings if recipe.cpm.reads_embeddings else None
-    without = failed_images(cached) if cached else set()
-    return len(check_trainable(dataset, recipe.classifier.batch_size, without, tell=tell))
+    return len(check_trainable(dataset, recipe.classifier.batch_size, _failed(cached, features), tell=tell))
 
 
 def check_trainable(

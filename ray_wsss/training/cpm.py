@@ -22,7 +22,7 @@ from ray_wsss.ops.cpm_loss import cpm_loss
 from ray_wsss.ops.device import mixed_precision, upload
 from ray_wsss.ops.geometry import Geometry
 from ray_wsss.ops.prompt_batches import pad_points, points_to_sam_frame
-from ray_wsss.stages.cams import PairCams, find_cams
+from ray_wsss.stages.cams import PairCams, find_cams, find_cams_of_cells
 from ray_wsss.stages.embed import restore_embeddings
 from ray_wsss.stages.point_prompts import NO_MASK, choose_masks, compete, find_peak_mask
 from ray_wsss.training.host_plan import HostPlan, make_plan
@@ -80,10 +80,7 @@ class Cpm:
         A batch without a ``plan`` (`training.host_plan`) gets one here; for that, the host waits for the GPU.
         """
         plan = batch["plan"] if "plan" in batch else make_plan(batch)
-        images = batch["image"]
-        with mixed_precision(images.device, self.bf16):
-            scales, labels = self.config.scales, plan.image_labels
-            cams = find_cams(model, images, labels, scales=scales, flip=False, refine=self.config)
+        cams = self._find_cams(model, batch, plan.image_labels)
         points_yx, valid = find_points(cams, self.config)
         if self.config.view == "image":
             stored = batch["embedding"], batch.get("embedding_scale")
@@ -92,7 +89,7 @@ class Cpm:
         else:
             assert self.encoder is not None, "view=crop needs SAM's image encoder"
             # Encode in parts, to bound the memory.
-            parts = images.split(self.encoder.batch_size)
+            parts = batch["image"].split(self.encoder.batch_size)
             embeddings = Embeddings.cat([self.encoder.encode(self._prepare(part)) for part in parts])
             views = [self._crops_of(cams)]
         points_xy = torch.zeros_like(points_yx, dtype=torch.float)
@@ -111,7 +108,17 @@ class Cpm:
         on_crops = torch.empty_like(cams.cam)
         for view in views:
             on_crops[view.pairs] = masks_to_crop(self.sam, logits[view.pairs], view.geometry, view.frame_hw)
-        return compete(on_crops, iou, cams, len(images), self.config)[0]
+        return compete(on_crops, iou, cams, len(batch["inside"]), self.config)[0]
+
+    def _find_cams(self, model: Classifier, batch: dict[str, Any], image_labels: Tensor) -> PairCams:
+        """CAMs of the crops, or of their stored feature maps, at the size of the crops."""
+        config, inside = self.config, batch["inside"]
+        with mixed_precision(inside.device, self.bf16):
+            if "cells" in batch:
+                size_hw = (inside.shape[-2], inside.shape[-1])
+                return find_cams_of_cells(model, batch["cells"], image_labels, size_hw, refine=config)
+            images, scales = batch["image"], config.scales
+            return find_cams(model, images, image_labels, scales=scales, flip=False, refine=config)
 
     def _prepare(self, images: Float[Tensor, "B 3 P P"]) -> Tensor:
         """Square crops as SAM's input: resized on the device (antialiased), with SAM's normalisation."""

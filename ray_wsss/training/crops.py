@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from ray_wsss.config import AugmentConfig
 from ray_wsss.data.coco import decode_rle
 from ray_wsss.data.embeddings import EmbeddingCache
+from ray_wsss.data.features import FeatureCrops, FeatureViews
 from ray_wsss.data.images import decode_image, decode_mask, decode_segments
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.errors import UserError
@@ -29,6 +30,8 @@ from ray_wsss.runs.failures import fault_of, reason_of
 from ray_wsss.stages.label import score_of
 from ray_wsss.training.host_plan import collate, pack_geometry
 from ray_wsss.training.order import WINDOW, IterationBatches, Key
+
+_Seen = tuple[dict[str, Any], Geometry, tuple[int, int]]
 
 PADDING = 0.45
 """Grey level of the padding, in [0, 1]: about ImageNet's mean, so that normalised padding is about 0."""
@@ -44,6 +47,9 @@ class TrainingCrops(Dataset):
     Every item has ``image`` (3, P, P) float RGB in [0, 1], ``inside`` (P, P) bool (False: padding),
     ``image_labels`` (C,) float 0/1, and ``image_id``. It also has
 
+    - with ``features``, in place of ``image``: ``cells`` (D, n, n), the crop of the stored feature map, 0 in
+      the padding, and ``cells_inside`` (), the share of cells in the image; no image is read, and colours
+      don't change;
     - with ``labels``: ``pseudo_label`` (P, P), uint8 or int32 by `label_format`; padding is ignored; with
       ``corrections`` it is the corrected mask of an image that has one, and ``weight`` () is that of the
       image's pixels in the loss; with ``by_score``, ``pixel_weight`` (P, P) is that of each pixel: the score
@@ -70,6 +76,7 @@ class TrainingCrops(Dataset):
         by_score: bool = False,
         segments: Path | None = None,
         embeddings: Path | None = None,
+        features: FeatureViews | None = None,
     ) -> None:
         self.reader = ShardReader(dataset)
         self.corrections, self.correction_weight = corrections, correction_weight
@@ -77,6 +84,7 @@ class TrainingCrops(Dataset):
         self.labels = ShardReader(labels) if labels is not None else None
         self.segments = ShardReader(segments) if segments is not None else None
         self.embeddings = EmbeddingCache(embeddings) if embeddings is not None else None
+        self.features = FeatureCrops(features) if features is not None else None
         self.rows, self.num_classes, self.augment, self.seed = rows, num_classes, augment, seed
         # Made once: with tiny images, making the colour transforms takes longer than applying them.
         brightness, contrast, saturation, hue = augment.jitter
@@ -153,35 +161,20 @@ class TrainingCrops(Dataset):
             return str(error) if isinstance(error, ValueError) else reason_of(error)
 
     def _crop(self, draw: int, row: int) -> dict[str, Any]:
-        record = self.reader.read(self.rows[row], ["image_id", "image", "orientation", "image_labels"])
-        image = torch.from_numpy(decode_image(record["image"], record["orientation"])).permute(2, 0, 1)
-        image = image.float().div_(255)
+        record = self.reader.read(self.rows[row], ["image_id", "image_labels"])
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
-        geometry = Geometry.sample(
-            (image.shape[1], image.shape[2]),
-            long_side_px=self.augment.long_side_px,
-            crop_px=self.augment.crop_px,
-            flip=self.augment.flip,
-            generator=generator,
-        )
-        inside = geometry.inside()[0]
-        crop = geometry.apply(image, fill=PADDING).clamp_(0, 1)
-        # The padding keeps its colour. Contrast is changed about the mean of the visible part, not of the
-        # whole image: the difference is one of brightness, which is random anyway, and the work is bounded.
-        shown = (slice(None), *geometry.visible())
-        crop[shown] = self._recolour(crop[shown], generator)
+        cut_out = self._pixels_of if self.features is None else self._cells_of
+        seen, geometry, image_hw = cut_out(row, record["image_id"], generator)
         # Of label maps, the caller has chosen the rows: a mask made by hand needs no image labels.
         if record["image_labels"] is None and self.labels is None:
             raise ValueError("its image labels are unknown, and so no target")
         image_labels = torch.zeros(self.num_classes)
         image_labels[record["image_labels"] or []] = 1
-        item: dict[str, Any] = {
-            "image": crop,
-            "inside": inside,
+        item: dict[str, Any] = seen | {
+            "inside": geometry.inside()[0],
             "image_labels": image_labels,
             "image_id": record["image_id"],
         }
-        image_hw = (image.shape[1], image.shape[2])
         if self.labels is not None:
             found = _of_size(self._label_of(record["image_id"]), image_hw, "pseudo label")
             label, ignore = labels_to_tensor(found)[None], ignore_label(found)
@@ -209,6 +202,38 @@ class TrainingCrops(Dataset):
             item["image_hw"] = torch.tensor(image_hw)
             item["geometry"] = pack_geometry(geometry)
         return item
+
+    def _pixels_of(self, row: int, image_id: str, generator: torch.Generator) -> _Seen:
+        """The crop's pixels, its geometry, and the size of the image."""
+        record = self.reader.read(self.rows[row], ["image", "orientation"])
+        image = torch.from_numpy(decode_image(record["image"], record["orientation"])).permute(2, 0, 1)
+        image = image.float().div_(255)
+        image_hw = (image.shape[1], image.shape[2])
+        geometry = self._sample(image_hw, generator)
+        crop = geometry.apply(image, fill=PADDING).clamp_(0, 1)
+        # The padding keeps its colour. Contrast is changed about the mean of the visible part, not of the
+        # whole image: the difference is one of brightness, which is random anyway, and the work is bounded.
+        shown = (slice(None), *geometry.visible())
+        crop[shown] = self._recolour(crop[shown], generator)
+        return {"image": crop}, geometry, image_hw
+
+    def _cells_of(self, row: int, image_id: str, generator: torch.Generator) -> _Seen:
+        """The crop of the stored feature map, its geometry, and the size of the image."""
+        assert self.features is not None
+        stored, image_hw = self.features.read(image_id)
+        geometry = self._sample(image_hw, generator)
+        cells, inside = self.features.cut(stored, geometry)
+        return {"cells": cells, "cells_inside": inside.float().mean()}, geometry, image_hw
+
+    def _sample(self, image_hw: tuple[int, int], generator: torch.Generator) -> Geometry:
+        augment = self.augment
+        return Geometry.sample(
+            image_hw,
+            long_side_px=augment.long_side_px,
+            crop_px=augment.crop_px,
+            flip=augment.flip,
+            generator=generator,
+        )
 
     def _label_of(self, image_id: str) -> LabelMap:
         """Corrected mask of an image, or else its pseudo label."""

@@ -7,21 +7,29 @@ these are near 0, so that rounding errors grow tenfold a step, on any number of 
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
+from narrow_clip import BACKBONE, write_clip
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from ray_wsss.config import Recipe
+from ray_wsss.cluster.stages.embed import run_embed
+from ray_wsss.cluster.stages.extract_features import run_extract_features
+from ray_wsss.config import FeaturesConfig, Recipe
 from ray_wsss.config.overrides import override
+from ray_wsss.config.resources import Cluster, Resources
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.data.schema import write_table_atomically
+from ray_wsss.models import backbone as backbone_module
 from ray_wsss.models.data_parallel import match_one_worker
 from ray_wsss.models.store import load_classifier
 from ray_wsss.training.checkpoints import Progress, save_checkpoint
@@ -67,13 +75,23 @@ class GlooSession(LocalSession):
         self.losses.append({name: value for name, value in metrics.items() if name.startswith("loss_")})
 
 
-def work(rank: int, world_size: int, out: Path, recipe: Recipe, dataset: Path, labels: Path | None) -> None:
+def work(
+    rank: int,
+    world_size: int,
+    out: Path,
+    recipe: Recipe,
+    dataset: Path,
+    labels: Path | None,
+    views: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     torch.set_num_threads(1)
+    if recipe.classifier.text_head is not None:
+        backbone_module._SMALL["clip"] = BACKBONE
     meet = f"file://{out}/meet_{world_size}_{labels is None}"
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world_size)
     session = GlooSession(out, rank, world_size)
     if labels is None:
-        train_classifier(recipe, dataset, session)
+        train_classifier(recipe, dataset, session, **views)
     else:
         train_segmenter(recipe, dataset, labels, session)
     if rank == 0:
@@ -133,6 +151,49 @@ def test_passes_of_several_workers_with_frozen_norms_make_the_step_of_one(
     assert first.keys() == {"loss_cls", "loss_cpm"}
     assert first == pytest.approx(expected, abs=1e-4)
     assert after == pytest.approx(expected_after, abs=1e-3)
+
+
+def test_two_workers_train_from_a_text_head_as_one_does(
+    recipe: Recipe, dataset: Path, tmp_path: Path
+) -> None:
+    """Every class map begins with its text, so CPM has CAMs at once."""
+    (tmp_path / "clip").mkdir()
+    write_clip(tmp_path / "clip")
+    changes = {
+        "classifier.backbone": "clip",
+        "classifier.output_stride": 16,
+        "classifier.text_head": str(tmp_path / "clip"),
+        "classifier.max_iters": 2,
+    }
+    few = override(recipe, changes)
+    one, two = (losses(count, tmp_path, few, dataset, None) for count in (1, 2))
+    assert one[0].keys() == {"loss_cls", "loss_cpm"}
+    assert one[0] != one[1]
+    assert two[0] == pytest.approx(one[0], abs=1e-4)
+    assert two[1] == pytest.approx(one[1], abs=1e-3)
+
+
+def test_two_workers_train_on_stored_features_as_one_does(
+    recipe: Recipe, dataset: Path, tmp_path: Path
+) -> None:
+    """With CPM on SAM's embeddings; the workers' shares of the crops differ in their padding."""
+    changes = {
+        "classifier.freeze_stages": "all",
+        "classifier.max_iters": 3,
+        "classifier.lr": 0.05,
+        "cpm.view": "image",
+    }
+    few = override(recipe, changes)
+    here: Any = {"resources": Resources(actors=0), "cluster": Cluster()}
+    views = {"features": tmp_path / "features", "embeddings": tmp_path / "embeddings"}
+    settings = FeaturesConfig(sides_px=(96,), flip=True)
+    run_extract_features(few, features=settings, dataset=dataset, out=views["features"], **here)
+    run_embed(few, dataset=dataset, out=views["embeddings"], **here)
+    one, two = (losses(count, tmp_path, few, dataset, None, views) for count in (1, 2))
+    assert one[0].keys() == {"loss_cls", "loss_cpm"}
+    assert one[0] != one[2]
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-3)
 
 
 def test_several_workers_replace_and_list_the_same_broken_images(

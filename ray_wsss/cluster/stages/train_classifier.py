@@ -15,6 +15,7 @@ from ray_wsss.runs.dependencies import (
     warn_of_near_duplicates,
 )
 from ray_wsss.runs.manifest import Output
+from ray_wsss.stages.features.stored import features_settings
 from ray_wsss.training.classifier import count_trainable, train_classifier
 from ray_wsss.training.length import resolve_epochs
 from ray_wsss.training.loop import Session, share_of_batch
@@ -29,6 +30,7 @@ def run_train_classifier(
     cluster: Cluster,
     segments: Path | None = None,
     embeddings: Path | None = None,
+    features: Path | None = None,
     validation: Path | None = None,
     limit: ErrorLimit | None = None,
     overwrite: bool | None = None,
@@ -38,6 +40,8 @@ def run_train_classifier(
     Args:
         segments: output of `run_segment_everything`; turns SSC on.
         embeddings: output of `run_embed`; ``cpm.view=image`` needs it.
+        features: output of `run_extract_features` by the classifier's frozen backbone, which is then not
+            computed.
         validation: data set with ground truth, on which the CAMs are measured during training. It does not
             change the training; it only decides which network is kept as the best, beside the last one.
         limit: how many images may be broken; None: the default.
@@ -57,9 +61,10 @@ def run_train_classifier(
         encodes=recipe.cpm.encodes,
         embeddings=embeddings if recipe.cpm.reads_embeddings else None,
     )
-    settings = classifier_settings(recipe, dataset, segments, embeddings, workers.device)
+    settings = features_settings(features, recipe, dataset)
+    settings |= classifier_settings(recipe, dataset, segments, embeddings, workers.device)
     share_of_batch(recipe.classifier, max(1, workers.workers), "classifier")
-    images = count_trainable(recipe, dataset, embeddings, tell=True)
+    images = count_trainable(recipe, dataset, embeddings, features, tell=True)
     recipe = resolve_epochs(recipe, "classifier", images)
     output = Output(out, "train-classifier", settings | settings_of(recipe, "classifier", "cpm"))
     check_validation(validation, dataset)
@@ -69,7 +74,12 @@ def run_train_classifier(
     warn_of_near_duplicates(validation, dataset)
 
     source = dataset.absolute()
-    views = {"segments": segments, "embeddings": embeddings, "validation": validation}
+    views = {
+        "segments": segments,
+        "embeddings": embeddings,
+        "features": features,
+        "validation": validation,
+    }
     absolute = {name: path.absolute() for name, path in views.items() if path is not None}
 
     def loop(session: Session) -> None:

@@ -200,6 +200,48 @@ def test_weights_of_a_segmenter_fit_plain_smp(trained, tmp_path):
     assert_close(found, logits_of(trained("segmenter"), images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "backbone", "stride"),
+    [
+        ("upernet", "resnet_small", 32),
+        pytest.param("deeplabv3plus", "resnet_small", 16, marks=pytest.mark.slow),
+        pytest.param("segformer", "resnet_small", 32, marks=pytest.mark.slow),
+        pytest.param("unet", "resnet_small", 32, marks=pytest.mark.slow),
+        pytest.param("deeplabv3plus", "tf_efficientnet_lite0", 8, marks=pytest.mark.slow),
+        pytest.param("upernet", "tf_efficientnet_lite0", 32, marks=pytest.mark.slow),
+    ],
+)
+def test_weights_of_other_segmenters_fit_plain_smp(save_segmenter, tmp_path, architecture, backbone, stride):
+    """Built as the documents say, from model.json alone; the logits are those of our cells, and differ."""
+    output = Output(tmp_path / "segmenter", "train-segmenter", {})
+    output.begin()
+    spec = SegmenterSpec(
+        class_names=CLASSES,
+        architecture=architecture,
+        backbone=backbone,
+        output_stride=stride,
+        aspp_dim=32,
+        atrous_rates=(1, 2, 3),
+    )
+    save_segmenter(spec, output.out)
+    output.finish()
+    made = export_model(output.out, tmp_path / "out", "safetensors")
+    assert made.difference is not None
+    assert made.difference < 1e-4
+    described = json.loads((tmp_path / "out" / "model.json").read_text())
+    how, preprocessing = described["smp"], described["preprocessing"]
+    model = getattr(smp, how["class"])(**how["arguments"])
+    model.load_state_dict(load_file(made.path))
+    height, width = (2 * preprocessing["multiple"], 3 * preprocessing["multiple"])
+    images = scenes(2, height, width)
+    mean, std = (torch.tensor(preprocessing[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        cells = model.eval()((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std)
+    found = F.interpolate(cells, (height, width), mode="bilinear")
+    expected = logits_of(output.out, images)
+    assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.std().item())
+
+
 def test_weights_of_a_classifier_fit_plain_timm(trained, tmp_path):
     made = export_model(trained("classifier"), tmp_path / "out", "safetensors")
     described = json.loads((tmp_path / "out" / "model.json").read_text())

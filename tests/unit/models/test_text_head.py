@@ -7,7 +7,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from narrow_clip import BACKBONE, NARROW, write_clip
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -33,36 +33,21 @@ from ray_wsss.models.clip.words import BACKGROUND, ClassWords
 from ray_wsss.models.store import load_classifier
 from ray_wsss.stages.cams import find_cams
 
-NARROW = {"img_size": 48, "patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2}
-_CONFIG = {
-    "embed_dim": 24,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 48, "layers": 3, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
 NAMES = ("cat", "potted_plant", "dog")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def narrow_network():
     with pytest.MonkeyPatch.context() as patch:
-        entry = ("vit_base_patch16_clip_quickgelu_224", NARROW)
-        patch.setitem(backbone_module._SMALL, "clip", entry)
+        patch.setitem(backbone_module._SMALL, "clip", BACKBONE)
         patch.setitem(backbone_module._SMALL, "gelu", ("vit_base_patch16_clip_224", NARROW))
         yield
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A narrow CLIP with random weights, as open_clip keeps its models."""
     out = tmp_path_factory.mktemp("clip")
-    (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": _CONFIG}))
-    torch.manual_seed(4)
-    model = open_clip.create_model(f"local-dir:{out}", load_weights=False)
-    for value in model.parameters():
-        if value.ndim:
-            torch.nn.init.normal_(value, std=0.2)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / "open_clip_model.safetensors")
+    write_clip(out)
     return out
 
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from recorded_sessions import Interrupted, Recorder, final, values
 from tensorboardX.proto import event_pb2
-from torch import nn
 
 from ray_wsss.config import ClassifierConfig, Recipe, SegmenterConfig
 from ray_wsss.config.overrides import override
@@ -54,31 +54,6 @@ RECIPE: Recipe = override(
 Train = Callable[[Recipe, LocalSession], None]
 
 
-class Interrupted(Exception):
-    """The power goes off."""
-
-
-class Recorder(LocalSession):
-    """Keeps every report; may die at one, or spoil the model after one."""
-
-    def __init__(self, out: Path, die_at: int | None = None, spoil_at: int | None = None) -> None:
-        super().__init__(out)
-        self.die_at, self.spoil_at = die_at, spoil_at
-        self.metrics: list[dict[str, float]] = []
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        self.model = super().prepare(model)
-        return self.model
-
-    def report(self, metrics: dict[str, float], checkpoint: Path | None, *, best: bool = False) -> None:
-        super().report(metrics, checkpoint, best=best)
-        self.metrics.append(metrics)
-        if metrics["iteration"] == self.die_at:
-            raise Interrupted
-        if metrics["iteration"] == self.spoil_at:
-            torch.nn.init.constant_(next(self.model.parameters()), torch.nan)
-
-
 @pytest.fixture(scope="module")
 def labels_dir(scene_dataset, tmp_path_factory) -> Path:
     """The ground truth of all images but the first as pseudo labels."""
@@ -118,19 +93,6 @@ def undisturbed(train, tmp_path_factory) -> Recorder:
     session = Recorder(tmp_path_factory.mktemp("undisturbed"))
     train(RECIPE, session)
     return session
-
-
-def final(session: LocalSession) -> dict:
-    """Weights, optimiser and iteration of the last checkpoint."""
-    folder = session.latest_checkpoint()
-    assert folder is not None
-    return torch.load(folder / "training.pt", weights_only=True) | {"name": folder.name}
-
-
-def values(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Reports without what the clock decides."""
-    timed = ("seconds_per_step", "data_wait_s")
-    return [{name: value for name, value in m.items() if name not in timed} for m in metrics]
 
 
 def test_checkpoints_and_reports(undisturbed):

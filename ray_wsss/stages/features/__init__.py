@@ -1,0 +1,1 @@
+"""Feature maps of a frozen backbone."""
