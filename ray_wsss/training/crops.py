@@ -32,7 +32,7 @@ from ray_wsss.training.host_plan import collate, pack_geometry
 from ray_wsss.training.order import WINDOW, IterationBatches, Key
 
 _Seen = tuple[dict[str, Any], Geometry, tuple[int, int]]
-
+"""What the network sees of an image, the geometry of that crop, and the image's height and width."""
 PADDING = 0.45
 """Grey level of the padding, in [0, 1]: about ImageNet's mean, so that normalised padding is about 0."""
 _NEIGHBOURS = 64
@@ -164,7 +164,7 @@ class TrainingCrops(Dataset):
         record = self.reader.read(self.rows[row], ["image_id", "image_labels"])
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
         cut_out = self._pixels_of if self.features is None else self._cells_of
-        seen, geometry, image_hw = cut_out(row, record["image_id"], generator)
+        seen, geometry, image_hw = cut_out(row, generator)
         # Of label maps, the caller has chosen the rows: a mask made by hand needs no image labels.
         if record["image_labels"] is None and self.labels is None:
             raise ValueError("its image labels are unknown, and so no target")
@@ -203,8 +203,7 @@ class TrainingCrops(Dataset):
             item["geometry"] = pack_geometry(geometry)
         return item
 
-    def _pixels_of(self, row: int, image_id: str, generator: torch.Generator) -> _Seen:
-        """The crop's pixels, its geometry, and the size of the image."""
+    def _pixels_of(self, row: int, generator: torch.Generator) -> _Seen:
         record = self.reader.read(self.rows[row], ["image", "orientation"])
         image = torch.from_numpy(decode_image(record["image"], record["orientation"])).permute(2, 0, 1)
         image = image.float().div_(255)
@@ -217,9 +216,9 @@ class TrainingCrops(Dataset):
         crop[shown] = self._recolour(crop[shown], generator)
         return {"image": crop}, geometry, image_hw
 
-    def _cells_of(self, row: int, image_id: str, generator: torch.Generator) -> _Seen:
-        """The crop of the stored feature map, its geometry, and the size of the image."""
+    def _cells_of(self, row: int, generator: torch.Generator) -> _Seen:
         assert self.features is not None
+        image_id = self.reader.read(self.rows[row], ["image_id"])["image_id"]
         stored, image_hw = self.features.read(image_id)
         geometry = self._sample(image_hw, generator)
         cells, inside = self.features.cut(stored, geometry)

@@ -101,8 +101,9 @@ def test_embeddings_are_made_once(job, tmp_path, monkeypatch):
     assert job.main(options) == 0
 
 
-def test_no_steps_are_refused(job, tmp_path, capsys):
-    assert job.main(["train", "--steps", "0", "--work", str(tmp_path)]) == 1
+@pytest.mark.parametrize("command", [["train"], ["frozen", "--dataset", "nowhere"]])
+def test_no_steps_are_refused(job, tmp_path, capsys, command):
+    assert job.main([*command, "--steps", "0", "--work", str(tmp_path)]) == 1
     assert "--steps 0; expected at least 1" in capsys.readouterr().err
 
 
