@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from ray_wsss.cluster.stages.embed import run_embed
+from ray_wsss.cluster.stages.extract_features import run_extract_features
 from ray_wsss.cluster.stages.label import run_label
 from ray_wsss.cluster.stages.segment_everything import run_segment_everything
-from ray_wsss.config import Recipe
+from ray_wsss.config import FeaturesConfig, Recipe
 from ray_wsss.config.overrides import override
 from ray_wsss.config.resources import Cluster, Resources
+from ray_wsss.data.features import FeatureCrops
 from ray_wsss.data.images import decode_mask, decode_segments
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.errors import UserError
 from ray_wsss.runs.run_report import RunReport, describe_run
+from ray_wsss.stages.features.stored import views_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 ON_RAY = {"resources": Resources(), "cluster": Cluster()}
@@ -43,6 +46,24 @@ def test_labels_from_the_cache_are_the_live_ones(
     assert live.image_ids == cached.image_ids
     maps = [[decode_mask(r.read(i)["pseudo_label"]) for i in range(24)] for r in (live, cached)]
     assert (np.stack(maps[0]) != np.stack(maps[1])).mean() < 1e-3
+
+
+def test_features_on_ray_are_those_of_this_process(
+    small_recipe: Recipe, dataset: Path, tmp_path: Path
+) -> None:
+    """Up to rounding, for the number of threads differs; a second run finds them finished."""
+    made = []
+    for actors in (0, 1):
+        out, resources = tmp_path / str(actors), Resources(actors=actors)
+        inputs = {"features": FeaturesConfig(flip=True), "dataset": dataset, "out": out}
+        report = run_extract_features(small_recipe, resources=resources, cluster=Cluster(), **inputs)
+        assert (report.total.images, report.total.errors) == (24, 0)
+        again = run_extract_features(small_recipe, resources=resources, cluster=Cluster(), **inputs)
+        assert (again.done_before, again.work_s) == (24, 0)
+        crops = FeatureCrops(views_of(out))
+        made.append([crops.read(name)[0].values.astype(np.float32) for name in crops.cache.image_ids])
+    assert len(made[0]) == 24
+    np.testing.assert_allclose(np.stack(made[1]), np.stack(made[0]), rtol=2e-3, atol=2e-3)
 
 
 def test_embeddings_that_do_not_fit_are_refused(
