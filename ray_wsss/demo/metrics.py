@@ -7,8 +7,10 @@ from rich.table import Table
 
 
 def metrics_of(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of ``metrics.json``, from the results of the steps by name."""
+    """The content of ``metrics.json``, from the results of the steps by name; empty without ground truth."""
     plain, cpm = found["measure_plain"], found["measure_cpm"] | found["measure_segmenter"]
+    if not plain:
+        return {}
     return {
         "cam_plain_miou": plain["cam_best"]["miou"],
         "cam_cpm_miou": cpm["cam_best"]["miou"],
@@ -22,9 +24,9 @@ def metrics_of(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def demo_table(metrics: Mapping[str, Any]) -> Table:
-    """The mIoUs of `demo.run.run_demo` as a table."""
+    """The mIoUs of a demo (`metrics_of`) as a table."""
     fixed = " and ".join(f"{found['cam_fixed']['threshold']:g}" for found in metrics["details"].values())
-    table = Table(title="mIoU in % on held-out scenes")
+    table = Table(title="mIoU in % on held-out images")
     for column in ("", "without CPM", "with CPM"):
         table.add_column(column, justify="left" if not column else "right")
     for title, plain, cpm in (

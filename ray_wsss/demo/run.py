@@ -1,4 +1,4 @@
-"""The demo: the whole pipeline on generated scenes, offline, with a picture at the end.
+"""The demo: the whole pipeline on generated scenes or on photographs, offline, with a picture at the end.
 
 The classifier is trained twice with the same seed and number of iterations, without CPM and with it, so
 that the two CAMs show what CPM does. One Ray runs all steps, two at a time, in processes that stay: on so few
@@ -7,6 +7,7 @@ images, starting processes for each stage would take longer than the stages.
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.config.resources import Cluster
 from ray_wsss.demo.metrics import metrics_of
+from ray_wsss.demo.photos import ingest_photos, read_photos, with_batches_of
+from ray_wsss.demo.pictures import save_first_look
 from ray_wsss.demo.scenes import HELD_OUT_SCENES, TRAIN_SCENES
-from ray_wsss.demo.settings import DemoSettings
+from ray_wsss.demo.settings import DemoSettings, SceneDemo
 from ray_wsss.runs.manifest import Output
 from ray_wsss.storage import write_json
 
@@ -36,16 +39,17 @@ def _step(name: str, what: str, weight: float, needs: str = "") -> Step:
 
 
 _SCENES = "ray_wsss.demo.scene_steps"
-_EMBED = _step("embed", "SAM encodes each training scene once", 6, "train_scenes")
-_STEPS = (
+_SCENE_STEPS = (
     Step(name="train_scenes", what="draw and ingest scenes to train on", work=f"{_SCENES}:train", weight=5),
     Step(
         name="held_out_scenes", what="draw and ingest held-out scenes", work=f"{_SCENES}:held_out", weight=3
     ),
-    _EMBED,
+)
+_STEPS = (
+    _step("embed", "SAM encodes each image to train on once", 6, "train_scenes"),
     _step("train_cpm", "train the classifier with CPM", 65, "train_scenes embed"),
     _step("train_plain", "train the classifier without CPM", 43, "train_scenes held_out_scenes"),
-    _step("label_train", "pseudo labels of the training scenes", 8, "train_cpm"),
+    _step("label_train", "pseudo labels of the images to train on", 8, "train_cpm"),
     # Nothing else runs beside it, but for the first seconds.
     replace(_step("train_segmenter", "train the segmenter on them", 38, "label_train"), threads=_AT_ONCE),
     _step("measure_plain", "labels and scores without CPM", 8, "train_plain"),
@@ -72,7 +76,7 @@ def run_demo(
     recipe: Recipe | None = None,
     scenes: tuple[int, int] = (TRAIN_SCENES, HELD_OUT_SCENES),
 ) -> dict[str, Any]:
-    """Run the demo into ``out``; running it again resumes it.
+    """Run the demo on generated scenes into ``out``; running it again resumes it.
 
     Writes ``first_look.png``, ``overview.png``, ``metrics.json`` and ``report.html`` beside the folders of
     all stages.
@@ -84,36 +88,73 @@ def run_demo(
     Returns:
         The content of ``metrics.json``.
     """
-    started = time.perf_counter()
-    cluster = cluster or Cluster()
-    settings = recipe or override(PRESETS["demo"], {"cpm.view": "image"})
+    started, cluster = time.perf_counter(), cluster or Cluster()
     output = Output(out, "demo", {"seed": seed})
     output.begin()
-    demo = DemoSettings(
+    demo = SceneDemo(
         out=out.absolute(),
-        recipe=override(settings, {"classifier.seed": seed, "segmenter.seed": seed}),
+        recipe=_seeded(recipe or override(PRESETS["demo"], {"cpm.view": "image"}), seed),
         seed=seed,
         train_scenes=scenes[0],
         held_out_scenes=scenes[1],
     )
     log.info("%d training scenes, %d held-out scenes, everything in %s", *scenes, out)
     log.info("after some seconds, %s shows the scenes, and later the first CAMs", out / "first_look.png")
-    steps = _STEPS if demo.embeddings is not None else _without(_EMBED)
     with ray_session(cluster.address, verbose=cluster.verbose):
         log.info("Ray runs after %.0f s", time.perf_counter() - started)
-        with StepBars([StepState(step=step) for step in steps], _AT_ONCE) as display:
-            found = run_steps(steps, demo, folder=demo.out / "steps", at_once=_AT_ONCE, display=display)
-    metrics = metrics_of(found)
-    metrics["seconds"] = round(time.perf_counter() - started, 1)
-    write_json(metrics, out / "metrics.json")
+        metrics = _run([*_SCENE_STEPS, *_STEPS], demo, started)
     output.finish()
     return metrics
 
 
-def _without(left_out: Step) -> list[Step]:
-    """The steps without one, for which no other waits then."""
-    return [
-        replace(step, needs=[name for name in step.needs if name != left_out.name])
-        for step in _STEPS
-        if step is not left_out
-    ]
+def run_photo_demo(
+    photos: Path, out: Path, *, seed: int = 0, cluster: Cluster | None = None, recipe: Recipe | None = None
+) -> dict[str, Any]:
+    """Run the demo on photographs into ``out``; running it again resumes it.
+
+    A quarter of them is held out. Without masks there are no scores. What is written is as by `run_demo`.
+
+    Args:
+        photos: see `demo.photos.read_photos`.
+        recipe: settings; None: those of the preset photos.
+
+    Returns:
+        The content of ``metrics.json``.
+
+    Raises:
+        UserError: as `demo.photos.read_photos` and `demo.photos.ingest_photos`.
+    """
+    started, cluster = time.perf_counter(), cluster or Cluster()
+    source = read_photos(photos, seed)
+    output = Output(out, "demo", {"seed": seed, "photos": str(photos.absolute())})
+    output.begin()
+    demo = DemoSettings(out=out.absolute(), recipe=_seeded(recipe or PRESETS["photos"], seed), seed=seed)
+    with ray_session(cluster.address, verbose=cluster.verbose):
+        ingest_photos(source, demo, cluster)
+        demo = replace(demo, recipe=with_batches_of(demo.recipe, demo.train))
+        save_first_look(demo)
+        log.info("%s shows some of the held-out photographs, later with CAMs", out / "first_look.png")
+        metrics = _run(_STEPS, demo, started)
+    output.finish()
+    return metrics
+
+
+def _seeded(recipe: Recipe, seed: int) -> Recipe:
+    return override(recipe, {"classifier.seed": seed, "segmenter.seed": seed})
+
+
+def _run(steps: Sequence[Step], demo: DemoSettings, started: float) -> dict[str, Any]:
+    """Run the steps, and write the metrics, with the seconds since ``started``."""
+    steps = _only([step for step in steps if step.name != "embed" or demo.embeddings is not None])
+    with StepBars([StepState(step=step) for step in steps], _AT_ONCE) as display:
+        found = run_steps(steps, demo, folder=demo.out / "steps", at_once=_AT_ONCE, display=display)
+    metrics = metrics_of(found)
+    metrics["seconds"] = round(time.perf_counter() - started, 1)
+    write_json(metrics, demo.out / "metrics.json")
+    return metrics
+
+
+def _only(steps: Sequence[Step]) -> list[Step]:
+    """Steps that wait for none but one another."""
+    names = {step.name for step in steps}
+    return [replace(step, needs=[name for name in step.needs if name in names]) for step in steps]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_wsss.config import Recipe
+from ray_wsss.data.schema import DatasetMetadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,22 +15,25 @@ class DemoSettings:
     """Folder of everything that the demo makes; an absolute path."""
     recipe: Recipe
     seed: int
-    train_scenes: int
-    held_out_scenes: int
 
     @property
     def train(self) -> Path:
-        """Data set of the training scenes."""
+        """Data set of the images to train on."""
         return self.out / "train"
 
     @property
     def held_out(self) -> Path:
-        """Data set of the scenes that nothing is trained on."""
+        """Data set of the images that nothing is trained on."""
         return self.out / "held_out"
 
     @property
+    def has_masks(self) -> bool:
+        """Whether the held-out images have ground truth, so that there are scores."""
+        return DatasetMetadata.load(self.held_out).has_masks
+
+    @property
     def embeddings(self) -> Path | None:
-        """SAM's embeddings of the training scenes; None if CPM encodes every crop instead."""
+        """SAM's embeddings of the images to train on; None if CPM encodes every crop instead."""
         return self.out / "embeddings" if self.recipe.cpm.view == "image" else None
 
     def classifier(self, name: str) -> Path:
@@ -39,3 +43,11 @@ class DemoSettings:
     def labels(self, split: str, name: str) -> Path:
         """Pseudo labels of "train" or "held_out", from the CAMs of a classifier."""
         return self.out / f"labels_{split}_{name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneDemo(DemoSettings):
+    """One run of the demo on generated scenes."""
+
+    train_scenes: int
+    held_out_scenes: int

@@ -19,7 +19,7 @@ from ray_wsss.storage import write_json
 
 
 def embed(demo: DemoSettings) -> None:
-    """SAM's embeddings of the training scenes, once for the training and the labels."""
+    """SAM's embeddings of the images to train on, once for the training and the labels."""
     run_embed(demo.recipe, dataset=demo.train, out=demo.out / "embeddings", **STAGE_HERE)
 
 
@@ -39,7 +39,7 @@ def train_cpm(demo: DemoSettings) -> None:
 
 
 def label_train(demo: DemoSettings) -> None:
-    """Pseudo labels of the training scenes, for the segmenter."""
+    """Pseudo labels of the images to train on, for the segmenter."""
     _label(demo, "train", "cpm", demo.embeddings)
 
 
@@ -52,17 +52,19 @@ def train_segmenter(demo: DemoSettings) -> None:
 
 
 def measure_plain(demo: DemoSettings) -> dict[str, Any]:
-    """Pseudo labels of the held-out scenes without CPM, and the scores of CAMs and labels."""
-    return _measure(demo, "plain")
+    """Pseudo labels of the held-out images without CPM, and the scores of CAMs and labels."""
+    return _measure(demo, "plain") if demo.has_masks else {}
 
 
 def measure_cpm(demo: DemoSettings) -> dict[str, Any]:
-    """Pseudo labels of the held-out scenes with CPM, and the scores of CAMs and labels."""
+    """Pseudo labels of the held-out images with CPM, and the scores of CAMs and labels."""
     return _measure(demo, "cpm")
 
 
 def measure_segmenter(demo: DemoSettings) -> dict[str, Any]:
     """The scores of the segmenter."""
+    if not demo.has_masks:
+        return {}
     inputs: Any = {"classifier": None, "labels": None, "segmenter": demo.out / "segmenter"}
     return run_evaluate(demo.recipe, dataset=demo.held_out, **inputs, **STAGE_HERE)
 
@@ -77,13 +79,17 @@ def report(demo: DemoSettings, found: Mapping[str, Any]) -> None:
     from ray_wsss.report.find_run import find_run
     from ray_wsss.report.write_report import write_report
 
-    write_json(metrics_of(found), demo.out / "metrics.json")
+    metrics = metrics_of(found)
+    if metrics:
+        write_json(metrics, demo.out / "metrics.json")
     title, run = demo.out.name, find_run(demo.out, {})
     write_report(run, title, str(demo.out), demo.out / "report.html", ReportOptions())
 
 
 def _measure(demo: DemoSettings, name: str) -> dict[str, Any]:
     _label(demo, "held_out", name, None)
+    if not demo.has_masks:
+        return {}
     inputs: Any = {"classifier": demo.classifier(name), "labels": demo.labels("held_out", name)}
     return run_evaluate(demo.recipe, dataset=demo.held_out, **inputs, segmenter=None, **STAGE_HERE)
 
