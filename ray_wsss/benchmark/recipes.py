@@ -23,7 +23,7 @@ from ray_wsss.storage import write_json
 
 log = logging.getLogger(__name__)
 
-_SCORES = {
+SCORES = {
     "cam_best": "CAM, best threshold",
     "cam_fixed": "CAM, fixed threshold",
     "pseudo_label": "pseudo label",
@@ -105,7 +105,7 @@ class _Run:
         if not stored.exists():
             stored.parent.mkdir(parents=True, exist_ok=True)
             metrics = self._measure(segmenter)
-            write_json({key: metrics[key]["miou"] for key in _SCORES if key in metrics}, stored)
+            write_json({key: metrics[key]["miou"] for key in SCORES if key in metrics}, stored)
         return json.loads(stored.read_text(encoding="utf-8"))
 
     def _measure(self, segmenter: bool) -> dict[str, Any]:
@@ -149,9 +149,9 @@ def recipes_table(results: Mapping[str, Any]) -> Table:
     table = Table(title=f"mIoU in % on held-out images, {len(results['seeds'])} seeds")
     table.add_column("variant")
     found = {key for values in results["miou"].values() for key in values}
-    keys = [key for key in _SCORES if key in found]
+    keys = [key for key in SCORES if key in found]
     for key in keys:
-        table.add_column(_SCORES[key], justify="right")
+        table.add_column(SCORES[key], justify="right")
     for name, values in results["miou"].items():
         table.add_row(name, *(_mean_and_spread(values.get(key, [])) for key in keys))
     return table
