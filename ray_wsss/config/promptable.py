@@ -40,6 +40,10 @@ class ModelCard:
     """Repository of the weights on the Hugging Face hub, read with transformers; None for other models."""
     can_compile: bool = False
     """True: its image encoder can be compiled."""
+    pred_iou_thresh: float = 0.88
+    """Predicted IoU above which segment-everything keeps a mask (that of segment_anything)."""
+    stability_score_thresh: float = 0.95
+    """Stability score from which segment-everything keeps a mask (that of segment_anything)."""
     gated: bool = False
     """True: the weights are given only to those who asked for access."""
 
@@ -58,7 +62,11 @@ def _hq(size: str) -> ModelCard:
 MODELS: dict[SamName, ModelCard] = {
     "tiny": ModelCard(title="the tiny SAM", licence="Apache-2.0", side_px=128, can_compile=True),
     "lite": ModelCard(
-        title="the lite SAM", licence="mixed sources, some for research only (docs/lite_sam.md)", side_px=384
+        title="the lite SAM",
+        licence="mixed sources, some for research only (docs/lite_sam.md)",
+        side_px=384,
+        pred_iou_thresh=0.5,
+        stability_score_thresh=0.6,
     ),
     "vit_b": ModelCard(title="SAM ViT-B", licence="Apache-2.0", can_compile=True),
     "vit_l": ModelCard(title="SAM ViT-L", licence="Apache-2.0", can_compile=True),

@@ -251,10 +251,12 @@ class SegmentsConfig:
 
     points_per_side: int = 32
     """Rows and columns of the grid of point prompts, at least 1."""
-    pred_iou_thresh: float = 0.88
-    """Predicted IoU that a mask must exceed to be kept, in [0, 1]."""
-    stability_score_thresh: float = 0.95
-    """Stability score that a mask must reach to be kept, in [0, 1]."""
+    pred_iou_thresh: float | None = None
+    """Predicted IoU that a mask must exceed to be kept, in [0, 1]. None: what suits the model.
+    That is 0.88, and LITE_IOU for lite, which is less sure of its masks."""
+    stability_score_thresh: float | None = None
+    """Stability score that a mask must reach to be kept, in [0, 1]. None: what suits the model.
+    That is 0.95, and LITE_STAB for lite."""
     stability_score_offset: float = 1.0
     """Shift of the mask threshold, in logits, that the stability score is measured with; 0 or more."""
     box_nms_thresh: float = 0.7
@@ -273,7 +275,23 @@ class SegmentsConfig:
         check_choices(self)
         check(self, lambda v: v >= 1, "points_per_side", "at least 1 point")
         shares = "pred_iou_thresh stability_score_thresh box_nms_thresh"
-        check(self, lambda v: 0 <= v <= 1, shares, "a share in [0, 1]")
+        check(self, lambda v: v is None or 0 <= v <= 1, shares, "a share in [0, 1]")
         check(self, lambda v: v >= 0, "stability_score_offset", "0 or more")
         check(self, lambda v: v >= 32, "max_side_px", "at least 32 pixels")
         check(self, lambda v: v >= 1, "max_pixels_per_pass", "at least 1 pixel")
+
+    def suiting(self, card: ModelCard) -> "SegmentsConfig":
+        """These settings with a model's own thresholds instead of None."""
+        iou, stability = self.pred_iou_thresh, self.stability_score_thresh
+        return replace(
+            self,
+            pred_iou_thresh=card.pred_iou_thresh if iou is None else iou,
+            stability_score_thresh=card.stability_score_thresh if stability is None else stability,
+        )
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """Thresholds of predicted IoU and of stability. Raises ValueError before `suiting` has set them."""
+        if self.pred_iou_thresh is None or self.stability_score_thresh is None:
+            raise ValueError("the thresholds depend on the model; expected the result of suiting()")
+        return self.pred_iou_thresh, self.stability_score_thresh

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 from ray_wsss.errors import UserError
 from ray_wsss.results import of_labels, of_photos, of_scenes
@@ -14,6 +15,8 @@ from ray_wsss.storage import make_folder
 
 log = logging.getLogger(__name__)
 
+_WIDTH = 140
+"""Characters of a line of the pages."""
 _JOB = "python jobs/results.py --out results"
 
 MEASUREMENTS = {
@@ -116,7 +119,8 @@ def tables_of(setup: Setup, names: Sequence[str]) -> dict[str, str]:
             )
         first = measurement.tables[0]
         found |= tables
-        found[first] = f"{tables[first]}\n\n{origin_of(setup.out / name, measurement.command)}"
+        origin = fill(origin_of(setup.out / name, measurement.command), _WIDTH, break_on_hyphens=False)
+        found[first] = f"{tables[first]}\n\n{origin}"
     return found
 
 

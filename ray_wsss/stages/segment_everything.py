@@ -51,7 +51,7 @@ class SegmentEverything:
     rows_per_group = ROWS_PER_GROUP
 
     def __init__(self, config: SegmentsConfig, sam: SamConfig, device: str = "cpu", images: int = 0) -> None:
-        self.config, self.sam_config = config, sam
+        self.config, self.sam_config = config.suiting(sam.card), sam
         self.device = torch.device(device)
         self.encoder = load_encoder(sam, self.device, images)
         self.sam = self.encoder.sam

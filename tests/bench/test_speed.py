@@ -14,6 +14,7 @@ from skimage.feature import peak_local_max
 from skimage.filters import gaussian
 
 from ray_wsss.config import SamConfig, SegmentsConfig
+from ray_wsss.config.promptable import MODELS
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.models.promptable.everything import find_masks
@@ -100,7 +101,7 @@ def test_decoder_against_sam_predictor(sam) -> None:
 
 @torch.inference_mode()
 def test_everything_against_sam_automatic_mask_generator(sam) -> None:
-    config = SegmentsConfig(points_per_side=8)
+    config = SegmentsConfig(points_per_side=8).suiting(MODELS["vit_b"])
     images = [make_scene(seed, 375, 500).image for seed in range(4)]
     generator = SamAutomaticMaskGenerator(sam, points_per_side=8)
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ray_wsss.cli import main
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
+from ray_wsss.data.reader import ShardReader
 from ray_wsss.demo.run import run_demo
 
 FIGURES = {
@@ -54,3 +56,91 @@ def test_demo_and_again(small_recipe: Recipe, tmp_path: Path, caplog: pytest.Log
     assert time.perf_counter() - started < metrics["seconds"]
     assert again["details"] == metrics["details"]  # the segmenter, which was made again, included
     assert (out / "classifier_cpm" / "model.safetensors").read_bytes() == weights
+
+
+FAST = """
+preset = "photos"
+[classifier]
+max_iters = 2
+batch_size = 4
+[classifier.augment]
+long_side_px = [96, 128]
+crop_px = 96
+[cpm]
+warmup_iters = 1
+[label]
+max_side_px = 128
+flip = false
+[segmenter]
+max_iters = 1
+batch_size = 2
+[segmenter.augment]
+long_side_px = [96, 128]
+crop_px = 96
+[predict]
+max_side_px = 128
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(genuine_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve COCO photographs with a cat or a dog, as COCO lays them out, and their folders by class."""
+    root, coco = tmp_path_factory.mktemp("photos"), genuine_data / "coco"
+    content = json.loads((coco / "annotations" / "instances_train.json").read_text())
+    content["categories"] = [c for c in content["categories"] if c["name"] in ("cat", "dog")]
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] in names]
+    chosen = {a["image_id"]: names[a["category_id"]] for a in content["annotations"][:40]}
+    content["images"] = [image for image in content["images"] if image["id"] in chosen][:12]
+    content["annotations"] = [
+        a for a in content["annotations"] if any(a["image_id"] == i["id"] for i in content["images"])
+    ]
+    for image in content["images"]:
+        for folder in ("coco/val", f"folders/{chosen[image['id']]}"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            (root / folder / image["file_name"]).symlink_to(coco / "images" / image["file_name"])
+    (root / "coco" / "annotations").mkdir()
+    (root / "coco" / "annotations" / "instances.json").write_text(json.dumps(content))
+    (root / "fast.toml").write_text(FAST)
+    return root
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_demo_on_photographs_with_masks(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "demo"
+    arguments = ["--photos", str(photos / "coco"), "--config", str(photos / "fast.toml"), "--out", str(out)]
+    assert main(["demo", *arguments]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics.keys() >= FIGURES
+    assert metrics["details"]["cpm"]["pseudo_label"]["images"] == 3  # a quarter of them
+    assert len(ShardReader(out / "train")) == 9
+    for name in ("first_look", "overview"):
+        with Image.open(out / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+    assert json.loads((out / "embeddings" / "manifest.json").read_text())["depends_on"]["sam.name"] == "lite"
+    shown = capsys.readouterr().out
+    assert "mIoU in % on held-out images" in shown
+    assert "--coco" in shown
+
+    assert main(["demo", *arguments, "--seed", "1"]) == 1  # another run's folder
+    assert "seed" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_demo_on_photographs_in_class_folders(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "demo"
+    folders = ["--photos", str(photos / "folders")]
+    assert main(["demo", *folders, "--config", str(photos / "fast.toml"), "--out", str(out)]) == 0
+    assert json.loads((out / "metrics.json").read_text()).keys() == {"seconds"}
+    assert (out / "overview.png").is_file()
+    assert "<html" in (out / "report.html").read_text()[:200]
+    shown = capsys.readouterr().out
+    assert "no scores, since the photographs have no masks" in shown
+    assert f"run-all --folder {photos / 'folders'} --out" in shown
+
+    assert main(["demo", *folders, "--out", str(photos / "folders" / "demo")]) == 1
+    assert "expected a folder apart from the images" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Segment maps of a data set, made on Ray."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -10,6 +12,8 @@ from ray_wsss.runs.dependencies import cache_settings, dataset_settings, sam_set
 from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.run_report import RunReport
 from ray_wsss.stages.segment_everything import SegmentEverything
+
+log = logging.getLogger(__name__)
 
 
 def run_segment_everything(
@@ -30,6 +34,13 @@ def run_segment_everything(
     """
     resources = run["resources"]
     recipe = settle_stage(recipe, out, "segment-everything", run, embeddings)
+    segments = recipe.segments.suiting(recipe.sam.card)
+    if segments != recipe.segments:
+        log.info(
+            "masks are kept above a predicted IoU of %g and from a stability of %g, which suits %s",
+            *(*segments.thresholds, recipe.sam.name),
+        )
+        recipe = replace(recipe, segments=segments)
     encoder = resources.device if embeddings is None else None
     depends_on = settings_of(recipe, "segments") | sam_settings(recipe, encoder) | dataset_settings(dataset)
     depends_on |= cache_settings(embeddings, recipe, dataset)

@@ -66,7 +66,8 @@ def find_masks(
     Args:
         embeddings: SAM's embeddings of the whole images.
         images_hw: height and width, in pixels, at which each image's masks are judged.
-        config: grid and thresholds; a threshold of 0 is off. ``overlap`` and ``max_side_px`` are not read.
+        config: grid and thresholds (`SegmentsConfig.suiting` the model); a threshold of 0 is off. ``overlap``
+            and ``max_side_px`` are not read.
         decode_batch_size: points per pass of the mask decoder; a pass may span images.
 
     Raises:
@@ -173,14 +174,15 @@ def _keep_good(
     """Candidates, from some points of one image, that pass both thresholds."""
     candidates, iou = logits.flatten(0, 1), predicted_iou.flatten()
     index = torch.arange(len(iou), device=iou.device)
+    least_iou, least_stability = config.thresholds
     # The generator upscales all candidates first, but the test of predicted IoU does not need that.
-    if config.pred_iou_thresh > 0:
-        index = (iou > config.pred_iou_thresh).nonzero()[:, 0]
+    if least_iou > 0:
+        index = (iou > least_iou).nonzero()[:, 0]
     masks = _measure(
         sam, candidates[index], iou[index], points_xy[index // logits.shape[1]], image_hw, config
     )
-    if config.stability_score_thresh > 0:
-        masks = masks.select((masks.stability_score >= config.stability_score_thresh).nonzero()[:, 0])
+    if least_stability > 0:
+        masks = masks.select((masks.stability_score >= least_stability).nonzero()[:, 0])
     return masks
 
 

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from ray_wsss.benchmark.sam import CudaGraph, compare, encode_with
 from ray_wsss.config import SamConfig, SegmentsConfig
+from ray_wsss.config.promptable import MODELS
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.promptable.encoder import SamEncoder, load_encoder
 from ray_wsss.models.promptable.everything import find_masks, masks_at_image_size
@@ -61,7 +62,7 @@ def test_the_decoder_gives_what_the_cpu_gives(tiny_sam, sam, device):
 
 
 def test_automatic_masks(tiny_sam, sam, device):
-    config = SegmentsConfig(points_per_side=6, stability_score_thresh=0.8)
+    config = SegmentsConfig(points_per_side=6, stability_score_thresh=0.8).suiting(MODELS["tiny"])
     embeddings = SamEncoder(deepcopy(tiny_sam))(IMAGES[:2])
     sizes = [image.shape[:2] for image in IMAGES[:2]]
     here = find_masks(tiny_sam, embeddings, sizes, config, decode_batch_size=16)

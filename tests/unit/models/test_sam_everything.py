@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ray_wsss.models.promptable.everything as everything
 from ray_wsss.config import SegmentsConfig
+from ray_wsss.config.promptable import MODELS
 from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.models.promptable.everything import FoundMasks, find_masks, masks_at_image_size
@@ -23,6 +24,11 @@ from ray_wsss.ops.segments import paint_segments, rank_masks
 SIZES_HW = [(96, 96), (60, 100), (150, 90), (128, 128), (210, 300)]
 MOST_PX = SegmentsConfig().max_pixels_per_pass
 LENIENT = SegmentsConfig(pred_iou_thresh=0.8, stability_score_thresh=0.8, box_nms_thresh=0.8)
+
+
+def of_sam(**settings) -> SegmentsConfig:
+    """Settings with the thresholds of segment_anything where none are given."""
+    return SegmentsConfig(**settings).suiting(MODELS["tiny"])
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def assert_same_as_generator(sam, found: Iterable[FoundMasks], images, **setting
     ids=["defaults", "lenient", "no thresholds", "stability only", "wide offset"],
 )
 def test_equals_the_generator(tiny_sam, images, embeddings, settings):
-    found = find_masks(tiny_sam, embeddings, SIZES_HW, SegmentsConfig(**settings), decode_batch_size=50)
+    found = find_masks(tiny_sam, embeddings, SIZES_HW, of_sam(**settings), decode_batch_size=50)
     counts = assert_same_as_generator(tiny_sam, found, images, **settings)
     assert min(counts) >= 1
     assert max(counts) < 3 * settings["points_per_side"] ** 2 / 4
@@ -96,14 +102,14 @@ def test_each_filter_drops_masks(tiny_sam, embeddings):
 
 def test_no_mask_survives(tiny_sam, images, embeddings):
     settings = {"points_per_side": 4, "stability_score_thresh": 1.0, "stability_score_offset": 30.0}
-    found = find_masks(tiny_sam, embeddings, SIZES_HW, SegmentsConfig(**settings), decode_batch_size=20)
+    found = find_masks(tiny_sam, embeddings, SIZES_HW, of_sam(**settings), decode_batch_size=20)
     assert assert_same_as_generator(tiny_sam, found, images, **settings) == [0] * len(images)
 
 
 def test_no_predicted_iou_is_high_enough(tiny_sam, embeddings, monkeypatch):
     """Every decoder pass is without candidates. (The tiny SAM's estimates can be above 1.)"""
     monkeypatch.setattr(tiny_sam.mask_decoder.iou_prediction_head.layers[-1].bias, "data", torch.zeros(4) - 9)
-    config = SegmentsConfig(points_per_side=4)
+    config = of_sam(points_per_side=4)
     for masks in find_masks(tiny_sam, embeddings, SIZES_HW, config, decode_batch_size=20):
         assert masks.logits.shape == (0, 64, 64)
         assert masks.boxes_xyxy.shape == (0, 4)
@@ -114,7 +120,7 @@ def test_empty_masks_stay_and_paint_nothing(tiny_sam, images, embeddings, monkey
     """The generator's box suppression never drops a box without extent; its stability filter would."""
     monkeypatch.setattr(tiny_sam, "mask_threshold", 8.0)
     settings = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
-    config = SegmentsConfig(**settings)
+    config = of_sam(**settings)
     found = list(find_masks(tiny_sam, embeddings, SIZES_HW, config, decode_batch_size=20))
     assert_same_as_generator(tiny_sam, found, images, **settings)
     for masks, image_hw in zip(found, SIZES_HW):
@@ -161,7 +167,7 @@ def test_few_kernels_per_candidate_on_a_gpu(tiny_sam):
     scale = (1024 // tiny_sam.image_encoder.img_size) ** 2  # this SAM's input is smaller
 
     def measure(slice_px: int) -> tuple[FoundMasks, float]:
-        config = SegmentsConfig(max_pixels_per_pass=slice_px // scale)
+        config = of_sam(max_pixels_per_pass=slice_px // scale)
         with torch.no_grad(), CountOps() as ops:
             found = everything._measure(tiny_sam, logits, iou, points, (96, 128), config)
             list(masks_at_image_size(tiny_sam, found, (96, 128), slice_px // scale))
@@ -187,7 +193,7 @@ def test_an_image_alone_gives_the_same(tiny_sam, embeddings):
 
 
 def test_sizes_must_match_embeddings(tiny_sam, embeddings):
-    config = SegmentsConfig(points_per_side=2)
+    config = of_sam(points_per_side=2)
     with pytest.raises(ValueError, match="images_hw has 2 sizes; expected 1"):
         find_masks(tiny_sam, embeddings[:1], SIZES_HW[:2], config, decode_batch_size=4)
     assert list(find_masks(tiny_sam, embeddings[:0], [], config, decode_batch_size=4)) == []
