@@ -253,10 +253,10 @@ class SegmentsConfig:
     """Rows and columns of the grid of point prompts, at least 1."""
     pred_iou_thresh: float | None = None
     """Predicted IoU that a mask must exceed to be kept, in [0, 1]. None: what suits the model.
-    That is 0.88, and LITE_IOU for lite, which is less sure of its masks."""
+    That is 0.88 for SAM, and 0.4 for lite, whose predictions are lower."""
     stability_score_thresh: float | None = None
     """Stability score that a mask must reach to be kept, in [0, 1]. None: what suits the model.
-    That is 0.95, and LITE_STAB for lite."""
+    That is 0.95 for SAM, and 0.1 for lite, whose borders are soft."""
     stability_score_offset: float = 1.0
     """Shift of the mask threshold, in logits, that the stability score is measured with; 0 or more."""
     box_nms_thresh: float = 0.7

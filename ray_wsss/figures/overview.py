@@ -52,7 +52,7 @@ def save_overview(
     """Write ``rows`` as PNG: image, CAMs, point prompts and label maps, with a legend of classes.
 
     Args:
-        cell_inches: side of one picture in inches, at 150 pixels per inch.
+        cell_inches: width of one picture in inches, at 150 pixels per inch.
     """
     save_figure(_draw(rows, class_names, cell_inches), path)
 
@@ -69,15 +69,16 @@ def _draw(rows: Sequence[OverviewRow], class_names: Sequence[str], cell_inches: 
     # A column is drawn if any row has it, and stays empty in the others.
     cams = list(dict.fromkeys(title for row in rows for title in row.cams))
     maps = list(dict.fromkeys(title for row in rows for title in row.label_maps))
-    boxes, points = any(row.boxes for row in rows), any(row.points for row in rows)
-    prompts = ["prompts" if boxes else "point prompts"] if cams or boxes or points else []
+    boxes, points = any(row.boxes for row in rows), any(row.points or row.beside for row in rows)
+    prompts = ["prompts" if boxes else "point prompts"] if boxes or points else []
     titles = ["image", *cams, *prompts, *maps]
     present = sorted({c for row in rows for m in row.label_maps.values() for c in classes_in(m)})[:12]
     width = cell_inches * len(titles)
     per_line = max(1, min(6, len(present), int(width / _LEGEND_INCHES)))
     legend = _LINE_INCHES * max(1, math.ceil(len(present) / per_line))
-    figure = Figure(figsize=(width, cell_inches * len(rows) + 0.55 + legend), dpi=150)
-    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    heights = [min(max(row.image.shape[0] / row.image.shape[1], 0.4), 1.5) for row in rows]
+    figure = Figure(figsize=(width, cell_inches * sum(heights) + 0.55 + legend), dpi=150)
+    axes = figure.subplots(len(rows), len(titles), squeeze=False, height_ratios=heights)
     for row, row_axes in zip(rows, axes):
         cells = iter(row_axes)
         next(cells).imshow(row.image)

@@ -22,6 +22,7 @@ TYRO_JOBS = {
     "compare_recipes": "CompareRecipes",
     "benchmark": "_COMMANDS",
     "evaluate_clicks": "EvaluateClicks",
+    "evaluate_everything": "EvaluateEverything",
     "results": "Results",
     "train_lite_sam": "TrainLiteSam",
     "train_tiny_sam": "TrainTinySam",

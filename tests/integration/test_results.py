@@ -1,0 +1,65 @@
+"""The measurements of the results page that start from a demo, on a few scenes, and going on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ray_wsss.cluster.stages.embed import run_embed
+from ray_wsss.cluster.stages.label import run_label
+from ray_wsss.config import Recipe
+from ray_wsss.config.overrides import override
+from ray_wsss.config.resources import STAGE_HERE
+from ray_wsss.results.measurements import measure, tables_of
+from ray_wsss.results.setup import Setup
+
+NAMES = ["prompts", "doubt", "corrections", "views"]
+
+
+@pytest.fixture(scope="module")
+def setup(
+    dataset: Path,
+    classifier: Path,
+    segmenter: Path,
+    small_recipe: Recipe,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Setup:
+    """With a demo whose classifier and segmenter have hardly learned anything."""
+    recipe = override(small_recipe, {"cpm.view": "image"})
+    setup = Setup(out=tmp_path_factory.mktemp("results"), seeds=(0,), recipe=recipe)
+    demo = setup.demo(0)
+    demo.mkdir(parents=True)
+    given = {"train": dataset, "held_out": dataset, "classifier_cpm": classifier, "segmenter": segmenter}
+    for name, path in given.items():
+        (demo / name).symlink_to(path)
+    stored = demo / "embeddings"
+    run_embed(recipe, dataset=demo / "train", out=stored, **STAGE_HERE)
+    labels = demo / "labels_train_cpm"
+    inputs = {"dataset": demo / "train", "classifier": classifier, "embeddings": stored, "out": labels}
+    run_label(recipe, **inputs, **STAGE_HERE)
+    return setup
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_measure_and_go_on(setup: Setup) -> None:
+    for name in NAMES:
+        measure(setup, name)
+    found = tables_of(setup, NAMES)
+    rows = {name: text.splitlines()[2:] for name, text in found.items()}
+    kinds = [row.split(" | ")[0].removeprefix("| ") for row in rows["prompts"] if row.startswith("|")]
+    assert kinds[0] == "points"
+    assert kinds[-2:] == ["annotated points", "annotated boxes"]
+    assert len([row for row in rows["doubt"] if " of 24 |" in row]) == 4
+    corrected = json.loads((setup.out / "corrections/seed_0_30/corrections/metadata.json").read_text())
+    assert corrected["images"] == round(0.3 * 24)
+    assert [row.split(" | ")[0] for row in rows["corrections"][:3]] == ["| none", "| 10 %", "| 30 %"]
+    assert len({row.split(" | ")[1] for row in rows["views"][:3]}) == 3  # each way scores differently
+    assert "commit" in found["views"].splitlines()[-1]
+
+    written = {path: path.stat().st_mtime_ns for path in setup.out.rglob("*.json")}
+    (setup.out / "corrections/seed_0_10.json").unlink()
+    for name in NAMES:
+        measure(setup, name)
+    assert tables_of(setup, NAMES)["corrections"].splitlines()[:-1] == found["corrections"].splitlines()[:-1]
+    models = [path for path in written if path.parent.name == "segmenter"]
+    assert {path: path.stat().st_mtime_ns for path in models} == {path: written[path] for path in models}
