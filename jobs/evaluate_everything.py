@@ -2,8 +2,8 @@
 
     python jobs/evaluate_everything.py --annotations gsc151.json --every 8 --segments.points-per-side 16
 
-A line per file has the share of the objects that some mask fits with an IoU of 0.5 and of 0.75 or more, and the
-mean number of masks of a photograph. Objects below 1 % of the image and crowds are left out.
+A line per file has the share of the objects that some mask fits with an IoU of 0.5 and of 0.75 or more, and
+the mean number of masks of a photograph. Objects below 1 % of the image and crowds are left out.
 """
 
 import json

@@ -13,6 +13,7 @@ from ray_wsss.commands.flags import (
 )
 from ray_wsss.config import ClassifierConfig, CpmConfig, FeaturesConfig, Recipe, SamConfig, SegmenterConfig
 from ray_wsss.config.error_limit import ErrorLimit
+from ray_wsss.config.presets import PRESETS
 from ray_wsss.config.resources import Cluster, Resources, Workers
 
 
@@ -82,8 +83,9 @@ class TrainClassifier:
     def run(self) -> None:
         from ray_wsss.cluster.stages.train_classifier import run_train_classifier
 
+        evaluate = PRESETS[self.settings.preset].evaluate  # for --validation
         run_train_classifier(
-            Recipe(classifier=self.classifier, cpm=self.cpm, sam=self.sam),
+            Recipe(classifier=self.classifier, cpm=self.cpm, sam=self.sam, evaluate=evaluate),
             dataset=self.dataset,
             out=self.out,
             workers=self.workers,

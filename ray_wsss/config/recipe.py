@@ -23,7 +23,7 @@ class EvaluateConfig:
     section: ClassVar[str] = "evaluate"
 
     cam_threshold: float | None = None
-    """CAM value up to which a pixel counts as background, in [0, 1].
+    """CAM value up to which a pixel counts as background, in [0, 1]. With the preset photos: 0.3.
     None: 0.5 for a classifier trained with CPM, where CPM's loss separates objects from background, else 0.3.
     The best threshold of a sweep is reported as well."""
 

@@ -6,10 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ray_wsss.cluster.stages.ingest import ingest_once
-from ray_wsss.cluster.stages.split import run_split
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
-from ray_wsss.config.resources import Cluster
 from ray_wsss.data.coco import read_coco
 from ray_wsss.data.coco.values import read_json
 from ray_wsss.data.folder import read_folder
@@ -17,6 +15,8 @@ from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.data.source import Source
 from ray_wsss.demo.settings import DemoSettings
 from ray_wsss.errors import UserError
+from ray_wsss.runs.dependencies import warn_of_near_duplicates
+from ray_wsss.stages.split import split_here
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def read_photos(photos: Path, seed: int) -> Source:
     return replace(source, rows=[source.rows[at] for at in drawn])
 
 
-def ingest_photos(source: Source, demo: DemoSettings, cluster: Cluster) -> None:
+def ingest_photos(source: Source, demo: DemoSettings) -> None:
     """Make the data sets ``train`` and ``held_out`` of photographs, if they are not there.
 
     Raises:
@@ -96,11 +96,9 @@ def ingest_photos(source: Source, demo: DemoSettings, cluster: Cluster) -> None:
     everything = demo.out / "photos"
     for remark in source.remarks:
         log.info(remark)
-    ingest_once(source, out=everything, cluster=cluster)
-    parts = [demo.train, demo.held_out]
-    if not all((part / "metadata.json").exists() for part in parts):
-        shares = [1 - _HELD_OUT, _HELD_OUT]
-        run_split(dataset=everything, outs=parts, fractions=shares, seed=demo.seed, cluster=cluster)
+    ingest_once(source, out=everything, cluster=None)
+    split_here(everything, [demo.train, demo.held_out], [1 - _HELD_OUT, _HELD_OUT], demo.seed)
+    warn_of_near_duplicates(demo.held_out, demo.train)
 
 
 def with_batches_of(recipe: Recipe, train: Path) -> Recipe:

@@ -131,11 +131,11 @@ def run_photo_demo(
     output = Output(out, "demo", {"seed": seed, "photos": str(photos.absolute())})
     output.begin()
     demo = DemoSettings(out=out.absolute(), recipe=_seeded(recipe or PRESETS["photos"], seed), seed=seed)
+    ingest_photos(source, demo)
+    demo = replace(demo, recipe=with_batches_of(demo.recipe, demo.train))
+    save_first_look(demo)
+    log.info("%s shows some of the held-out photographs, later with CAMs", out / "first_look.png")
     with ray_session(cluster.address, verbose=cluster.verbose):
-        ingest_photos(source, demo, cluster)
-        demo = replace(demo, recipe=with_batches_of(demo.recipe, demo.train))
-        save_first_look(demo)
-        log.info("%s shows some of the held-out photographs, later with CAMs", out / "first_look.png")
         steps = [replace(step, weight=_PHOTO_WEIGHTS.get(step.name, 2 * step.weight)) for step in _STEPS]
         metrics = _run(steps, demo, started)
     output.finish()

@@ -8,7 +8,6 @@ from typing import Any
 from ray_wsss.benchmark.recipes import SCORES, compare_recipes
 from ray_wsss.cluster.stages.ingest import ingest_once
 from ray_wsss.config import SamConfig, SamName
-from ray_wsss.config.resources import Cluster
 from ray_wsss.data.coco import read_coco
 from ray_wsss.models.promptable.build import build_model
 from ray_wsss.pretraining import photos
@@ -36,7 +35,7 @@ def run_photos(setup: Setup) -> None:
     out, data = setup.out / "photos", _data(setup)
     for name in ("train", "val"):
         source = read_coco(data / "coco/images", data / f"coco/annotations/instances_{name}.json")
-        ingest_once(source, out=out / name, cluster=Cluster())
+        ingest_once(source, out=out / name, cluster=None)
     sets = {"dataset": out / "train", "held_out": out / "val", "out": out / "compared"}
     compare_recipes(setup.photo_recipe, _VARIANTS, **sets, seeds=setup.seeds, segmenter=False)
 

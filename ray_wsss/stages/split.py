@@ -9,11 +9,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.data.reader import ShardReader, open_shard, shard_paths
-from ray_wsss.data.schema import unknown_as_null, write_table_atomically
+from ray_wsss.data.schema import DatasetMetadata, unknown_as_null, write_table_atomically
+from ray_wsss.data.source import Source
 from ray_wsss.errors import UserError
-from ray_wsss.runs.read_chunks import Chunk, read_chunk
-from ray_wsss.stages.ingest import ShardSummary, part_path
+from ray_wsss.runs.read_chunks import Chunk, plan_chunks, read_chunk
+from ray_wsss.stages.ingest import ShardSummary, begin_ingest, finish_ingest, part_path
 
 _NONE, _UNKNOWN = -1, -2
 """Stand for a class in images without one and in those of unknown labels, which are shared out too."""
@@ -122,6 +124,27 @@ class CopyShard:
         ours = set(image_ids.to_pylist())
         found = (remark for remark in remarks.to_pylist() if remark["image_id"] in ours)
         return [(r["image_id"], r["path"], r["remark"], r["detail"]) for r in found]
+
+
+def split_here(dataset: Path, outs: Sequence[Path], fractions: Sequence[float], seed: int) -> None:
+    """Divide few images among new data sets in this process; for many, `cluster.stages.split.run_split`.
+
+    Data sets of ``outs`` that are there already stay.
+
+    Raises:
+        UserError: a part would have no image, or as `stages.ingest.begin_ingest`.
+    """
+    metadata = DatasetMetadata.load(dataset)
+    images = pa.concat_tables(describe_images(chunk) for chunk in plan_chunks(dataset))
+    source = Source(kind=metadata.source, class_names=metadata.class_names, rows=())
+    decode = DecodeConfig.from_noted(dict(metadata.decode))
+    for out, rows in zip(outs, divide(images, fractions, seed)):
+        if not len(rows):
+            raise UserError(f"{out} would have no image; expected more images in {dataset}, or fewer parts")
+        if not (out / "metadata.json").exists():
+            begin_ingest(out)
+            copied = CopyShard(dataset)(rows.tolist(), out, 0)
+            finish_ingest(out, source, [copied], order_seed=metadata.order_seed, decode=decode)
 
 
 def check_fractions(fractions: Sequence[float], parts: int) -> None:

@@ -33,6 +33,7 @@ from ray_wsss.stages.ingest import (
     digest_labels,
     digest_source,
     finish_ingest,
+    ingest_here,
     make_once,
     plan_shards,
     read_plan,
@@ -100,15 +101,21 @@ def run_ingest(
     return finish_ingest(out, source, summaries, max_errors, ORDER_SEED, decode)
 
 
-def ingest_once(source: Source, *, out: Path, cluster: Cluster) -> None:
+def ingest_once(source: Source, *, out: Path, cluster: Cluster | None) -> None:
     """`run_ingest`, unless ``out`` is the finished data set of the same images and labels.
+
+    Args:
+        cluster: None: in this process, without Ray (`stages.ingest.ingest_here`), which suits few images.
 
     Raises:
         UserError: ``out`` was made from other images or labels, or as `run_ingest`.
     """
     noted, labels = out / "made_from.json", digest_labels(source)
     if not (out / "metadata.json").exists():
-        metadata = run_ingest(source, out=out, max_errors=None, cluster=cluster)
+        if cluster is None:
+            metadata = ingest_here(source, out=out, max_errors=None)
+        else:
+            metadata = run_ingest(source, out=out, max_errors=None, cluster=cluster)
         write_json(labels, noted)
         log.info(summarise(metadata))
     elif noted.exists() and json.loads(noted.read_text()) != labels:

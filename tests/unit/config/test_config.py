@@ -9,9 +9,10 @@ from typing import get_args
 import pytest
 
 import ray_wsss.config as config_module
-from ray_wsss.config import AugmentConfig, CpmConfig, Recipe, SamConfig
+from ray_wsss.config import AugmentConfig, CpmConfig, Recipe, SamConfig, SegmentsConfig
 from ray_wsss.config.overrides import flatten, override, without_epochs
 from ray_wsss.config.presets import DEFAULT_PRESET, PRESETS, PresetName
+from ray_wsss.config.promptable import MODELS
 from ray_wsss.errors import UserError
 from ray_wsss.training.length import resolve_epochs
 
@@ -197,3 +198,19 @@ def test_tiles_overlap_by_half_at_most():
         with pytest.raises(UserError, match=rf"^label.tile_overlap is {overlap}; expected 8 to 256 pixels"):
             override(tiles, {"label.tile_overlap": overlap})
     assert Recipe().label.tile_overlap_px == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "expected"),
+    [
+        ("vit_h", {}, (0.88, 0.95)),
+        ("lite", {}, (0.4, 0.1)),
+        ("lite", {"pred_iou_thresh": 0.88}, (0.88, 0.1)),
+        ("sam2.1_tiny", {"stability_score_thresh": 0.0}, (0.88, 0.0)),
+    ],
+)
+def test_thresholds_of_segments_suit_the_model(model, given, expected):
+    config = SegmentsConfig(**given)
+    assert config.suiting(MODELS[model]).thresholds == expected
+    with pytest.raises(ValueError, match="the thresholds depend on the model"):
+        _ = config.thresholds

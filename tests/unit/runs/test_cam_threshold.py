@@ -28,6 +28,12 @@ def test_the_settings_come_first():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+def test_only_photographs_have_a_threshold_of_their_own(preset: str):
+    found = [fixed_threshold(PRESETS[preset].evaluate, with_cpm=with_cpm) for with_cpm in (True, False)]
+    assert found == ([0.3, 0.3] if preset == "photos" else [0.5, 0.3])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_a_classifier_tells_whether_cpm_trained_it(preset: str, tmp_path: Path):
     recipe = PRESETS[preset]
     assert trained_with_cpm(train(tmp_path / "with", recipe))

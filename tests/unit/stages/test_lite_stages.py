@@ -116,6 +116,25 @@ def test_photographs_fall_into_segments(
     assert np.mean([len(np.unique(segments)) for segments in found]) > 2.5
 
 
+def test_thresholds_of_its_own_keep_masks(
+    recipe: Recipe, dataset: Path, embeddings: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """segment_anything's would drop them all."""
+
+    def count(out: Path, **thresholds: float | None) -> int:
+        changed = override(recipe, {f"segments.{key}": value for key, value in thresholds.items()})
+        run_segment_everything(changed, dataset=dataset, out=out, embeddings=embeddings, **HERE)
+        return sum(len(np.unique(decode_segments(m))) - 1 for m in rows(out, "segment_map").values())
+
+    with caplog.at_level("INFO", "ray_wsss"):
+        own = count(tmp_path / "own", pred_iou_thresh=None, stability_score_thresh=None)
+    assert "above a predicted IoU of 0.4 and from a stability of 0.1, which suits lite" in caplog.text
+    assert own >= 2 * 6
+    assert count(tmp_path / "sam", pred_iou_thresh=0.88, stability_score_thresh=0.95) == 0
+    noted = json.loads((tmp_path / "own" / "manifest.json").read_text())["depends_on"]
+    assert (noted["segments.pred_iou_thresh"], noted["segments.stability_score_thresh"]) == (0.4, 0.1)
+
+
 def test_embeddings_of_the_tiny_sam_are_refused(
     recipe: Recipe, dataset: Path, embeddings: Path, classifier: Path, tmp_path: Path
 ) -> None:
