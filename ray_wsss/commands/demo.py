@@ -29,9 +29,8 @@ class Demo:
     It works offline. With scenes it takes about three minutes on two CPU cores.
     """
 
-    out: Path | None = None
-    """Folder for everything the demo makes; overview.png shows the results, first_look.png early ones.
-    Without it demo, or demo_photos with --photos."""
+    out: Path = Path("demo")
+    """Folder for everything the demo makes; overview.png shows the results, first_look.png early ones."""
     photos: Path | None = None
     """Photographs instead of scenes: a folder with a folder of them for each class, or COCO's JSON beside
     its images, or a folder that holds these. Of more than 300 it takes 300, and holds out a quarter.
@@ -44,40 +43,42 @@ class Demo:
 
     def run(self) -> None:
         if self.photos is None:
-            self._run_on_scenes(self.out or Path("demo"))
+            self._run_on_scenes()
         else:
-            self._run_on_photos(self.photos, self.out or Path("demo_photos"))
+            self._run_on_photos(self.photos)
 
-    def _run_on_scenes(self, out: Path) -> None:
+    def _run_on_scenes(self) -> None:
         from rich.console import Console
 
         from ray_wsss.demo.metrics import demo_table
         from ray_wsss.demo.run import run_demo
 
         recipe = load_recipe(self.config, "demo") if self.config is not None else None
-        metrics = run_demo(out, seed=self.seed, cluster=self.cluster, recipe=recipe)
+        metrics = run_demo(self.out, seed=self.seed, cluster=self.cluster, recipe=recipe)
         Console().print(demo_table(metrics))
         what = "your own images, in a folder for each class (photos/cat/*.jpg, photos/dog/*.jpg, ...)"
-        self._print_ending(out, metrics["seconds"], what, "--folder photos")
+        self._print_ending(metrics["seconds"], what, "--folder photos")
 
-    def _run_on_photos(self, photos: Path, out: Path) -> None:
+    def _run_on_photos(self, photos: Path) -> None:
         from rich.console import Console
 
         from ray_wsss.demo.metrics import demo_table
         from ray_wsss.demo.photos import find_coco
-        from ray_wsss.demo.run import run_photo_demo
+        from ray_wsss.demo.run_on_photos import run_photo_demo
 
-        if lies_in(out, photos):
-            raise UserError(f"--out {out} lies in --photos {photos}; expected a folder apart from the images")
+        if lies_in(self.out, photos):
+            raise UserError(
+                f"--out {self.out} lies in --photos {photos}; expected a folder apart from the images"
+            )
         coco = find_coco(photos)
         recipe = load_recipe(self.config, "photos") if self.config is not None else None
-        metrics = run_photo_demo(photos, out, seed=self.seed, cluster=self.cluster, recipe=recipe)
+        metrics = run_photo_demo(photos, self.out, seed=self.seed, cluster=self.cluster, recipe=recipe)
         if "details" in metrics:
             Console().print(demo_table(metrics))
         else:
             print("no scores, since the photographs have no masks")
         source = ["--folder", photos] if coco is None else ["--coco", coco[1], "--images", coco[0]]
-        self._print_ending(out, metrics["seconds"], "masks of all of them", shlex.join(map(str, source)))
+        self._print_ending(metrics["seconds"], "masks of all of them", shlex.join(map(str, source)))
 
-    def _print_ending(self, out: Path, seconds: float, what: str, source: str) -> None:
-        print(_ENDING.format(out=out, minutes=seconds / 60, next=what, source=source))
+    def _print_ending(self, seconds: float, what: str, source: str) -> None:
+        print(_ENDING.format(out=self.out, minutes=seconds / 60, next=what, source=source))

@@ -13,7 +13,6 @@ from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.demo.settings import DemoSettings, SceneDemo
 from ray_wsss.figures.overview import OverviewRow, save_overview
 from ray_wsss.label_format import LabelMap
-from ray_wsss.ops.resize import resize_map, shrink
 
 _ROWS = 6
 """Images in a picture."""
@@ -92,6 +91,7 @@ def _cams_of(
 ) -> list[dict[str, NDArray[np.float32]]]:
     """For each image the highest CAM over its classes, by column title."""
     from ray_wsss.models.store import load_classifier
+    from ray_wsss.ops.resize import resize_map, shrink
     from ray_wsss.runs.classifier_side import with_classifier_side
     from ray_wsss.stages.cams import cams_of
 

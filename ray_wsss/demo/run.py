@@ -1,4 +1,4 @@
-"""The demo: the whole pipeline on generated scenes or on photographs, offline, with a picture at the end.
+"""The demo: the whole pipeline on generated scenes, offline, with a picture at the end.
 
 The classifier is trained twice with the same seed and number of iterations, without CPM and with it, so
 that the two CAMs show what CPM does. One Ray runs all steps, two at a time, in processes that stay: on so few
@@ -20,8 +20,6 @@ from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.config.resources import Cluster
 from ray_wsss.demo.metrics import metrics_of
-from ray_wsss.demo.photos import ingest_photos, read_photos, with_batches_of
-from ray_wsss.demo.pictures import save_first_look
 from ray_wsss.demo.scenes import HELD_OUT_SCENES, TRAIN_SCENES
 from ray_wsss.demo.settings import DemoSettings, SceneDemo
 from ray_wsss.runs.manifest import Output
@@ -45,7 +43,7 @@ _SCENE_STEPS = (
         name="held_out_scenes", what="draw and ingest held-out scenes", work=f"{_SCENES}:held_out", weight=3
     ),
 )
-_STEPS = (
+STEPS = (
     _step("embed", "SAM encodes each image to train on once", 6, "train_scenes"),
     _step("train_cpm", "train the classifier with CPM", 65, "train_scenes embed"),
     _step("train_plain", "train the classifier without CPM", 43, "train_scenes held_out_scenes"),
@@ -65,9 +63,7 @@ _STEPS = (
         weight=5,
     ),
 )
-"""In the order in which they start, if several could."""
-_PHOTO_WEIGHTS = {"embed": 25, "train_cpm": 120, "train_plain": 90, "label_train": 30, "train_segmenter": 330}
-"""Seconds of the long steps with 300 photographs."""
+"""The steps on any images, in the order in which they start, if several could."""
 
 
 def run_demo(
@@ -95,7 +91,7 @@ def run_demo(
     output.begin()
     demo = SceneDemo(
         out=out.absolute(),
-        recipe=_seeded(recipe or override(PRESETS["demo"], {"cpm.view": "image"}), seed),
+        recipe=seeded(recipe or override(PRESETS["demo"], {"cpm.view": "image"}), seed),
         seed=seed,
         train_scenes=scenes[0],
         held_out_scenes=scenes[1],
@@ -104,49 +100,17 @@ def run_demo(
     log.info("after some seconds, %s shows the scenes, and later the first CAMs", out / "first_look.png")
     with ray_session(cluster.address, verbose=cluster.verbose):
         log.info("Ray runs after %.0f s", time.perf_counter() - started)
-        metrics = _run([*_SCENE_STEPS, *_STEPS], demo, started)
+        metrics = run_the_steps([*_SCENE_STEPS, *STEPS], demo, started)
     output.finish()
     return metrics
 
 
-def run_photo_demo(
-    photos: Path, out: Path, *, seed: int = 0, cluster: Cluster | None = None, recipe: Recipe | None = None
-) -> dict[str, Any]:
-    """Run the demo on photographs into ``out``; running it again resumes it.
-
-    A quarter of them is held out. Without masks there are no scores. What is written is as by `run_demo`.
-
-    Args:
-        photos: see `demo.photos.read_photos`.
-        recipe: settings; None: those of the preset photos.
-
-    Returns:
-        The content of ``metrics.json``.
-
-    Raises:
-        UserError: as `demo.photos.read_photos` and `demo.photos.ingest_photos`.
-    """
-    started, cluster = time.perf_counter(), cluster or Cluster()
-    source = read_photos(photos, seed)
-    output = Output(out, "demo", {"seed": seed, "photos": str(photos.absolute())})
-    output.begin()
-    demo = DemoSettings(out=out.absolute(), recipe=_seeded(recipe or PRESETS["photos"], seed), seed=seed)
-    ingest_photos(source, demo)
-    demo = replace(demo, recipe=with_batches_of(demo.recipe, demo.train))
-    save_first_look(demo)
-    log.info("%s shows some of the held-out photographs, later with CAMs", out / "first_look.png")
-    with ray_session(cluster.address, verbose=cluster.verbose):
-        steps = [replace(step, weight=_PHOTO_WEIGHTS.get(step.name, 2 * step.weight)) for step in _STEPS]
-        metrics = _run(steps, demo, started)
-    output.finish()
-    return metrics
-
-
-def _seeded(recipe: Recipe, seed: int) -> Recipe:
+def seeded(recipe: Recipe, seed: int) -> Recipe:
+    """``recipe`` with the seed of both trainings."""
     return override(recipe, {"classifier.seed": seed, "segmenter.seed": seed})
 
 
-def _run(steps: Sequence[Step], demo: DemoSettings, started: float) -> dict[str, Any]:
+def run_the_steps(steps: Sequence[Step], demo: DemoSettings, started: float) -> dict[str, Any]:
     """Run the steps, and write the metrics, with the seconds since ``started``."""
     steps = _only([step for step in steps if step.name != "embed" or demo.embeddings is not None])
     with StepBars([StepState(step=step) for step in steps], _AT_ONCE) as display:
