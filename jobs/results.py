@@ -2,7 +2,7 @@
 
     python jobs/results.py --out results --data DATA --update docs/results.md README.md
     python jobs/results.py --out results --only demo ablation
-    python jobs/results.py --out results --only ablation --no-measure --update docs/results.md
+    python jobs/results.py --out results --only ablation --only-tables --update docs/results.md
 
 All of it takes a night on 2 CPU cores. DATA is a folder of photographs with masks, which the card of the lite
 SAM describes (docs/lite_sam.md); without it, measurements on photographs are left out.
@@ -33,8 +33,8 @@ class Results:
     """Seeds; the sweep of tau has its own."""
     data: Path | None = None
     """Folder with coco and photos_masks_eval in it, for photos and clicks."""
-    measure: bool = True
-    """Measure what is missing. With --no-measure, tables are made of what is there."""
+    only_tables: bool = False
+    """Measure nothing: make tables of what is there."""
     update: tuple[Path, ...] = ()
     """Pages whose tables are replaced. Without it the tables are printed."""
 
@@ -59,7 +59,7 @@ def remake(command: Results) -> None:
     """
     names = _names(command)
     setup = Setup(out=command.out.absolute(), seeds=command.seeds, data=command.data)
-    for name in with_needed(names) if command.measure else ():
+    for name in with_needed(names) if not command.only_tables else ():
         measure(setup, name)
     tables = tables_of(setup, names)
     if not command.update:
@@ -74,10 +74,12 @@ def _names(command: Results) -> list[str]:
     for name in command.only:
         if name not in MEASUREMENTS:
             raise UserError(f"--only {name} is no measurement; expected some of {', '.join(MEASUREMENTS)}")
-        if MEASUREMENTS[name].needs_data and command.measure and command.data is None:
+        if MEASUREMENTS[name].needs_data and not command.only_tables and command.data is None:
             raise UserError(f"--only {name} needs --data, a folder with coco and photos_masks_eval")
     wanted = command.only or tuple(MEASUREMENTS)
-    without = [n for n in wanted if MEASUREMENTS[n].needs_data and command.measure and command.data is None]
+    without = [
+        n for n in wanted if MEASUREMENTS[n].needs_data and not command.only_tables and command.data is None
+    ]
     if without:
         print(f"without --data there is no {' and no '.join(without)}")
     return [name for name in MEASUREMENTS if name in wanted and name not in without]

@@ -64,6 +64,7 @@ preset = "photos"
 [classifier]
 max_iters = 2
 batch_size = 4
+loader_workers = 0
 [classifier.augment]
 long_side_px = [96, 128]
 crop_px = 96
@@ -75,6 +76,7 @@ flip = false
 [segmenter]
 max_iters = 1
 batch_size = 2
+loader_workers = 0
 [segmenter.augment]
 long_side_px = [96, 128]
 crop_px = 96
