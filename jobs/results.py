@@ -71,15 +71,14 @@ def remake(command: Results) -> None:
 
 
 def _names(command: Results) -> list[str]:
+    lacks_data = command.data is None and not command.only_tables
     for name in command.only:
         if name not in MEASUREMENTS:
             raise UserError(f"--only {name} is no measurement; expected some of {', '.join(MEASUREMENTS)}")
-        if MEASUREMENTS[name].needs_data and not command.only_tables and command.data is None:
+        if MEASUREMENTS[name].needs_data and lacks_data:
             raise UserError(f"--only {name} needs --data, a folder with coco and photos_masks_eval")
     wanted = command.only or tuple(MEASUREMENTS)
-    without = [
-        n for n in wanted if MEASUREMENTS[n].needs_data and not command.only_tables and command.data is None
-    ]
+    without = [name for name in wanted if MEASUREMENTS[name].needs_data and lacks_data]
     if without:
         print(f"without --data there is no {' and no '.join(without)}")
     return [name for name in MEASUREMENTS if name in wanted and name not in without]
