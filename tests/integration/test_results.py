@@ -1,6 +1,5 @@
 """The measurements of the results page that start from a demo, on a few scenes, and going on."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from ray_wsss.cluster.stages.label import run_label
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
 from ray_wsss.config.resources import STAGE_HERE
+from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.results.measurements import measure, tables_of
 from ray_wsss.results.setup import Setup
 
@@ -50,8 +50,7 @@ def test_measure_and_go_on(setup: Setup) -> None:
     assert kinds[0] == "points"
     assert kinds[-2:] == ["annotated points", "annotated boxes"]
     assert len([row for row in rows["doubt"] if " of 24 |" in row]) == 4
-    corrected = json.loads((setup.out / "corrections/seed_0_30/corrections/metadata.json").read_text())
-    assert corrected["images"] == round(0.3 * 24)
+    assert DatasetMetadata.load(setup.out / "corrections/seed_0_30/corrections").images == round(0.3 * 24)
     assert [row.split(" | ")[0] for row in rows["corrections"][:3]] == ["| none", "| 10 %", "| 30 %"]
     assert len({row.split(" | ")[1] for row in rows["views"][:3]}) == 3  # each way scores differently
     assert "commit" in found["views"].splitlines()[-1]

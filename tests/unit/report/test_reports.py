@@ -37,10 +37,10 @@ def test_overview_has_a_column_per_stage_and_a_row_per_image(tmp_path, rows):
     with Image.open(path) as image:
         columns = 1 + 2 + 1 + 3
         assert image.width == pytest.approx(150 * 1.35 * columns, abs=1)
-        assert image.height == pytest.approx(150 * (1.35 * rows + 0.75), abs=1)
+        assert image.height == pytest.approx(150 * (1.35 * 30 / 40 * rows + 0.75), abs=1)
         pixels = np.asarray(image.convert("RGB"))
     edges = np.linspace(0, pixels.shape[1], columns + 1).astype(int)
-    first_row = pixels[40:190]
+    first_row = pixels[40:180]
     for left, right in pairwise(edges):  # no cell stayed empty
         assert (first_row[:, left:right] < 200).any(-1).mean() > 0.3
     legend = pixels[-45:]
@@ -55,7 +55,7 @@ def test_a_row_without_a_cam_leaves_its_cell_empty(lacking):
     del rows[lacking].cams["CAM with CPM"]
     pixels = render_overview(rows, ["a", "b", "c"])
     cells = np.linspace(0, pixels.shape[1], 7 + 1).astype(int)
-    heights = (slice(50, 180), slice(260, 380))
+    heights = (slice(50, 180), slice(210, 330))
     drawn = np.array(
         [
             [(pixels[height, left:right] < 200).any(-1).mean() > 0.3 for left, right in pairwise(cells)]
