@@ -19,7 +19,7 @@ from ray_wsss.runs.manifest import Output
 log = logging.getLogger(__name__)
 
 _WEIGHTS = {"embed": 25, "train_cpm": 120, "train_plain": 90, "label_train": 30, "train_segmenter": 330}
-"""Seconds of the long steps with 300 photographs."""
+"""About the seconds of the long steps with 300 photographs."""
 
 
 def run_photo_demo(
