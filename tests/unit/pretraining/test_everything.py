@@ -1,6 +1,7 @@
 """Measuring how many objects segment-everything finds."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from segment_anything import SamAutomaticMaskGenerator
@@ -10,7 +11,7 @@ from ray_wsss.models.sam.build import build_sam
 from ray_wsss.pretraining.everything import FoundObjects, measure_everything
 from ray_wsss.pretraining.photos import Photo, read_coco
 
-THRESHOLDS = {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
+THRESHOLDS: dict[str, Any] = {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
 
 
 @pytest.fixture(scope="module")
