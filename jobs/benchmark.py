@@ -271,11 +271,13 @@ class Scale:
     """
 
     nodes: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Numbers of nodes to measure, each at least 1; a node has one CPU."""
+    """Numbers of nodes to measure, each at least 1; a node has one CPU for each of its actors."""
     seconds: float = 3.0
     """Seconds that the stage sleeps per chunk of 64 images; more than 0."""
     chunks: int = 12
-    """Chunks per node, at least 4."""
+    """Chunks per actor, at least 4."""
+    actors_per_node: int = 1
+    """Actors per node, at least 1."""
     work: Path = WORK
     """Folder for inputs and results."""
     json: Path | None = None
@@ -284,7 +286,11 @@ class Scale:
     def run(self) -> dict[str, Any]:
         """The figures of `ScaleBenchmark`."""
         return ScaleBenchmark(
-            nodes=self.nodes, seconds=self.seconds, chunks=self.chunks, work=self.work / "scale"
+            nodes=self.nodes,
+            seconds=self.seconds,
+            chunks=self.chunks,
+            actors_per_node=self.actors_per_node,
+            work=self.work / "scale",
         ).run()
 
 

@@ -57,11 +57,13 @@ class ScaleBenchmark:
     """Measures the throughput on several numbers of nodes."""
 
     nodes: Sequence[int]
-    """Numbers of nodes. A node has one CPU: half of it for an actor, half for decoding."""
+    """Numbers of nodes. A node has a CPU per actor: half of it for the actor, half for decoding."""
     seconds: float
     """Seconds that the stage sleeps per chunk of 64 images; more than 0."""
     chunks: int
-    """Chunks per node, at least 4."""
+    """Chunks per actor, at least 4."""
+    actors_per_node: int = 1
+    """Actors per node, at least 1."""
     work: Path
     """Folder for inputs and results."""
 
@@ -78,14 +80,15 @@ class ScaleBenchmark:
         from ray_wsss.cluster.small_nodes import small_nodes
 
         counts = sorted(set(self.nodes))
-        if counts[0] < 1 or self.seconds <= 0 or self.chunks < 4:
+        if counts[0] < 1 or self.seconds <= 0 or self.chunks < 4 or self.actors_per_node < 1:
             raise UserError(
-                f"--nodes has {counts[0]}, --seconds is {self.seconds:g} and --chunks {self.chunks}; "
-                "expected at least 1 node, more than 0 seconds and at least 4 chunks"
+                f"--nodes has {counts[0]}, --seconds is {self.seconds:g}, --chunks {self.chunks} and "
+                f"--actors-per-node {self.actors_per_node}; "
+                "expected at least 1 node, more than 0 seconds, 4 chunks and 1 actor"
             )
         figures: dict[str, Any] = {"seconds_per_chunk": self.seconds, "images_per_chunk": ROWS_PER_CHUNK}
         rows: dict[int, dict[str, float]] = {}
-        with small_nodes() as grow_to:
+        with small_nodes(cpus=self.actors_per_node) as grow_to:
             for count in counts:
                 grow_to(count)
                 rows[count] = self._measure(count)
@@ -95,7 +98,7 @@ class ScaleBenchmark:
         speeds = {count: row["images_per_s"] for count, row in rows.items()}
         one = speeds[counts[0]] / counts[0]
         figures["efficiency"] = {str(count): speed / (one * count) for count, speed in speeds.items()}
-        alone = ROWS_PER_CHUNK / self.seconds
+        alone = self.actors_per_node * ROWS_PER_CHUNK / self.seconds
         figures["of_sleep"] = {str(count): speed / (alone * count) for count, speed in speeds.items()}
         return figures
 
@@ -103,7 +106,8 @@ class ScaleBenchmark:
         from ray_wsss.cluster.run_chunks import Stage, run_chunks
         from ray_wsss.config.resources import Cluster, Resources
 
-        out = self.work / f"slept_{count}"
+        actors = count * self.actors_per_node
+        out = self.work / f"slept_{actors}"
         stage = Stage(
             stage_class=Sleeper,
             arguments={"seconds": self.seconds},
@@ -113,14 +117,14 @@ class ScaleBenchmark:
             report = run_chunks(
                 Output(out, "sleep", {"seconds": self.seconds}),
                 stage,
-                dataset=write_dots(self.work / f"dots_{count * self.chunks}", count * self.chunks),
-                resources=Resources(actors=count, cpus_per_actor=0.5),
+                dataset=write_dots(self.work / f"dots_{actors * self.chunks}", actors * self.chunks),
+                resources=Resources(actors=actors, cpus_per_actor=0.5),
                 cluster=Cluster(),
                 overwrite=True,
             )
         ended = read_times(out)
-        if len(ended) != count:
-            raise UserError(f"{len(ended)} of {count} actors had work; expected all of them: raise --chunks")
+        if len(ended) != actors:
+            raise UserError(f"{len(ended)} of {actors} actors had work; expected all of them: raise --chunks")
         start, end = common_time(ended)
         done = sum(start < moment <= end for moments in ended.values() for moment in moments)
         return {

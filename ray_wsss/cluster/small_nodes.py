@@ -13,8 +13,8 @@ _LIGHT = {"object_store_memory": 100 * 2**20, "include_log_monitor": False}
 
 
 @contextmanager
-def small_nodes() -> Iterator[Callable[[int], None]]:
-    """A cluster with a head without CPUs, and as many nodes with one CPU each as the caller asks for.
+def small_nodes(cpus: int = 1) -> Iterator[Callable[[int], None]]:
+    """A cluster with a head without CPUs, and as many nodes with a few CPUs each as the caller asks for.
 
     This process is connected to the cluster until the end, and must not be connected to a Ray before. The
     nodes are real processes of Ray (raylet, object store, agents), so tasks and objects travel as between
@@ -39,7 +39,7 @@ def small_nodes() -> Iterator[Callable[[int], None]]:
 
     def grow_to(count: int) -> None:
         while len(cluster.worker_nodes) < count:
-            cluster.add_node(num_cpus=1, **_LIGHT)
+            cluster.add_node(num_cpus=cpus, **_LIGHT)
         cluster.wait_for_nodes()
 
     try:
