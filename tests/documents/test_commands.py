@@ -48,6 +48,7 @@ FOREIGN_FLAGS = {
     "--index-url": "pip",
     "--logdir": "tensorboard",
     "--object-store-memory": "ray start",
+    "--tracing-startup-hook": "ray start",
     "--strict": "mkdocs build",
     "--working-dir": "ray job submit",
 }
