@@ -41,7 +41,7 @@ from ray_wsss.runs.history import RunSetup, recorded_run
 from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.parts import Parts
 from ray_wsss.runs.prepared_images import PreparedImage, PrepareImages, unpack_images
-from ray_wsss.runs.read_chunks import chunks_per_plan
+from ray_wsss.runs.read_chunks import Slice, chunks_per_plan
 from ray_wsss.runs.resilient import run_stage
 from ray_wsss.runs.run_report import Failures, RunReport
 from ray_wsss.runs.tally import Tally
@@ -67,6 +67,8 @@ class RunOptions(TypedDict):
     cluster: Cluster
     overwrite: NotRequired[bool | None]
     """Make the output again; see `runs.manifest.Output.begin`."""
+    part: NotRequired[Slice | None]
+    """Slice of the data set to work on; all of it without one. The manifest has to note it."""
     limit: NotRequired[ErrorLimit]
     """How many images may fail; the default `ErrorLimit` without it."""
 
@@ -141,11 +143,13 @@ def run_chunks(
     resources: Resources,
     cluster: Cluster,
     overwrite: bool | None = None,
+    part: Slice | None = None,
     limit: ErrorLimit | None = None,
 ) -> RunReport:
     """Run a stage until ``output`` has every image of ``dataset`` once; resumes an interrupted run.
 
     Args:
+        part: slice of ``dataset`` to work on, which ``output.depends_on`` notes; None: all of it.
         overwrite: as for `Output.begin`.
         limit: how many images may fail; None: the default.
 
@@ -154,7 +158,7 @@ def run_chunks(
         TooManyFailedError: too many images failed. Their chunks are forgotten: the next run does them again.
     """
     limit = limit or ErrorLimit()
-    run = ChunkRun.start(output, dataset, overwrite=overwrite)
+    run = ChunkRun.start(output, dataset, overwrite=overwrite, part=part)
     report = RunReport(total=run.done, done_before=run.done.images + run.done.errors)
     if run.is_finished:
         output.log_finished(overwrite)

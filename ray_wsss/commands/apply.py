@@ -10,11 +10,13 @@ from ray_wsss.commands.flags import (
     ClusterFlags,
     DecodeFlags,
     ErrorLimitFlags,
+    LabelFolders,
     OutputSettings,
     OutputSettingsFlags,
     ResourcesFlags,
     Settings,
     SettingsFlags,
+    all_folders,
 )
 from ray_wsss.config import EvaluateConfig, LabelConfig, PredictConfig, Recipe
 from ray_wsss.config.decode import DecodeConfig
@@ -35,8 +37,8 @@ class Evaluate:
     moved."""
     classifier: Path | None = None
     """Output of train-classifier, to measure its CAMs."""
-    labels: Path | None = None
-    """Output of label, to measure the pseudo labels."""
+    labels: LabelFolders = ()
+    """Output of label, to measure the pseudo labels; several are measured as one."""
     against: Path | None = None
     """Data set with masks, such as corrected ones, or output of label, that --labels is compared with: IoU by
     class, changed pixels and changed images. --labels may then be a data set with masks as well."""
@@ -64,9 +66,10 @@ class Evaluate:
     def _compare(self, against: Path) -> dict[str, Any]:
         from ray_wsss.stages.curation.against import compare_masks
 
-        if self.labels is None or self.classifier is not None or self.segmenter is not None:
-            raise UserError("--against needs --labels, and no --classifier or --segmenter")
-        return compare_masks(self.labels, against, self.dataset)
+        labels = all_folders(self.labels)
+        if len(labels) != 1 or self.classifier is not None or self.segmenter is not None:
+            raise UserError("--against needs --labels with one folder, and no --classifier or --segmenter")
+        return compare_masks(labels[0], against, self.dataset)
 
     def _measure(self) -> dict[str, Any]:
         from ray_wsss.cluster.stages.evaluate import run_evaluate
@@ -77,7 +80,7 @@ class Evaluate:
             Recipe(label=self.label, predict=self.predict, evaluate=self.evaluate),
             dataset=self.dataset,
             classifier=self.classifier,
-            labels=self.labels,
+            labels=all_folders(self.labels) or None,
             segmenter=self.segmenter,
             resources=self.resources,
             cluster=self.cluster,

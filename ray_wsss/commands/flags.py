@@ -1,6 +1,6 @@
 """Flags that several commands have: each group is a dataclass, and a field of the commands that have it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,6 +51,15 @@ def _optional_rule(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | N
         is_instance=lambda value: value is None or isinstance(value, kind) or is_remote(value),
         str_from_instance=lambda value: [str(value)],
     )
+
+
+LabelFolders = tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]]
+"""Folders after one flag or several: ``--labels A B`` is ``--labels A --labels B``."""
+
+
+def all_folders(given: Iterable[Iterable[Path]]) -> tuple[Path, ...]:
+    """The folders of `LabelFolders`."""
+    return tuple(folder for some in given for folder in some)
 
 
 @dataclass(frozen=True, kw_only=True)

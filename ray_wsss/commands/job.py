@@ -2,8 +2,9 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray_wsss.errors import UserError
 
@@ -21,9 +22,19 @@ def runs_in_a_copy() -> bool:
 
 def refuse_paths_in_the_copy(command: Any) -> None:
     """Raise UserError for a relative path that is to be written, or is not in the copy."""
-    for name, path in vars(command).items():
-        if isinstance(path, Path) and not path.is_absolute() and (name in _WRITTEN or not path.exists()):
-            raise UserError(
-                f"--{name} is {path}, and this job runs in a copy of its working directory; expected an "
-                "absolute path that all nodes share, or a URI"
-            )
+    for name, value in vars(command).items():
+        for path in _paths_in(value):
+            if not path.is_absolute() and (name in _WRITTEN or not path.exists()):
+                raise UserError(
+                    f"--{name} is {path}, and this job runs in a copy of its working directory; expected an "
+                    "absolute path that all nodes share, or a URI"
+                )
+
+
+def _paths_in(value: Any) -> Iterator[Path]:
+    """The path or paths that a flag was given."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, tuple):
+        for entry in cast(tuple[Any, ...], value):
+            yield from _paths_in(entry)

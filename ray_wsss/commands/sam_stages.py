@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray_wsss.commands.flags import (
     ClusterFlags,
@@ -36,9 +36,7 @@ class _SamStage:
     limit: ErrorLimitFlags = field(default_factory=ErrorLimit)
     sam: SamConfig = field(default_factory=SamConfig)
 
-    def _run(
-        self, stage: "Callable[..., RunReport]", recipe: Recipe, what: str, **inputs: Path | str | None
-    ) -> None:
+    def _run(self, stage: "Callable[..., RunReport]", recipe: Recipe, what: str, **inputs: Any) -> None:
         from ray_wsss.runs.run_report import describe_run
 
         report = stage(
@@ -99,11 +97,16 @@ class Label(_SamStage):
     keep: Path | None = None
     """Data set with masks, such as corrected ones, which become the labels of the images that have the same
     id, else file name, else content. SAM labels the others."""
+    slice: str | None = None
+    """NUMBER/COUNT: label one of so many equal parts of the data set, such as 2/8, the second of eight.
+    train-segmenter and evaluate read the parts' outputs together (--labels A B)."""
     label: LabelConfig = field(default_factory=LabelConfig)
 
     def run(self) -> None:
         from ray_wsss.cluster.stages.label import run_label
+        from ray_wsss.runs.read_chunks import Slice
 
+        part = Slice.parse(self.slice) if self.slice is not None else None
         recipe = Recipe(label=self.label, sam=self.sam)
         inputs = {"classifier": self.classifier, "embeddings": self.embeddings, "keep": self.keep}
-        self._run(run_label, recipe, "labelled", prompts_from=self.prompts_from, **inputs)
+        self._run(run_label, recipe, "labelled", prompts_from=self.prompts_from, part=part, **inputs)

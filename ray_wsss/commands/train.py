@@ -3,18 +3,23 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import tyro
+
 from ray_wsss.commands.flags import (
     ClusterFlags,
     ErrorLimitFlags,
+    LabelFolders,
     OutputSettings,
     OutputSettingsFlags,
     ResourcesFlags,
     WorkersFlags,
+    all_folders,
 )
 from ray_wsss.config import ClassifierConfig, CpmConfig, FeaturesConfig, Recipe, SamConfig, SegmenterConfig
 from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.config.resources import Cluster, Resources, Workers
+from ray_wsss.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +111,8 @@ class TrainSegmenter:
 
     dataset: Path
     """Data set written by ingest."""
-    labels: Path
-    """Output of label."""
+    labels: LabelFolders
+    """Output of label; several, such as those of a data set's slices, are read as one."""
     out: Path
     """Folder for the segmenter; the same command resumes an interrupted run in it."""
     corrections: Path | None = None
@@ -123,13 +128,18 @@ class TrainSegmenter:
     limit: ErrorLimitFlags = field(default_factory=ErrorLimit)
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
 
+    def __post_init__(self) -> None:
+        # tyro, which has the flag's absence mean no folder, makes an instance without flags first.
+        if self.labels is not tyro.MISSING and not all_folders(self.labels):
+            raise UserError("train-segmenter needs --labels, the output of label")
+
     def run(self) -> None:
         from ray_wsss.cluster.stages.train_segmenter import run_train_segmenter
 
         run_train_segmenter(
             Recipe(segmenter=self.segmenter),
             dataset=self.dataset,
-            labels=self.labels,
+            labels=all_folders(self.labels),
             out=self.out,
             workers=self.workers,
             cluster=self.cluster,

@@ -42,23 +42,34 @@ class _Index:
 class ShardReader:
     """Reads rows by index from all ``DATASET/shards/*.parquet`` (else ``DATASET/*.parquet``), in name order.
 
+    Several folders, such as the labels of a data set's parts, are read as one: row after row, in the order in
+    which they are given. No image may be in two of them.
+
     Reading a row reads the requested columns of its whole row group, or of a piece of at most `PIECE_BYTES`
     if the group is larger. So read neighbouring rows together, and pieces of a group in ascending order.
     Columns that were read are cached, up to ``cache_bytes``; the least recently used are dropped first. A
     pickled reader carries no open files and no cache. Not safe for several threads.
 
+    Args:
+        dataset: the folder, or folders.
+
     Raises:
-        UserError: the folder has no shards or no rows, or a shard is damaged.
+        UserError: a folder has no shards or no rows, or a shard is damaged.
     """
 
-    def __init__(self, dataset: Path, cache_bytes: int = 256 * 2**20) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Path | Sequence[Path], cache_bytes: int = 256 * 2**20) -> None:
+        self.folders = folders_of(dataset)
         self.cache_bytes = cache_bytes
         self._forget()
-        self._index = _open_index(dataset)
+        self._index = _open_index(self.folders)
 
     def __len__(self) -> int:
         return self._index.ends[-1]
+
+    @property
+    def dataset(self) -> str:
+        """Name of the folder, or names of the folders, for messages."""
+        return named(self.folders)
 
     @property
     def image_ids(self) -> list[str]:
@@ -185,24 +196,28 @@ class ShardReader:
         self._row_of: dict[str, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("dataset", "cache_bytes", "_index")}
+        return {name: getattr(self, name) for name in ("folders", "cache_bytes", "_index")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget()
 
 
-def _open_index(dataset: Path) -> _Index:
-    """The index of a folder; read again only if a shard came, went or changed since this process read it."""
-    paths = shard_paths(dataset)
-    found = find_files(paths[0].parent)
-    files = tuple((path, found.get(path.name, FoundFile(0, 0))) for path in paths)
+def _open_index(folders: Sequence[Path]) -> _Index:
+    """The index of folders; read again only if a shard came, went or changed since this process read it."""
+    files = tuple(file for folder in folders for file in _shard_files(folder))
     newest_ns = max(file.changed_ns for _, file in files)
     settled = time.time_ns() - newest_ns > _SETTLED_NS
     index = _read_index(files) if settled else _read_index.__wrapped__(files)
     if not index.ends or not index.ends[-1]:
-        raise UserError(f"{dataset} has only shards without a row; expected at least one image")
+        raise UserError(f"{folders[0]} has only shards without a row; expected at least one image")
     return index
+
+
+def _shard_files(folder: Path) -> list[tuple[Path, FoundFile]]:
+    paths = shard_paths(folder)
+    found = find_files(paths[0].parent)
+    return [(path, found.get(path.name, FoundFile(0, 0))) for path in paths]
 
 
 @lru_cache(maxsize=8)
@@ -232,6 +247,19 @@ def _read_footer(path: Path) -> tuple[list[int], list[int]]:
         footer = file.metadata
     groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
     return [group.num_rows for group in groups], [group.total_byte_size for group in groups]
+
+
+def folders_of(dataset: Path | Sequence[Path]) -> tuple[Path, ...]:
+    """The folder or folders that a `ShardReader` reads as one."""
+    return tuple(dataset) if isinstance(dataset, Sequence) else (dataset,)
+
+
+def named(dataset: Path | Sequence[Path]) -> str:
+    """Name of a folder for messages; of several, those of the first two, and the number of the others."""
+    first, *others = map(str, folders_of(dataset))
+    if len(others) < 2:
+        return " and ".join([first, *others])
+    return f"{first}, {others[0]} and {len(others) - 1} more"
 
 
 def shard_paths(dataset: Path) -> list[Path]:

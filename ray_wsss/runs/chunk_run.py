@@ -11,7 +11,7 @@ from ray_wsss.data.schema import write_errors
 from ray_wsss.errors import TooManyFailedError, UserError
 from ray_wsss.runs.manifest import Output
 from ray_wsss.runs.parts import Parts
-from ray_wsss.runs.read_chunks import Chunk, plan_chunks
+from ray_wsss.runs.read_chunks import Chunk, Slice, plan_chunks
 from ray_wsss.runs.run_report import Failures
 from ray_wsss.runs.tally import Tally
 from ray_wsss.storage import write_json
@@ -27,7 +27,7 @@ class ChunkRun:
 
     output: Output
     chunks: Sequence[Chunk]
-    """All chunks of the data set."""
+    """All chunks of the data set, or of its slice."""
     parts: Parts
     missing: Sequence[Chunk]
     """Chunks that have no part yet; this run makes them."""
@@ -37,19 +37,24 @@ class ChunkRun:
     """True if an earlier run finished the folder and every part is still there."""
 
     @classmethod
-    def start(cls, output: Output, dataset: Path, *, overwrite: bool | None = None) -> "ChunkRun":
+    def start(
+        cls, output: Output, dataset: Path, *, overwrite: bool | None = None, part: Slice | None = None
+    ) -> "ChunkRun":
         """Claim the folder and find the chunks of ``dataset`` that have no part in it.
 
         In an unfinished folder, files that killed writers left behind are removed.
 
         Args:
             overwrite: see `runs.manifest.Output.begin`.
+            part: the slice of the data set that the folder is for; None: all of it.
 
         Raises:
-            UserError: the folder holds something else, or the data set is missing or damaged.
+            UserError: the folder holds something else, the slice is empty, or the data set is missing or
+                damaged.
         """
         state = output.begin(overwrite=overwrite)
-        chunks = plan_chunks(dataset)
+        chunks: Sequence[Chunk] = plan_chunks(dataset)
+        chunks = chunks if part is None else part.of(chunks)
         parts = Parts(output.out.absolute(), output.fingerprint)
         there = parts.finished(chunks)
         if state != "finished" and (output.out / _FORGOTTEN).exists():
@@ -74,7 +79,7 @@ class ChunkRun:
 
     @property
     def images(self) -> int:
-        """Number of images in the data set."""
+        """Number of images in the data set, or in its slice."""
         return sum(chunk.rows for chunk in self.chunks)
 
     def finish(self, limit: ErrorLimit | None = None) -> None:

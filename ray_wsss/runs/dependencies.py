@@ -1,7 +1,7 @@
 """Everything a run's result depends on, for its manifest: settings, SAM, networks and data set."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,8 @@ _BEFORE = [
     *[("affinity_steps", 0), ("affinity_power", 4.0), ("colour_steps", 0)],
 ]
 
+_OF_A_SLICE = ("slice", "dataset", "embeddings.dataset", "keep")
+"""Settings in which the labels of a data set's parts may differ."""
 _OF_OBJECTS = ("label.object_prompts", "label.object_mask")
 """Settings of annotated objects, which decide nothing where CAMs prompt SAM."""
 
@@ -119,6 +121,56 @@ def segments_settings(segments: Path, dataset: Path) -> dict[str, str]:
     require_finished(segments, "segment-everything")
     ShardReader(segments).require(ShardReader(dataset).image_ids, dataset, "segment-everything")
     return {"segments": file_hash(segments / "manifest.json")}
+
+
+def label_settings(labels: Sequence[Path], dataset: Path) -> dict[str, str | list[str]]:
+    """SHA-256 of the manifest of the labels that a result is made from; of several folders a sorted list.
+
+    Several folders, such as those of `label --slice`, are read as one, in any order.
+
+    Raises:
+        UserError: labels are unfinished, an image is in two of the folders, or one of several folders has
+            none of the images of ``dataset``.
+    """
+    made = [require_finished(folder, "label") for folder in labels]
+    if len(labels) > 1:
+        _check_apart(labels, set(ShardReader(dataset).image_ids), dataset)
+    for folder, settings in zip(labels[1:], made[1:]):
+        _warn_of_other_labels(labels[0], made[0], folder, settings)
+    hashes = sorted(file_hash(folder / "manifest.json") for folder in labels)
+    return {"labels": hashes[0] if len(hashes) == 1 else hashes}
+
+
+def _check_apart(labels: Sequence[Path], wanted: set[str], dataset: Path) -> None:
+    """Raise UserError if an image is in two folders, or one has none of the images ``wanted``."""
+    folder_of: dict[str, Path] = {}
+    for folder in labels:
+        ours = ShardReader(folder).image_ids
+        twice = [image_id for image_id in ours if image_id in folder_of]
+        if twice:
+            raise UserError(
+                f"{folder_of[twice[0]]} and {folder} both have labels of {len(twice):,} images, the first is "
+                f"{twice[0]}; expected each image in one folder"
+            )
+        if wanted.isdisjoint(ours):
+            raise UserError(
+                f"{folder} has labels for none of the images of {dataset}; expected labels of that data set"
+            )
+        folder_of |= dict.fromkeys(ours, folder)
+
+
+def _warn_of_other_labels(
+    folder: Path, settings: Mapping[str, Any], other: Path, theirs: Mapping[str, Any]
+) -> None:
+    """Warn if the labels of two folders were made with different settings or networks."""
+    names = sorted(name for name in {*settings, *theirs} if not name.startswith(_OF_A_SLICE))
+    for name in names:
+        if settings.get(name) != theirs.get(name):
+            log.warning(
+                "%s and %s were labelled with another %s: %s and %s",
+                *(folder, other, name, settings.get(name, "not set"), theirs.get(name, "not set")),
+            )
+            return
 
 
 def embeddings_settings(embeddings: Path, recipe: Recipe) -> dict[str, str]:

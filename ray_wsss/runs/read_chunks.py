@@ -4,6 +4,7 @@ The output of a chunk depends on that chunk alone, so a run writes the same byte
 interrupted, and whichever actors do the work. Each chunk becomes one output file (`runs.parts`).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,36 @@ class Chunk:
     """Absolute path or URI of the shard."""
     first_row: int
     rows: int
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One of ``count`` parts of a data set; the first has number 1. Their numbers of chunks differ by 1 at
+    most."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Slice":
+        """Read ``2/8``, the second of eight. Raises UserError if the text is something else."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise UserError(f"--slice is {text}; expected NUMBER/COUNT, such as 2/8 for the second of eight")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def of(self, chunks: Sequence[Chunk]) -> Sequence[Chunk]:
+        """Consecutive chunks, with the indices that they have in the whole. Raises UserError for none."""
+        first, end = (len(chunks) * k // self.count for k in (self.number - 1, self.number))
+        if first == end:
+            raise UserError(
+                f"--slice is {self} of {len(chunks)} chunks of {ROWS_PER_CHUNK} images; "
+                f"expected at most {len(chunks)} slices"
+            )
+        return chunks[first:end]
 
 
 def plan_chunks(dataset: Path, rows: int = ROWS_PER_CHUNK) -> list[Chunk]:

@@ -140,7 +140,7 @@ class SegmenterEvaluator:
 class LabelEvaluator:
     """Measures pseudo labels, joined with the data set by image_id."""
 
-    def __init__(self, labels: Path, num_labels: int) -> None:
+    def __init__(self, labels: Path | Sequence[Path], num_labels: int) -> None:
         self.labels, self.num_labels = ShardReader(labels), num_labels
 
     def __call__(self, table: pa.Table) -> pa.Table:

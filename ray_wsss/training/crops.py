@@ -5,7 +5,7 @@ seed, the place and the data set, so workers need not agree on it: the batch is 
 them, keeps its size, and weighs as much as every other one.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class TrainingCrops(Dataset):
         num_classes: int,
         augment: AugmentConfig,
         seed: int,
-        labels: Path | None = None,
+        labels: Path | Sequence[Path] | None = None,
         corrections: HandMasks | None = None,
         correction_weight: float = 1.0,
         by_score: bool = False,

@@ -1,6 +1,8 @@
 """Train the segmenter on pseudo labels."""
 
+import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ray_wsss.config import Recipe
 from ray_wsss.config.error_limit import ErrorLimit
-from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.reader import ShardReader, folders_of, named
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.label_format import ignore_label
@@ -24,6 +26,8 @@ from ray_wsss.training.crops import TrainingCrops
 from ray_wsss.training.image_labels import known_labels, log_left_out
 from ray_wsss.training.loop import Batch, Counts, Session, TrainingRun, share_of
 from ray_wsss.training.validation import SegmenterValidation
+
+log = logging.getLogger(__name__)
 
 _LOGITS_AT_ONCE = 2**28
 """Logits of pixels that exist at a time, unless one image has more; with the softmax and the gradient of each
@@ -117,7 +121,7 @@ def sum_cross_entropy(
 def train_segmenter(
     recipe: Recipe,
     dataset: Path,
-    labels: Path,
+    labels: Path | Sequence[Path],
     session: Session,
     *,
     corrections: HandMasks | None = None,
@@ -131,7 +135,7 @@ def train_segmenter(
 
     Args:
         recipe: settings whose epochs are resolved (`training.length.resolve_epochs`).
-        labels: output of label, joined with ``dataset`` by image_id.
+        labels: output of label, or several, joined with ``dataset`` by image_id.
         corrections: masks that replace the pseudo labels of their images.
         rejected: ids of images whose pseudo labels are left out; corrected ones are not.
         validation: data set with ground truth, to measure the segmenter during training.
@@ -143,10 +147,11 @@ def train_segmenter(
     metadata = DatasetMetadata.load(dataset)
     config = recipe.segmenter
     rows = labelled_rows(dataset, labels, config.batch_size, corrections=corrections, rejected=rejected)
-    if config.weigh_by == "score" and "segments" not in ShardReader(labels).columns:
-        raise UserError(
-            f"{labels} has no column segments; expected segmenter.weigh_by none, or label's output"
-        )
+    for folder in folders_of(labels) if config.weigh_by == "score" else ():
+        if "segments" not in ShardReader(folder).columns:
+            raise UserError(
+                f"{folder} has no column segments; expected segmenter.weigh_by none, or label's output"
+            )
     if config.batch_size // config.accumulate < 2:
         raise UserError(
             f"segmenter.batch_size is {config.batch_size} with segmenter.accumulate {config.accumulate}; "
@@ -176,7 +181,7 @@ def train_segmenter(
 
 def labelled_rows(
     dataset: Path,
-    labels: Path,
+    labels: Path | Sequence[Path],
     batch_size: int,
     *,
     corrections: HandMasks | None = None,
@@ -189,16 +194,18 @@ def labelled_rows(
     them as background), unless they have a mask that was made by hand.
 
     Args:
-        tell: log how many images are left out because their labels are unknown.
+        tell: log how many images are left out because they have no row in ``labels``, or because their image
+            labels are unknown.
 
     Raises:
         UserError: the rows are fewer than one batch.
     """
     reader, by_hand = ShardReader(dataset), corrections if corrections is not None else ()
-    good, kept = _good_labels(ShardReader(labels))
+    found = [_good_labels(ShardReader(folder)) for folder in folders_of(labels)]
+    listed, good, kept = (set[str]().union(*ids) for ids in zip(*found))
     known = known_labels(reader)
     rows: list[int] = []
-    unknown = 0
+    unknown = unlisted = 0
     for row, image_id in enumerate(reader.image_ids):
         if image_id in by_hand:
             rows.append(row)
@@ -206,18 +213,21 @@ def labelled_rows(
             usable = row in known or image_id in kept
             unknown += not usable
             rows += [row] if usable else []
+        unlisted += image_id not in listed and image_id not in by_hand
+    if tell and unlisted:
+        log.info("%s images are left out, because %s has no label of them", f"{unlisted:,}", named(labels))
     if tell:
         log_left_out(unknown)
     if len(rows) < batch_size:
         raise UserError(
-            f"{dataset} and {labels} have {len(rows)} labelled images in common; expected at least one batch "
-            f"of {batch_size} (segmenter.batch_size)"
+            f"{dataset} and {named(labels)} have {len(rows)} labelled images in common; "
+            f"expected at least one batch of {batch_size} (segmenter.batch_size)"
         )
     return rows
 
 
-def _good_labels(labels: ShardReader) -> tuple[set[str], set[str]]:
-    """Ids of the images that labelling did not fail on, and of those whose masks it kept."""
+def _good_labels(labels: ShardReader) -> tuple[set[str], set[str], set[str]]:
+    """Ids of all images, of those that labelling did not fail on, and of those whose masks it kept."""
     good: set[str] = set()
     kept: set[str] = set()
     columns = ["error", *(["source"] if "source" in labels.columns else [])]
@@ -227,4 +237,4 @@ def _good_labels(labels: ShardReader) -> tuple[set[str], set[str]]:
             good.add(image_id)
             if found.get("source") == KEPT:
                 kept.add(image_id)
-    return good, kept
+    return set(labels.image_ids), good, kept

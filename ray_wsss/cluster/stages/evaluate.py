@@ -1,6 +1,7 @@
 """Evaluation on Ray: an actor pool counts confusions, and the driver adds them up."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,12 @@ from ray_wsss.cluster.actors import map_stage
 from ray_wsss.cluster.run_chunks import session_of
 from ray_wsss.config import Recipe
 from ray_wsss.config.resources import Cluster, Resources
-from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.reader import ShardReader, folders_of, named
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
 from ray_wsss.runs.cam_threshold import fixed_threshold, trained_with_cpm
 from ray_wsss.runs.classifier_side import warn_of_large_views
-from ray_wsss.runs.dependencies import check_classes, dataset_settings, warn_of_seen_images
-from ray_wsss.runs.manifest import require_finished
+from ray_wsss.runs.dependencies import check_classes, dataset_settings, label_settings, warn_of_seen_images
 from ray_wsss.runs.read_chunks import IMAGE_COLUMNS
 from ray_wsss.stages.evaluate import (
     CamEvaluator,
@@ -24,13 +24,15 @@ from ray_wsss.stages.evaluate import (
     describe_counts,
 )
 
+log = logging.getLogger(__name__)
+
 
 def run_evaluate(
     recipe: Recipe,
     *,
     dataset: Path,
     classifier: Path | None,
-    labels: Path | None,
+    labels: Path | Sequence[Path] | None,
     segmenter: Path | None,
     resources: Resources,
     cluster: Cluster,
@@ -38,7 +40,8 @@ def run_evaluate(
     """Measure CAMs, pseudo labels and a segmenter against the ground truth of ``dataset``.
 
     Args:
-        classifier, labels, segmenter: outputs to measure; None leaves one out.
+        classifier, labels, segmenter: outputs to measure; None leaves one out. Several folders of labels are
+            measured as one.
 
     Returns:
         For each measure its ``miou``, ``iou`` by class name (None for a class that never occurs),
@@ -64,10 +67,10 @@ def run_evaluate(
         arguments = {"classifier": classifier.absolute(), "config": recipe.label, "threshold": threshold}
         measures.append((CamEvaluator.load, arguments | {"device": device}))
     if labels is not None:
-        _check_labels(dataset, labels)
-        measures.append(
-            (LabelEvaluator, {"labels": labels.absolute(), "num_labels": 1 + len(metadata.class_names)})
-        )
+        folders = folders_of(labels)
+        _check_labels(dataset, folders)
+        absolute = [folder.absolute() for folder in folders]
+        measures.append((LabelEvaluator, {"labels": absolute, "num_labels": 1 + len(metadata.class_names)}))
     if segmenter is not None:
         check_classes(dataset, segmenter, "segmenter")
         warn_of_seen_images(dataset, segmenter, "segmenter")
@@ -87,10 +90,17 @@ def run_evaluate(
     return {"data": dataset_settings(dataset), **describe_counts(rows, metadata.class_names, threshold)}
 
 
-def _check_labels(dataset: Path, labels: Path) -> None:
+def _check_labels(dataset: Path, labels: Sequence[Path]) -> None:
     """Raise UserError if no image of the data set has a label; a missing label counts as background."""
-    require_finished(labels, "label")
-    if set(ShardReader(dataset).image_ids).isdisjoint(ShardReader(labels).image_ids):
+    label_settings(labels, dataset)
+    ours, theirs = set(ShardReader(dataset).image_ids), set(ShardReader(labels).image_ids)
+    if ours.isdisjoint(theirs):
         raise UserError(
-            f"{labels} has labels for none of the images of {dataset}; expected labels of that data set"
+            f"{named(labels)} has labels for none of the images of {dataset}; "
+            "expected labels of that data set"
+        )
+    if missing := len(ours - theirs):
+        log.warning(
+            "%s of %s images of %s have no label in %s, and count as background",
+            *(f"{missing:,}", f"{len(ours):,}", dataset, named(labels)),
         )

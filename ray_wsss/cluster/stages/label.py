@@ -77,6 +77,7 @@ def run_label(
     if prompts_from != "cams":
         depends_on |= {"prompts_from": prompts_from, **object_settings(recipe)}
     depends_on |= sam_settings(recipe, device if embeddings is None else None) | dataset_settings(dataset)
+    depends_on |= {"slice": str(part)} if (part := run.get("part")) is not None else {}
     depends_on |= cache_settings(embeddings, recipe, dataset) | hand_masks_settings("keep", keep)
     if keep is not None:
         masks = open_hand_masks("--keep", keep, dataset)

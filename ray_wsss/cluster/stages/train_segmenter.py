@@ -1,6 +1,7 @@
 """Training of the segmenter on Ray Train."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,18 @@ from ray_wsss.cluster.workers import fit
 from ray_wsss.config import Recipe
 from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.config.resources import Cluster, Workers
-from ray_wsss.data.reader import ShardReader
+from ray_wsss.data.reader import ShardReader, folders_of
 from ray_wsss.runs.curation.masks import HandMasks, hand_masks_settings, open_hand_masks
 from ray_wsss.runs.curation.review import Review, read_review
 from ray_wsss.runs.dependencies import (
     check_validation,
     dataset_settings,
+    label_settings,
     settings_of,
     warn_of_near_duplicates,
     with_absolute_paths,
 )
-from ray_wsss.runs.manifest import Output, file_hash, require_finished
+from ray_wsss.runs.manifest import Output
 from ray_wsss.training.length import resolve_epochs
 from ray_wsss.training.loop import Session, share_of_batch
 from ray_wsss.training.segmenter import labelled_rows, train_segmenter
@@ -31,7 +33,7 @@ def run_train_segmenter(
     recipe: Recipe,
     *,
     dataset: Path,
-    labels: Path,
+    labels: Path | Sequence[Path],
     out: Path,
     workers: Workers,
     cluster: Cluster,
@@ -41,9 +43,10 @@ def run_train_segmenter(
     limit: ErrorLimit | None = None,
     overwrite: bool | None = None,
 ) -> None:
-    """Train a segmenter on the pseudo labels ``labels`` of ``dataset``.
+    """Train a segmenter on pseudo labels of ``dataset``.
 
     Args:
+        labels: output of label, or several that are read as one, such as those of a data set's slices.
         corrections: data set with masks, which replace the pseudo labels of their images.
         review: file with verdicts (`runs.curation.review`); rejected pseudo labels are left out.
         validation: data set with ground truth, on which the segmenter is measured during training. It only
@@ -51,11 +54,12 @@ def run_train_segmenter(
         limit: as for `run_train_classifier`.
 
     Raises:
-        UserError: as `run_train_classifier`, `open_hand_masks` and `read_review`.
+        UserError: as `run_train_classifier`, `label_settings`, `open_hand_masks` and `read_review`.
     """
-    require_finished(labels, "label")
+    folders = folders_of(labels)
+    noted = label_settings(folders, dataset)
     recipe = with_absolute_paths(recipe)
-    inputs = dataset_settings(dataset) | {"labels": file_hash(labels / "manifest.json")}
+    inputs: dict[str, Any] = dataset_settings(dataset) | noted
     share_of_batch(recipe.segmenter, max(1, workers.workers), "segmenter")
     masks = open_hand_masks("--corrections", corrections, dataset) if corrections is not None else None
     verdicts = _read_review(review, dataset, masks) if review is not None else None
@@ -64,7 +68,7 @@ def run_train_segmenter(
         recipe = replace(recipe, segmenter=replace(recipe.segmenter, correction_weight=1.0))
     rejected = verdicts.rejected if verdicts is not None else frozenset[str]()
     chosen: Any = {"corrections": masks, "rejected": rejected}
-    images = len(labelled_rows(dataset, labels, recipe.segmenter.batch_size, tell=True, **chosen))
+    images = len(labelled_rows(dataset, folders, recipe.segmenter.batch_size, tell=True, **chosen))
     recipe = resolve_epochs(recipe, "segmenter", images)
     output = Output(out, "train-segmenter", settings_of(recipe, "segmenter") | inputs)
     check_validation(validation, dataset)
@@ -73,7 +77,7 @@ def run_train_segmenter(
         return
     warn_of_near_duplicates(validation, dataset)
 
-    source, targets = dataset.absolute(), labels.absolute()
+    source, targets = dataset.absolute(), [folder.absolute() for folder in folders]
     measured = validation.absolute() if validation is not None else None
 
     def loop(session: Session) -> None:
