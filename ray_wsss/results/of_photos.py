@@ -1,7 +1,7 @@
-"""Measurements on genuine photographs: CPM on COCO's, and clicks on objects."""
+"""Measurements on genuine photographs: recipes on COCO's, and clicks on objects."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +21,110 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "with CPM": {"sam.name": "lite"},
     "with CPM, labels by affinity": {"sam.name": "lite", "label.affinity_steps": 2},
 }
+_BACKBONES: Mapping[str, Mapping[str, Any]] = {
+    "Lite0": {"sam.name": "lite"},
+    "Lite2": {"sam.name": "lite", "classifier.backbone": "tf_efficientnet_lite2"},
+    "Lite0 + Lite2": {
+        "sam.name": "lite",
+        "classifier.backbone": "tf_efficientnet_lite0+tf_efficientnet_lite2",
+    },
+}
+_SEGMENTERS: Mapping[str, Mapping[str, Any]] = {
+    name: {"sam.name": "lite", "segmenter.epochs": 2, "segmenter.architecture": name}
+    for name in ("deeplabv3", "deeplabv3plus", "segformer")
+}
+"""Two epochs instead of six, so that all of them take an hour and not three."""
+_TEN_CLASSES = {
+    *("person", "dining table", "bowl", "chair", "toilet", "tv", "refrigerator", "oven", "cup", "sink"),
+}
+"""Those that take 2 % of the image or more in most of COCO's photographs to train on."""
 _CLICKS: Mapping[str, tuple[str, float]] = {
     "photographs of GrabCut, VOC and matting": ("photos_masks_eval/annotations/gsc151.json", 0.0),
     "frames of videos (DAVIS)": ("photos_masks_eval/annotations/davis_val.json", 0.0),
     "COCO, objects of 1 % of the image or more": ("coco/annotations/instances_val.json", LEAST_SHARE),
 }
 """Files below ``Setup.data``, and the share of the image below which an object is left out."""
+_FIGURES = "compared.json"
+"""File with the scores of a comparison, in the folder of its measurement."""
 _MODELS: tuple[SamName, ...] = ("lite", "tiny")
 
 
 def run_photos(setup: Setup) -> None:
-    """CPM and affinity on COCO's photographs, 460 to train on and 185 held out."""
-    out, data = setup.out / "photos", _data(setup)
-    for name in ("train", "val"):
-        source = read_coco(data / "coco/images", data / f"coco/annotations/instances_{name}.json")
-        ingest_once(source, out=out / name, cluster=None)
-    sets = {"dataset": out / "train", "held_out": out / "val", "out": out / "compared"}
-    compare_recipes(setup.photo_recipe, _VARIANTS, **sets, seeds=setup.seeds, segmenter=False)
+    """CPM and affinity on COCO's photographs, 460 to train on and 185 held out, with all 80 classes."""
+    _compare(setup, "photos", "photos", _VARIANTS, _data(setup) / "coco/annotations")
+
+
+def run_backbones(setup: Setup) -> None:
+    """Backbones of the classifier on COCO's photographs with ten classes."""
+    _compare(setup, "backbones", "backbones", _BACKBONES, with_ten_classes(setup))
+
+
+def run_segmenters(setup: Setup) -> None:
+    """Architectures of the segmenter, on the labels of the backbones' first classifier."""
+    _compare(setup, "segmenters", "backbones", _SEGMENTERS, with_ten_classes(setup), segmenter=True)
+
+
+def _compare(
+    setup: Setup,
+    name: str,
+    folder: str,
+    variants: Mapping[str, Mapping[str, Any]],
+    annotations: Path,
+    *,
+    segmenter: bool = False,
+) -> None:
+    """Compare variants on COCO's photographs; measurements with the same folder share data and networks."""
+    shared = setup.out / folder
+    for part in ("train", "val"):
+        source = read_coco(_data(setup) / "coco/images", annotations / f"instances_{part}.json")
+        ingest_once(source, out=shared / part, cluster=None)
+    sets = {"dataset": shared / "train", "held_out": shared / "val", "out": shared / "compared"}
+    found = compare_recipes(setup.photo_recipe, variants, **sets, seeds=setup.seeds, segmenter=segmenter)
+    write_json(found, setup.out / name / _FIGURES)
+
+
+def with_ten_classes(setup: Setup) -> Path:
+    """Write COCO's annotations of ten classes; images without any of them stay, as negatives.
+
+    Returns:
+        Their folder.
+    """
+    folder = setup.out / "backbones" / "annotations"
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("train", "val"):
+        file = f"instances_{part}.json"
+        content = json.loads((_data(setup) / "coco/annotations" / file).read_text(encoding="utf-8"))
+        kept = [each for each in content["categories"] if each["name"] in _TEN_CLASSES]
+        ids = {each["id"] for each in kept}
+        objects = [each for each in content["annotations"] if each["category_id"] in ids]
+        write_json(content | {"categories": kept, "annotations": objects}, folder / file)
+    return folder
 
 
 def read_photos(setup: Setup) -> dict[str, str]:
-    """Mean scores of each variant, and their spread over the seeds."""
-    path = setup.out / "photos" / "compared" / "compare_recipes.json"
-    found = json.loads(path.read_text(encoding="utf-8"))
+    """Mean scores with CPM and without, and their spread over the seeds."""
+    return {"photos": _scores(setup, "photos", "preset `photos`, `lite`", tuple(SCORES))}
+
+
+def read_backbones(setup: Setup) -> dict[str, str]:
+    """Mean scores of each backbone, and their spread over the seeds."""
+    return {"backbones": _scores(setup, "backbones", "backbone", ("cam_best", "pseudo_label"))}
+
+
+def read_segmenters(setup: Setup) -> dict[str, str]:
+    """Mean score of each architecture, and its spread over the seeds."""
+    return {"segmenters": _scores(setup, "segmenters", "architecture", ("segmenter",))}
+
+
+def _scores(setup: Setup, name: str, what: str, wanted: Sequence[str]) -> str:
+    found = json.loads((setup.out / name / _FIGURES).read_text(encoding="utf-8"))
     places, miou = [found["seeds"].index(seed) for seed in setup.seeds], found["miou"]
-    keys = [key for key in SCORES if all(key in scores for scores in miou.values())]
+    keys = [key for key in wanted if all(key in scores for scores in miou.values())]
     rows = [
-        [name, *(mean_and_spread([scores[key][place] for place in places]) for key in keys)]
-        for name, scores in miou.items()
+        [variant, *(mean_and_spread([scores[key][place] for place in places]) for key in keys)]
+        for variant, scores in miou.items()
     ]
-    return {"photos": table(["preset `photos`, `lite`", *(SCORES[key] for key in keys)], rows)}
+    return table([what, *(SCORES[key] for key in keys)], rows)
 
 
 def run_clicks(setup: Setup) -> None:

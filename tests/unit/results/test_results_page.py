@@ -12,6 +12,7 @@ from ray_wsss.errors import UserError
 from ray_wsss.results.markdown import seed_cells, table
 from ray_wsss.results.measurements import MEASUREMENTS, tables_of, update_pages, with_needed
 from ray_wsss.results.of_labels import roc_area
+from ray_wsss.results.of_photos import with_ten_classes
 from ray_wsss.results.origin import origin_of
 from ray_wsss.results.page import names_of, with_tables
 from ray_wsss.results.setup import Setup
@@ -101,9 +102,13 @@ def out(tmp_path: Path) -> Path:
     figures: dict[str, Any] = {
         "ablation/ablation.json": {"seeds": [0, 1], "miou": miou},
         "ablation/seed_0/cls/runs.json": [RECORD],
-        "photos/compared/compare_recipes.json": {
+        "photos/compared.json": {
             "seeds": [1, 0],
             "miou": {"with CPM": {"cam_best": [0.1, 0.3], "pseudo_label": [0.25, 0.25]}},
+        },
+        "segmenters/compared.json": {
+            "seeds": [0, 1],
+            "miou": {"upernet": {"pseudo_label": [0.1, 0.1], "segmenter": [0.2, 0.3]}},
         },
         "clicks/clicks.json": {
             "COCO": {"lite": {"objects": 679, "best_iou": 0.4815}, "tiny": {"objects": 679, "best_iou": 0.24}}
@@ -124,16 +129,40 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_tables_say_what_was_measured(out: Path) -> None:
-    found = tables_of(Setup(out=out, seeds=(0, 1)), ["ablation", "photos", "clicks", "tau"])
+    found = tables_of(Setup(out=out, seeds=(0, 1)), ["ablation", "photos", "segmenters", "clicks", "tau"])
     ablation = found["ablation"].splitlines()
     assert ablation[0] == "| loss | seed 0 | seed 1 | mean | standard deviation | fixed threshold, mean |"
     assert ablation[2] == "| cls | 40.0 | 50.0 | 45.0 | 7.1 | 35.0 |"
     assert ablation[-1].startswith(f"26 November 2026, commit 1109f3c, {MACHINE}: `python")
     assert found["photos"].splitlines()[2] == "| with CPM | 20.0 ± 14.1 | 25.0 ± 0.0 |"
+    assert found["segmenters"].splitlines()[:3:2] == [
+        "| architecture | segmenter |",
+        "| upernet | 25.0 ± 7.1 |",
+    ]
     assert found["clicks"].splitlines()[2] == "| COCO | 679 | 0.48 | 0.24 |"
     assert found["tau"].splitlines()[2:4] == ["| 0.2 | 70.0 ± 0.0 |", "| 0.7 | 55.0 ± 7.1 |"]
     one_seed = tables_of(Setup(out=out, seeds=(1,)), ["photos"])["photos"]
     assert one_seed.splitlines()[2] == "| with CPM | 10.0 | 25.0 |"
+
+
+def test_images_without_one_of_the_ten_classes_stay(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": 1}, {"id": 2}],
+        "categories": [{"id": 5, "name": "person"}, {"id": 7, "name": "zebra"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 5},
+            {"id": 2, "image_id": 2, "category_id": 7},
+        ],
+    }
+    annotations = tmp_path / "data" / "coco" / "annotations"
+    annotations.mkdir(parents=True)
+    for part in ("train", "val"):
+        write_json(content, annotations / f"instances_{part}.json")
+    folder = with_ten_classes(Setup(out=tmp_path / "out", data=tmp_path / "data"))
+    assert json.loads((folder / "instances_val.json").read_text()) == content | {
+        "categories": content["categories"][:1],
+        "annotations": content["annotations"][:1],
+    }
 
 
 def test_what_is_missing_is_said(out: Path, tmp_path: Path) -> None:
