@@ -174,10 +174,10 @@ class FeaturesConfig:
 
     section: ClassVar[str] = "features"
 
-    sides_px: tuple[int, ...] | None = None
+    sides_px: tuple[int, ...] = ()
     """Long sides at which the backbone sees an image, in pixels, each at least 32; a map is stored for each.
     A training crop is cut from the map whose side is nearest to the crop's own scale.
-    None: classifier.augment's largest, at which labelling shows images too."""
+    Without any: classifier.augment's largest, at which labelling shows images too."""
     flip: bool = False
     """Also store the maps of the mirrored image. Without them, a mirrored crop mirrors the map."""
     dtype: Literal["fp16", "int8"] = "fp16"
@@ -185,8 +185,8 @@ class FeaturesConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        sides = "one or more sides of at least 32 pixels"
-        check(self, lambda v: v is None or (v and min(v) >= 32), "sides_px", sides)
+        sides = "sides of at least 32 pixels"
+        check(self, lambda v: not v or min(v) >= 32, "sides_px", sides)
 
 
 def _segmenter_crops() -> AugmentConfig:

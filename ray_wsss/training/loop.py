@@ -254,7 +254,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def split_batch(batch: Batch, images: int) -> Iterator[Batch]:
     """Split a batch into parts of ``images`` images each."""
-    size = len(batch["image_labels"])
+    size = len(next(iter(batch.values())))
     for at in range(0, size, images):
         yield {name: value[at : at + images] for name, value in batch.items()}
 

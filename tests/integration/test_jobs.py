@@ -10,8 +10,8 @@ from ray_wsss.cli import main
 
 JOBS = Path(__file__).parents[2] / "jobs"
 COMMANDS = {path.stem: path.stem.replace("_", "-") for path in JOBS.glob("*.py")} | {"tune": "sweep"}
-OTHERS = {"ablation", "benchmark", "compare_recipes", "evaluate_clicks", "gpu_check"}
-OTHERS |= {"train_lite_sam", "train_tiny_sam"}
+OTHERS = {"ablation", "benchmark", "compare_recipes", "evaluate_clicks", "evaluate_everything", "gpu_check"}
+OTHERS |= {"results", "train_lite_sam", "train_tiny_sam"}
 """With flags of their own."""
 
 

@@ -38,7 +38,6 @@ class FeatureExtractor:
         class_names: tuple[str, ...],
         device: str = "cpu",
     ) -> None:
-        assert config.sides_px is not None
         self.config, self.sides_px, self.device = config, config.sides_px, torch.device(device)
         self.backbone = begin_classifier(classifier, class_names)[0].backbone.eval().to(self.device)
         cells = sum((side // classifier.output_stride) ** 2 for side in self.sides_px)

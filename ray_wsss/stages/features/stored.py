@@ -36,7 +36,6 @@ def extraction_settings(
         config: which maps, with sides.
         backbone: the classifier's, whose weights count by their content.
     """
-    assert config.sides_px is not None
     return {
         **backbone_settings(classifier),
         _WEIGHTS: weights_hash(backbone),
