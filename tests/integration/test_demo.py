@@ -132,6 +132,7 @@ def test_demo_on_photographs_with_masks(
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_demo_on_photographs_in_class_folders(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
