@@ -153,11 +153,12 @@ def recipes_table(results: Mapping[str, Any]) -> Table:
     for key in keys:
         table.add_column(SCORES[key], justify="right")
     for name, values in results["miou"].items():
-        table.add_row(name, *(_mean_and_spread(values.get(key, [])) for key in keys))
+        table.add_row(name, *(mean_and_spread(values.get(key, [])) for key in keys))
     return table
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean of shares in %, and their standard deviation if there are several; "-" without any."""
     if not values:
         return "-"
     spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""

@@ -37,7 +37,7 @@ class _SamStage:
     sam: SamConfig = field(default_factory=SamConfig)
 
     def _run(self, stage: "Callable[..., RunReport]", recipe: Recipe, what: str, **inputs: Any) -> None:
-        from ray_wsss.runs.run_report import describe_run
+        from ray_wsss.runs.run_report import describe_output
 
         report = stage(
             recipe,
@@ -49,9 +49,7 @@ class _SamStage:
             overwrite=self.settings.overwrite,
             **inputs,
         )
-        print(f"{describe_run(report, what)}\nin {self.out}")
-        if report.total.errors:
-            print(f"{self.out / 'errors.parquet'} lists the images that failed, and why")
+        print(describe_output(report, what, self.out))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ class ExtractFeatures:
 
     def run(self) -> None:
         from ray_wsss.cluster.stages.extract_features import run_extract_features
-        from ray_wsss.runs.run_report import describe_run
+        from ray_wsss.runs.run_report import describe_output
 
         report = run_extract_features(
             Recipe(classifier=self.classifier),
@@ -55,9 +55,7 @@ class ExtractFeatures:
             limit=self.limit,
             overwrite=self.settings.overwrite,
         )
-        print(f"{describe_run(report, 'seen by the backbone')}\nin {self.out}")
-        if report.total.errors:
-            print(f"{self.out / 'errors.parquet'} lists the images that failed, and why")
+        print(describe_output(report, "seen by the backbone", self.out))
 
 
 @dataclass(frozen=True, kw_only=True)

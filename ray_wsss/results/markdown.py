@@ -1,7 +1,7 @@
 """Tables and numbers as the results page shows them."""
 
 from collections.abc import Sequence
-from statistics import mean, stdev
+from statistics import mean
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -13,11 +13,6 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def percent(value: float) -> str:
     """A share in %, with one decimal."""
     return f"{100 * value:.1f}"
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean of shares in %, and their standard deviation if there are several."""
-    return f"{percent(mean(values))} ± {percent(stdev(values))}" if len(values) > 1 else percent(values[0])
 
 
 def seed_titles(seeds: Sequence[int]) -> list[str]:

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_wsss.benchmark.recipes import SCORES, compare_recipes
+from ray_wsss.benchmark.recipes import SCORES, compare_recipes, mean_and_spread
 from ray_wsss.cluster.stages.ingest import ingest_once
 from ray_wsss.config import SamConfig, SamName
 from ray_wsss.data.coco import read_coco
 from ray_wsss.models.promptable.build import build_model
 from ray_wsss.pretraining import photos
 from ray_wsss.pretraining.clicks import LEAST_SHARE, ClickFigures, measure_clicks
-from ray_wsss.results.markdown import mean_and_spread, table
+from ray_wsss.results.markdown import table
 from ray_wsss.results.setup import Setup
 from ray_wsss.storage import write_json
 

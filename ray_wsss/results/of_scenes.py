@@ -7,6 +7,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from ray_wsss.ablation import VARIANTS, run_ablation
+from ray_wsss.benchmark.recipes import mean_and_spread
 from ray_wsss.cluster.stages.compare_prompts import METRICS, compare_prompts
 from ray_wsss.cluster.stages.evaluate import run_evaluate
 from ray_wsss.commands.flags import OutputSettings
@@ -15,7 +16,7 @@ from ray_wsss.config.overrides import override
 from ray_wsss.config.resources import STAGE_HERE, Cluster
 from ray_wsss.demo.run import run_demo
 from ray_wsss.figures.prompt_figure import TITLES
-from ray_wsss.results.markdown import mean_and_spread, percent, seed_cells, seed_titles, table
+from ray_wsss.results.markdown import percent, seed_cells, seed_titles, table
 from ray_wsss.results.origin import seconds_of
 from ray_wsss.results.setup import Setup
 from ray_wsss.storage import write_json

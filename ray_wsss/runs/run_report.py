@@ -1,6 +1,7 @@
 """Counts, times and speed of a run over many images, for the user and for ``runs.json``."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ray_wsss.runs.tally import Tally
@@ -46,6 +47,14 @@ def describe_run(report: RunReport, what: str) -> str:
         speed = f"{report.images_per_s:.1f} images/s in {report.work_s:.0f} s"
         lines.append(f"{speed}, after {report.startup_s:.0f} s of starting")
         lines.append(_phases(total.seconds))
+    return "\n".join(lines)
+
+
+def describe_output(report: RunReport, what: str, out: Path) -> str:
+    """`describe_run`, the folder of the output, and the file that lists failed images, if there are any."""
+    lines = [describe_run(report, what), f"in {out}"]
+    if report.total.errors:
+        lines.append(f"{out / 'errors.parquet'} lists the images that failed, and why")
     return "\n".join(lines)
 
 

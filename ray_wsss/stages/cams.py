@@ -119,13 +119,13 @@ def find_cams_of_cells(
     Args:
         cells: the backbone's feature maps.
         size_hw: height and width of the CAMs, in pixels.
-        refine: how the class maps are refined, without colours; None: not at all.
+        refine: how the class maps are refined, without ``colour_steps``; None: not at all.
     """
     pairs, at, seen = _list_pairs(image_labels, cells.device)
     with eval_mode(model):
         found = model(None, seen, cells=cells).class_maps
     if refine is not None:
-        found = _spread(found, cells, refine)
+        found = _refine(found, cells, None, refine)
     maps = [found[*at, None]]
     return PairCams(_merge(maps, size_hw, None), pairs[:, 0], pairs[:, 1], maps, model.num_classes)
 
@@ -138,20 +138,17 @@ def _list_pairs(image_labels: Tensor, device: torch.device) -> tuple[Tensor, Seq
     return pairs, upload(places, device).unbind(1), upload(classes, device)
 
 
-def _spread(maps: Tensor, cells: Tensor, config: PromptingConfig) -> Tensor:
-    """Class maps (B, M, h, w), spread to cells with like features; one without activation stays as it is."""
-    if not config.affinity_steps:
-        return maps
-    spread = spread_by_features(maps.relu(), cells, steps=config.affinity_steps, power=config.affinity_power)
-    return torch.where(spread.amax((2, 3), keepdim=True) > 0, spread, maps)
+def _refine(maps: Tensor, cells: Tensor, images: Tensor | None, config: PromptingConfig) -> Tensor:
+    """Class maps (B, M, h, w) of a view, refined; one without activation stays as it is.
 
-
-def _refine(maps: Tensor, cells: Tensor, images: Tensor, config: PromptingConfig) -> Tensor:
-    """Class maps (B, M, h, w) of a view, refined; one without activation stays as it is."""
+    Args:
+        images: the view's pixels, which ``colour_steps`` need.
+    """
     if not (config.affinity_steps or config.colour_steps):
         return maps
     refined = spread_by_features(maps.relu(), cells, steps=config.affinity_steps, power=config.affinity_power)
     if config.colour_steps:
+        assert images is not None, "colour_steps need pixels"
         quarter_hw = (max(1, images.shape[-2] // 4), max(1, images.shape[-1] // 4))
         maps, refined = resize_images(maps, quarter_hw), resize_images(refined, quarter_hw)
         colours = resize_images(images, quarter_hw)
