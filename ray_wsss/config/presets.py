@@ -96,8 +96,8 @@ PRESETS = {
         label=LabelConfig(scales=(1.0, 1.5)),
         segmenter=SegmenterConfig(
             **_FROM_SCRATCH,
-            # With resnet_tiny it scores 1 point lower, and 8 points with 200 iterations.
-            backbone="resnet_small",
+            # resnet_small scores 1 point higher, and takes a quarter longer.
+            backbone="resnet_tiny",
             max_iters=300,
             checkpoint_every=150,
             aspp_dim=48,

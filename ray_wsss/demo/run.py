@@ -44,9 +44,10 @@ _SCENE_STEPS = (
     ),
 )
 STEPS = (
+    _step("warm_up", "train the classifier until CPM starts", 16, "train_scenes"),
     _step("embed", "SAM encodes each image to train on once", 6, "train_scenes"),
-    _step("train_cpm", "train the classifier with CPM", 65, "train_scenes embed"),
-    _step("train_plain", "train the classifier without CPM", 43, "train_scenes held_out_scenes"),
+    _step("train_cpm", "go on training it with CPM", 60, "warm_up embed"),
+    _step("train_plain", "go on training it without CPM", 33, "warm_up held_out_scenes"),
     _step("label_train", "pseudo labels of the images to train on", 8, "train_cpm"),
     # Nothing else runs beside it, but for the first seconds.
     replace(_step("train_segmenter", "train the segmenter on them", 38, "label_train"), threads=_AT_ONCE),

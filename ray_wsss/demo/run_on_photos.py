@@ -18,7 +18,14 @@ from ray_wsss.runs.manifest import Output
 
 log = logging.getLogger(__name__)
 
-_WEIGHTS = {"embed": 25, "train_cpm": 120, "train_plain": 90, "label_train": 30, "train_segmenter": 330}
+_WEIGHTS = {
+    "warm_up": 45,
+    "embed": 25,
+    "train_cpm": 75,
+    "train_plain": 45,
+    "label_train": 30,
+    "train_segmenter": 330,
+}
 """About the seconds of the long steps with 300 photographs."""
 
 

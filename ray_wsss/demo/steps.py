@@ -23,18 +23,26 @@ def embed(demo: DemoSettings) -> None:
     run_embed(demo.recipe, dataset=demo.train, out=demo.out / "embeddings", **STAGE_HERE)
 
 
+def warm_up(demo: DemoSettings) -> None:
+    """The iterations before CPM starts, which are the same for both classifiers."""
+    _train_plain(demo, warm_up_only=True)
+
+
 def train_plain(demo: DemoSettings) -> None:
-    """The classifier without CPM, and a first look at its CAMs."""
-    recipe = replace(demo.recipe, cpm=replace(demo.recipe.cpm, enabled=False))
-    run_train_classifier(recipe, dataset=demo.train, out=demo.classifier("plain"), **TRAINING_HERE)
+    """The rest of the classifier without CPM, and a first look at its CAMs."""
+    _train_plain(demo)
     pictures.save_first_look(demo, with_cams=True)
 
 
 def train_cpm(demo: DemoSettings) -> None:
-    """The classifier with CPM, with the same seed and number of iterations."""
-    out = demo.classifier("cpm")
+    """The rest of the classifier with CPM, with the same seed and number of iterations."""
     run_train_classifier(
-        demo.recipe, dataset=demo.train, out=out, embeddings=demo.embeddings, **TRAINING_HERE
+        demo.recipe,
+        dataset=demo.train,
+        out=demo.classifier("cpm"),
+        embeddings=demo.embeddings,
+        warmed_up=demo.classifier("plain"),
+        **TRAINING_HERE,
     )
 
 
@@ -84,6 +92,17 @@ def report(demo: DemoSettings, found: Mapping[str, Any]) -> None:
         write_json(metrics, demo.out / "metrics.json")
     title, run = demo.out.name, find_run(demo.out, {})
     write_report(run, title, str(demo.out), demo.out / "report.html", ReportOptions())
+
+
+def _train_plain(demo: DemoSettings, *, warm_up_only: bool = False) -> None:
+    recipe = replace(demo.recipe, cpm=replace(demo.recipe.cpm, enabled=False))
+    run_train_classifier(
+        recipe,
+        dataset=demo.train,
+        out=demo.classifier("plain"),
+        warm_up_only=warm_up_only,
+        **TRAINING_HERE,
+    )
 
 
 def _measure(demo: DemoSettings, name: str) -> dict[str, Any]:

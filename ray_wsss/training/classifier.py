@@ -103,6 +103,7 @@ def train_classifier(
     features: Path | None = None,
     validation: Path | None = None,
     limit: ErrorLimit | None = None,
+    until: int | None = None,
 ) -> None:
     """Train the classifier on the image labels of ``dataset``, as one of the session's workers.
 
@@ -116,6 +117,7 @@ def train_classifier(
             images that extract-features failed on are left out.
         validation: data set with ground truth, to measure the CAMs during training.
         limit: how many images may be broken; None: the default.
+        until: as for `TrainingRun.train`.
 
     Raises:
         UserError: too few images, too many broken ones, or settings that contradict each other.
@@ -151,7 +153,7 @@ def train_classifier(
         model=model, spec=spec, config=config, crops=crops, session=session, name="classifier", limit=limit
     )
     validated = CamValidation(recipe, validation, dataset, cpm, session.device)
-    run.train(ClassifierStep(recipe, cpm), validated)
+    run.train(ClassifierStep(recipe, cpm), validated, until)
 
 
 def _load_cpm(recipe: Recipe, session: Session) -> Cpm:

@@ -28,6 +28,7 @@ from ray_wsss.ops.geometry import Geometry
 from ray_wsss.runs.curation.masks import HandMasks
 from ray_wsss.runs.failures import fault_of, reason_of
 from ray_wsss.stages.label import score_of
+from ray_wsss.training.decoded import DecodedImages
 from ray_wsss.training.host_plan import collate, pack_geometry
 from ray_wsss.training.order import WINDOW, IterationBatches, Key
 
@@ -85,6 +86,7 @@ class TrainingCrops(Dataset):
         self.segments = ShardReader(segments) if segments is not None else None
         self.embeddings = EmbeddingCache(embeddings) if embeddings is not None else None
         self.features = FeatureCrops(features) if features is not None else None
+        self.decoded = DecodedImages()
         self.rows, self.num_classes, self.augment, self.seed = rows, num_classes, augment, seed
         # Made once: with tiny images, making the colour transforms takes longer than applying them.
         brightness, contrast, saturation, hue = augment.jitter
@@ -176,7 +178,8 @@ class TrainingCrops(Dataset):
             "image_id": record["image_id"],
         }
         if self.labels is not None:
-            found = _of_size(self._label_of(record["image_id"]), image_hw, "pseudo label")
+            label_map = self.decoded.get(record["image_id"], lambda: self._label_of(record["image_id"]))
+            found = _of_size(label_map, image_hw, "pseudo label")
             label, ignore = labels_to_tensor(found)[None], ignore_label(found)
             largest = int(label.masked_fill(label == ignore, 0).max())
             if largest > self.num_classes:
@@ -204,9 +207,8 @@ class TrainingCrops(Dataset):
         return item
 
     def _pixels_of(self, row: int, generator: torch.Generator) -> _Seen:
-        record = self.reader.read(self.rows[row], ["image", "orientation"])
-        image = torch.from_numpy(decode_image(record["image"], record["orientation"])).permute(2, 0, 1)
-        image = image.float().div_(255)
+        pixels = self.decoded.get(row, lambda: self._decode(row))
+        image = torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255)
         image_hw = (image.shape[1], image.shape[2])
         geometry = self._sample(image_hw, generator)
         crop = geometry.apply(image, fill=PADDING).clamp_(0, 1)
@@ -215,6 +217,10 @@ class TrainingCrops(Dataset):
         shown = (slice(None), *geometry.visible())
         crop[shown] = self._recolour(crop[shown], generator)
         return {"image": crop}, geometry, image_hw
+
+    def _decode(self, row: int) -> NDArray[np.uint8]:
+        record = self.reader.read(self.rows[row], ["image", "orientation"])
+        return decode_image(record["image"], record["orientation"])
 
     def _cells_of(self, row: int, generator: torch.Generator) -> _Seen:
         assert self.features is not None

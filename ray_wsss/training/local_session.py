@@ -11,6 +11,8 @@ from torch import nn
 from ray_wsss.storage import copy_file, is_remote, remove_tree
 from ray_wsss.training.checkpoints import PROGRESS, keep_best, replace_folder
 
+_CHECKPOINTS = "checkpoints"
+
 
 class LocalSession:
     """The session of a single worker, this process; keeps the last checkpoints under ``out/checkpoints``.
@@ -23,7 +25,7 @@ class LocalSession:
     world_size = 1
 
     def __init__(self, out: Path, device: str = "cpu", keep: int = 2) -> None:
-        self.out, self.folder = out, out / "checkpoints"
+        self.out, self.folder = out, out / _CHECKPOINTS
         self.device = torch.device(device)
         self.keep = keep
 
@@ -52,7 +54,7 @@ class LocalSession:
         """Keep a copy of ``checkpoint``, never visible incomplete, and delete all but the newest copies."""
         if checkpoint is None:
             return
-        replace_folder(checkpoint, self.folder / f"checkpoint_{int(metrics['iteration']):08d}")
+        replace_folder(checkpoint, _checkpoint(self.out, int(metrics["iteration"])))
         for old in self._checkpoints()[: -self.keep]:
             remove_tree(old)
         if best:
@@ -61,3 +63,17 @@ class LocalSession:
     def _checkpoints(self) -> list[Path]:
         found = sorted(self.folder.glob("checkpoint_*/" + PROGRESS))
         return [path.parent for path in found]
+
+
+def continue_from(begun: Path, out: Path, iteration: int) -> None:
+    """Let a training in ``out`` go on from the checkpoint that another one has at ``iteration``.
+
+    Does nothing if there is no such checkpoint any more, or if the training in ``out`` has begun.
+    """
+    source = _checkpoint(begun, iteration)
+    if (source / PROGRESS).exists() and not (out / _CHECKPOINTS).exists():
+        replace_folder(source, _checkpoint(out, iteration))
+
+
+def _checkpoint(out: Path, iteration: int) -> Path:
+    return out / _CHECKPOINTS / f"checkpoint_{iteration:08d}"

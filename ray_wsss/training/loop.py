@@ -136,10 +136,13 @@ class TrainingRun:
         self.wrapped = session.prepare(model)
         self.meter = Meter()
 
-    def train(self, step: Step, validation: Validation) -> None:
+    def train(self, step: Step, validation: Validation, until: int | None = None) -> None:
         """Train up to iteration ``max_iters``; the last report carries a checkpoint.
 
         A resumed run ends with the same weights as an uninterrupted one.
+
+        Args:
+            until: number of iterations after which to pause, with a checkpoint; None: not before the end.
 
         Raises:
             FloatingPointError: a loss is not finite; earlier checkpoints are kept.
@@ -149,20 +152,21 @@ class TrainingRun:
         if session.rank == 0 and self.progress.iteration < config.max_iters:
             log.info(describe_length(self.name, config.max_iters, config.batch_size, len(self.crops)))
         board = Board(session.out, self.progress.iteration, active=session.rank == 0)
-        batches = self._batches(session.rank, self.progress.iteration)
+        stop = config.max_iters if until is None else min(until, config.max_iters)
+        batches = self._batches(session.rank, self.progress.iteration, stop)
         loader = make_loader(
             self.crops, batches, config.loader_workers, pin_memory=session.device.type == "cuda"
         )
         if config.max_iters == 0:
             self._report({"iteration": 0.0}, checkpoint=True)
-        iterations = range(self.progress.iteration, config.max_iters)
+        iterations = range(self.progress.iteration, stop)
         for iteration, batch in zip(iterations, self.meter.timed(iterate(loader))):
             self.broken.note(batch["broken"])
             self._iterate(step, batch, iteration)
             self.progress.iteration = done = iteration + 1
-            tell_progress(done, config.max_iters)
+            tell_progress(done, stop)
             last = done == config.max_iters
-            checkpoint = last or done % config.checkpoint_every == 0
+            checkpoint = done == stop or done % config.checkpoint_every == 0
             validate = last or done % config.validate_every == 0
             if checkpoint or validate or done % config.log_every == 0:
                 metrics = {"iteration": float(done), "lr": learning_rate(config, iteration)}
@@ -229,11 +233,11 @@ class TrainingRun:
             save_checkpoint(Path(temporary), self.model, self.spec, self.optimiser, progress)
             self.session.report(metrics, Path(temporary), best=best)
 
-    def _batches(self, rank: int, start: int) -> IterationBatches:
+    def _batches(self, rank: int, start: int, stop: int) -> IterationBatches:
         return self.crops.batches(
             batch_size=self.config.batch_size,
             start=start,
-            stop=self.config.max_iters,
+            stop=stop,
             rank=rank,
             world_size=self.session.world_size,
         )
@@ -243,7 +247,7 @@ class TrainingRun:
         return min(self.progress.iteration * self.config.batch_size, len(self.crops))
 
     def _images_of(self, iteration: int, rank: int) -> list[str]:
-        keys = next(iter(self._batches(rank, iteration)))
+        keys = next(iter(self._batches(rank, iteration, iteration + 1)))
         return self.crops.image_ids(row for _, row in keys)
 
 

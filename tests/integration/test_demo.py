@@ -4,14 +4,19 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from ray_wsss.cli import main
+from ray_wsss.cluster.stages.train_classifier import run_train_classifier
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
+from ray_wsss.config.resources import TRAINING_HERE
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.demo.run import run_demo
 
@@ -23,6 +28,17 @@ FIGURES = {
     "segmenter_miou",
     "seconds",
 }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As the demo trains its classifiers: the number of threads decides the last digits of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -49,6 +65,13 @@ def test_demo_and_again(small_recipe: Recipe, tmp_path: Path, caplog: pytest.Log
     assert done[-1] == "report: done"
 
     weights = (out / "classifier_cpm" / "model.safetensors").read_bytes()
+    alone = tmp_path / "alone"  # its warm-up is not shared with the classifier without CPM
+    with one_thread():
+        run_train_classifier(
+            recipe, dataset=out / "train", embeddings=out / "embeddings", out=alone, **TRAINING_HERE
+        )
+    assert (alone / "model.safetensors").read_bytes() == weights
+
     (out / "segmenter" / "manifest.json").unlink()
     for file in sorted((out / "segmenter").rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()

@@ -18,6 +18,7 @@ from ray_wsss.runs.manifest import Output
 from ray_wsss.stages.features.stored import features_settings
 from ray_wsss.training.classifier import count_trainable, train_classifier
 from ray_wsss.training.length import resolve_epochs
+from ray_wsss.training.local_session import continue_from
 from ray_wsss.training.loop import Session, share_of_batch
 
 
@@ -34,6 +35,8 @@ def run_train_classifier(
     validation: Path | None = None,
     limit: ErrorLimit | None = None,
     overwrite: bool | None = None,
+    warm_up_only: bool = False,
+    warmed_up: Path | None = None,
 ) -> None:
     """Train a classifier on ``dataset``; ``out`` becomes a folder with the network and its checkpoints.
 
@@ -45,6 +48,9 @@ def run_train_classifier(
         validation: data set with ground truth, on which the CAMs are measured during training. It does not
             change the training; it only decides which network is kept as the best, beside the last one.
         limit: how many images may be broken; None: the default.
+        warm_up_only: pause before the iteration that CPM starts with; the next call goes on there.
+        warmed_up: output of a training without CPM that has paused there and has the same settings else. This
+            training goes on from its checkpoint. Both run in this process (no ``workers``).
 
     Raises:
         UserError: the inputs don't fit together, or there are too few images.
@@ -81,10 +87,14 @@ def run_train_classifier(
         "validation": validation,
     }
     absolute = {name: path.absolute() for name, path in views.items() if path is not None}
+    until = recipe.cpm.warmup_iters if warm_up_only else None
+    if warmed_up is not None:
+        continue_from(warmed_up, out, recipe.cpm.warmup_iters)
 
     def loop(session: Session) -> None:
-        train_classifier(recipe, source, session, **absolute, limit=limit)
+        train_classifier(recipe, source, session, **absolute, limit=limit, until=until)
 
     keep = recipe.classifier.keep_checkpoints
     fit(loop, out=out, workers=workers, cluster=cluster, keep_checkpoints=keep)
-    output.finish()
+    if not warm_up_only:
+        output.finish()
