@@ -111,7 +111,7 @@ class _Training:
         def loop(session: Session) -> None:
             if session.rank == 0:
                 note_workers(out, driver)
-            train_classifier(recipe, dataset, session, **views, limit=None)
+            train_classifier(recipe, dataset, session, **views, limit=None, until=None)
 
         try:
             keep = recipe.classifier.keep_checkpoints
