@@ -4,20 +4,12 @@ from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-    unset_fake_temporarily,
-)
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from fake_gpu import REFUSED, FakeGpu, SourceChanged, fake_pinned_memory
+from torch import Tensor
 
 from ray_wsss.config import AugmentConfig, EncoderPrecision, LabelConfig
 from ray_wsss.config.overrides import override
@@ -36,102 +28,10 @@ from ray_wsss.training.host_plan import collate
 from ray_wsss.training.loop import split_batch
 from ray_wsss.training.validation import Sample
 
-Module = TypeVar("Module", bound=nn.Module)
-
-
-class HostWaits(Exception):
-    """The host would wait for the GPU."""
-
-
-REFUSED = (HostWaits, DataDependentOutputException, DynamicOutputShapeException)
-
-
-class FakeGpu(TorchDispatchMode):
-    """A machine with a GPU, on one without: what is on it has a shape and a device, but no values.
-
-    The CPU's own tensors are real. Torch's fake tensors refuse what needs a value (``item``) or has a shape
-    that depends on one (``nonzero``). Refused here is what they let pass and yet stops the host: copies to
-    the CPU, copies from it that are not both pinned and non-blocking, and indexing with masks.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fake = FakeTensorMode()
-        self.ops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        target = torch.device(kwargs.get("device") or "cpu")
-        if target.type == "cpu" and not any(isinstance(x, FakeTensor) for x in given):
-            with unset_fake_temporarily():
-                return func(*args, **kwargs)
-        self.ops += 1
-        self._check(func, args, kwargs, given)
-        args, kwargs = tree_map_only(Tensor, self._as_fake, (args, kwargs))
-        return func(*args, **kwargs)
-
-    def __enter__(self) -> "FakeGpu":
-        self.fake.__enter__()  # below this mode; without it torch would look for a driver
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self.fake.__exit__(*error)
-
-    def put(self, value: Any) -> Any:
-        """A tensor or module on the GPU; it was brought there before anything is timed."""
-        if isinstance(value, nn.Module):
-            value = deepcopy(value)
-            for module in value.modules():
-                for name, buffer in module._buffers.items():
-                    module._buffers[name] = self.put(buffer)
-                for name, parameter in module._parameters.items():
-                    if parameter is not None:
-                        module._parameters[name] = nn.Parameter(self.put(parameter), parameter.requires_grad)
-            return value
-        if not isinstance(value, Tensor):
-            return value
-        with self.fake:
-            return torch.empty(value.shape, dtype=value.dtype, device="cuda")
-
-    def _as_fake(self, x: Tensor) -> Tensor:
-        return x if isinstance(x, FakeTensor) else self.fake.from_tensor(x)
-
-    def _check(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> None:
-        name = func._schema.name
-        if name == "aten::_to_copy":
-            target = torch.device(kwargs.get("device") or args[0].device)
-            self._check_copy(args[0], target.type, kwargs.get("non_blocking", False))
-        elif name == "aten::copy_":
-            self._check_copy(args[1], args[0].device.type, len(args) > 2 and args[2])
-        elif any(x.ndim and not isinstance(x, FakeTensor) for x in given):
-            raise HostWaits(f"{name} of tensors here and there: one would be copied")
-        indices = args[1] if name in ("aten::index", "aten::index_put", "aten::index_put_") else ()
-        if any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in indices):
-            raise HostWaits(f"{name} with a mask counts it")
-
-    @staticmethod
-    def _check_copy(source: Tensor, target: str, non_blocking: bool) -> None:
-        if source.device.type == target or (source.device.type == "cpu" and not source.ndim):
-            return
-        if target == "cpu":
-            raise HostWaits("copy to the CPU")
-        if not (non_blocking and getattr(source, "in_pinned_memory", False)):
-            raise HostWaits("blocking copy from the CPU")
-
 
 @pytest.fixture
 def gpu(monkeypatch) -> FakeGpu:
-    if not hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
-        pytest.skip(f"torch {torch.__version__} needs a GPU's driver to index a GPU's fake tensors")
-
-    def pin_memory(x: Tensor) -> Tensor:
-        pinned: Any = x.clone()
-        pinned.in_pinned_memory = True
-        return pinned
-
-    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)  # the real one needs a GPU
+    fake_pinned_memory(monkeypatch)
     # Autocast asks for a GPU, and for bfloat16 on it.
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
@@ -186,6 +86,12 @@ def test_what_does_not_stop_it_is_not_refused(gpu, goes_on):
     with gpu:
         assert torch.ones(3).nonzero().tolist() == [[0], [1], [2]]  # on the CPU all is as ever
         assert goes_on(x).is_cuda
+
+
+def test_memory_must_not_change_while_it_is_copied(gpu):
+    pinned = torch.zeros(3).pin_memory()
+    with pytest.raises(SourceChanged), gpu:
+        pinned.to("cuda", non_blocking=True).add_(pinned.add_(1).sum())
 
 
 CHANGES = {"cpm.warmup_iters": 0, "cpm.tau": 0.3, "cpm.min_distance_px": 4, "cpm.scales": (0.5, 1.0)}
