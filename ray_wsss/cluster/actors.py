@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import ray
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
@@ -15,7 +16,7 @@ from ray_wsss.cluster.growing import can_grow
 from ray_wsss.cluster.names import title_of
 from ray_wsss.config.resources import Resources
 from ray_wsss.data.schema import DatasetMetadata
-from ray_wsss.memory import keep_freed_memory
+from ray_wsss.memory import keep_freed_memory, take_share_of_gpu
 from ray_wsss.runs.read_chunks import Chunk, plan_chunks, read_chunk
 
 
@@ -24,19 +25,17 @@ class StageActor:
 
     Args:
         arguments: keyword arguments of the stage class.
-        threads: number of torch threads; None: as many as the process has.
+        threads: number of torch threads; None: this process is no actor, and has what it has.
     """
 
     stage_class: ClassVar[type]
 
     def __init__(self, arguments: dict[str, Any], threads: int | None) -> None:
         keep_freed_memory()
-        if threads is not None:
-            import torch
-
-            torch.set_num_threads(threads)
         self.failure: Exception | None = None
         try:
+            if threads is not None:
+                _take_share(threads)
             self.stage = self.stage_class(**arguments)
         except Exception as error:
             # Raised with the first chunk: in Ray 2.60 an exception in an actor's constructor reaches the
@@ -52,6 +51,13 @@ class StageActor:
     def run(self, rows: pa.Table) -> pa.Table:
         """Run the stage on one chunk."""
         raise NotImplementedError
+
+
+def _take_share(threads: int) -> None:
+    import torch  # which the driver does without
+
+    torch.set_num_threads(threads)
+    take_share_of_gpu(ray.get_runtime_context().get_assigned_resources().get("GPU", 0))
 
 
 class _TableActor(StageActor):

@@ -20,6 +20,7 @@ from ray_wsss.config import AugmentConfig
 from ray_wsss.data.coco import decode_rle
 from ray_wsss.data.embeddings import EmbeddingCache
 from ray_wsss.data.features import FeatureCrops, FeatureViews
+from ray_wsss.data.image_files.decoded import DecodedImages
 from ray_wsss.data.images import decode_image, decode_mask, decode_segments
 from ray_wsss.data.reader import ShardReader
 from ray_wsss.errors import UserError
@@ -28,7 +29,6 @@ from ray_wsss.ops.geometry import Geometry
 from ray_wsss.runs.curation.masks import HandMasks
 from ray_wsss.runs.failures import fault_of, reason_of
 from ray_wsss.stages.label import score_of
-from ray_wsss.training.decoded import DecodedImages
 from ray_wsss.training.host_plan import collate, pack_geometry
 from ray_wsss.training.order import WINDOW, IterationBatches, Key
 

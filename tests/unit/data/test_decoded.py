@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ray_wsss.training.decoded import DecodedImages
+from ray_wsss.data.image_files.decoded import DecodedImages
 
 
 def test_the_images_used_last_are_not_decoded_again() -> None:
