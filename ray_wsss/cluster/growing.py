@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import ray
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # pyright: ignore[reportAttributeAccessIssue]
 from ray.experimental.internal_kv import _internal_kv_get  # pyright: ignore[reportPrivateUsage]
 
 from ray_wsss.cluster.capacity import check_resources, room_for_processes
@@ -21,6 +23,8 @@ PATIENCE_MINUTES = 30.0
 """Minutes to wait for the nodes of a cluster that grows, unless the user says otherwise."""
 _POLL_S = 1.0
 _TELL_EVERY_S = 60.0
+_ANSWER_AFTER_S = 15.0
+"""Seconds after which the autoscaler's state is an answer to this request, not to an earlier one."""
 _STATUS = "__autoscaling_status"
 """Key under which the first version of Ray's autoscaler writes its state, as JSON."""
 
@@ -95,6 +99,7 @@ def can_grow() -> bool:
 def _wait(count: int, enough: int, share: Share, spare: Share | None, what: str, minutes: float) -> None:
     """Wait until there is room for ``enough`` processes, for ``minutes`` at most, and tell about it."""
     began = told = time.monotonic()
+    in_vain = False
     room = room_for_processes(count, share, spare)
     if room < enough and minutes > 0:
         log.info(
@@ -102,6 +107,12 @@ def _wait(count: int, enough: int, share: Share, spare: Share | None, what: str,
             *(what, count, share, room, counted(minutes, "minute")),
         )
     while room < enough and (waited := time.monotonic() - began) < minutes * 60:
+        if not in_vain and waited > _ANSWER_AFTER_S and (in_vain := _in_vain()):
+            log.warning(
+                "%s waits for nodes that the cluster's autoscaler can't add: it has no type of node with so "
+                "much CPU, GPU and memory, or its largest number of nodes is too small",
+                what,
+            )
         if time.monotonic() - told >= _TELL_EVERY_S:
             told = time.monotonic()
             log.info("%s waits for nodes: room for %s of %s after %.0f min", what, room, count, waited / 60)
@@ -109,6 +120,13 @@ def _wait(count: int, enough: int, share: Share, spare: Share | None, what: str,
         room = room_for_processes(count, share, spare)
     if enough <= room < count:
         log.info("%s begins with %s of %s; the others follow when their nodes are up", what, room, count)
+
+
+def _in_vain() -> bool:
+    """True if the autoscaler can't meet the request for nodes. Its version 1 never says so."""
+    answer = GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status()
+    state = GetClusterStatusReply.FromString(answer).autoscaling_state
+    return bool(state.infeasible_cluster_resource_constraints)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from threading import Event, Thread
 
 import ray.train
 import torch
+from ray.experimental.internal_kv import _internal_kv_get  # pyright: ignore[reportPrivateUsage]
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import nn
@@ -144,6 +145,7 @@ def fit_on_ray(
         UserError, FloatingPointError: as the loop raised them.
     """
     name = training_name(out)
+    _show_in_dashboard()
     trainer = TorchTrainer(
         lambda: _run_worker(loop, out, max(1, int(workers.cpus_per_worker))),
         scaling_config=ScalingConfig(
@@ -168,6 +170,15 @@ def fit_on_ray(
         raise result.return_value
     assert result.checkpoint is not None
     return out / name / PurePosixPath(result.checkpoint.path).name
+
+
+def _show_in_dashboard() -> None:
+    """Have the dashboard, if there is one, list this process's trainings, which Ray 2.60 does only if asked.
+
+    It costs the head a process of its own, so a Ray without a dashboard does without.
+    """
+    if _internal_kv_get("webui:url", namespace="dashboard"):
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
 
 
 def _run_worker(

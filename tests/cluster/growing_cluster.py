@@ -10,6 +10,7 @@ from process_nodes import HEAD_ID, HEAD_TYPE, name_node
 from real_cluster import RealCluster
 
 NODE_CPUS = 2
+NODE_MEMORY = 2 * 2**30
 _NOTHING = (
     "initialization_commands setup_commands head_setup_commands worker_setup_commands "
     "head_start_ray_commands worker_start_ray_commands cluster_synced_files rsync_exclude rsync_filter"
@@ -57,7 +58,12 @@ class GrowingCluster(RealCluster):
             "head_node_type": HEAD_TYPE,
             "available_node_types": {
                 HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-                "two_cpus": {"resources": {"CPU": NODE_CPUS}, "node_config": {}, "max_workers": 4},
+                # With the memory, as providers state it: else no node comes for an actor that asks for some.
+                "two_cpus": {
+                    "resources": {"CPU": NODE_CPUS, "memory": NODE_MEMORY},
+                    "node_config": {},
+                    "max_workers": 4,
+                },
             },
             **{name: [] for name in _NOTHING.split()},
         }

@@ -94,6 +94,7 @@ class ProcessNodes(NodeProvider):
         words = ["start", "--block", "--disable-usage-stats", "--include-log-monitor", "false"]
         words += ["--address", self.address, "--temp-dir", str(self.folder / f"node_{self.started}")]
         words += ["--num-cpus", str(int(resources["CPU"])), "--num-gpus", str(int(resources.get("GPU", 0)))]
+        words += ["--memory", str(int(resources["memory"]))]
         words += ["--object-store-memory", str(200 * 2**20), "--dashboard-agent-listen-port", str(port)]
         with (self.folder / f"node_{self.started}.log").open("w") as log:
             return subprocess.Popen(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 Started = TypeVar("Started", bound="RealCluster")
@@ -136,8 +137,11 @@ class RealCluster:
         """What the dashboard's server answers, as JSON."""
         token = (self.folder / ".ray" / "auth_token").read_text()
         url = f"http://127.0.0.1:{self.http_port}{path}"
-        with urlopen(Request(url, headers={"Authorization": f"Bearer {token}"})) as answer:
-            return json.loads(answer.read())
+        try:
+            with urlopen(Request(url, headers={"Authorization": f"Bearer {token}"})) as answer:
+                return json.loads(answer.read())
+        except HTTPError as error:
+            raise AssertionError(f"{path}: {error.code} {error.read().decode()}") from error
 
     def start_job(self, *entrypoint: str) -> subprocess.Popen[str]:
         """``ray job submit`` from a clone; it follows the job to its end and exits as the job does."""

@@ -1,12 +1,14 @@
-"""Label on two spot nodes that are lost again and again, or drained: DATASET CLASSIFIER OUT.
+"""Label and train on two spot nodes that are lost again and again, or drained: DATASET CLASSIFIER OUT.
 
 A script of its own, since its cluster can't share a process with that of the tests. Leaves labels in OUT/here
-(undisturbed), OUT/lost and OUT/drained. Prints, as JSON, by folder how many nodes it lost, and how many
-images were labelled more than once.
+(undisturbed), OUT/lost and OUT/drained, and classifiers in OUT/trained (undisturbed) and OUT/trained_lost.
+Prints, as JSON, by folder how many nodes it lost, and how many images were labelled, or steps trained, more
+than once.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,11 +24,14 @@ import ray
 import torch
 from ray.cluster_utils import Cluster as LocalCluster
 
+from ray_wsss.cluster.names import training_name
 from ray_wsss.cluster.stages import label as label_stage
 from ray_wsss.cluster.stages.label import run_label
+from ray_wsss.cluster.stages.train_classifier import run_train_classifier
+from ray_wsss.cluster.workers import PROGRESS_LOG
 from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
-from ray_wsss.config.resources import STAGE_HERE, Cluster, Resources
+from ray_wsss.config.resources import STAGE_HERE, Cluster, Resources, Workers
 from ray_wsss.runs.prepared_images import PreparedImage
 from ray_wsss.runs.tally import Tally
 from ray_wsss.stages.label import SamLabeller
@@ -36,11 +41,18 @@ NODE_CPUS = 3
 SECONDS_PER_CHUNK = 1.0
 LOSSES_AT_PARTS = (3, 8, 13, 18)
 DRAIN_AT_PARTS = 5
+LOSSES_AT_CHECKPOINTS = (2, 6)
 RECIPE = override(
     PRESETS["demo"],
     {
         "label.scales": (1.0,),
         "label.flip": False,
+        "classifier.batch_size": 8,
+        "classifier.max_iters": 24,
+        "classifier.checkpoint_every": 2,
+        "classifier.log_every": 1,
+        "classifier.lr_warmup_iters": 0,
+        "cpm.warmup_iters": 4,
     },
 )
 
@@ -60,12 +72,13 @@ class SlowLabeller(SamLabeller):
 
 
 class SpotNodes:
-    """A head with one CPU, for the driver and for decoding, and two nodes for an actor each."""
+    """A head with one CPU, for the driver and for decoding, and two nodes for an actor or a worker each."""
 
     def __init__(self) -> None:
         os.environ |= {
             "RAY_AUTH_MODE": "disabled",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "RAY_worker_niceness": "0",  # the default, 15, has workers starve beside other programs
         }
         self.cluster = LocalCluster(
@@ -173,6 +186,34 @@ def label_while_a_node_is_drained(spot: SpotNodes, dataset: Path, classifier: Pa
     run.end()
 
 
+def train(dataset: Path, out: Path) -> None:
+    # Losses without a warning count as failures.
+    workers = Workers(workers=2, cpus_per_worker=1.75, max_failures=10)
+    run_train_classifier(RECIPE, dataset=dataset, out=out, workers=workers, cluster=Cluster(verbose=True))
+
+
+def train_while_nodes_are_lost(spot: SpotNodes, dataset: Path, out: Path) -> None:
+    run = Run(lambda: train(dataset, out))
+    seen: set[str] = set()
+
+    def made(count: int) -> bool:
+        checkpoints = (out / training_name(out)).glob("checkpoint_*/progress.json")
+        seen.update(path.parent.name for path in checkpoints)  # only the last ones are kept
+        return len(seen) >= count
+
+    for count in LOSSES_AT_CHECKPOINTS:
+        run.wait_for(lambda count=count: made(count), f"{count} checkpoints")
+        spot.lose()
+    run.end()
+
+
+def steps_twice(out: Path) -> int:
+    """Number of times that a step was trained, beyond the first."""
+    steps = re.findall(r"^classifier (\d+)/", (out / PROGRESS_LOG).read_text(), re.MULTILINE)
+    assert len(set(steps)) == RECIPE.classifier.max_iters
+    return len(steps) - len(set(steps))
+
+
 def main(dataset: Path, classifier: Path, out: Path) -> None:
     torch.set_num_threads(1)
     run_label(RECIPE, dataset=dataset, classifier=classifier, out=out / "here", **STAGE_HERE)
@@ -184,6 +225,11 @@ def main(dataset: Path, classifier: Path, out: Path) -> None:
         work(spot, dataset, classifier, out / name)
         told[name] = {"nodes": spot.lost - before, "twice": twice(out / name)}
         print(told, flush=True)
+    train(dataset, out / "trained")
+    assert steps_twice(out / "trained") == 0
+    before = spot.lost
+    train_while_nodes_are_lost(spot, dataset, out / "trained_lost")
+    told["trained_lost"] = {"nodes": spot.lost - before, "twice": steps_twice(out / "trained_lost")}
     ray.shutdown()
     spot.cluster.shutdown()
     print(json.dumps(told))

@@ -46,3 +46,8 @@ def test_nodes_that_are_lost_again_and_again(scenes: Path, classifier: Path, tmp
     # A lost node costs the chunk at work, and at most one whose end the driver had not heard of.
     assert 0 < told["lost"]["twice"] <= 2 * IMAGES_PER_CHUNK * told["lost"]["nodes"]
     assert told["drained"] == {"nodes": 1, "twice": 0}
+    weights = [(out / name / "model.safetensors").read_bytes() for name in ("trained", "trained_lost")]
+    assert weights[0] == weights[1]
+    # A lost node costs the steps since the last checkpoint, and at most those whose checkpoint it took along.
+    assert told["trained_lost"]["nodes"] == 2
+    assert told["trained_lost"]["twice"] <= 4 * 2

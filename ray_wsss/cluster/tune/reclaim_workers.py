@@ -1,80 +1,86 @@
 """Takes back the CPUs and GPUs of trials whose driver has gone.
 
-Ray Train's workers have a placement group of their own, which outlives the driver of a trial that Tune stops
-(ray-project/ray#54305). In Ray 2.60 `PlacementGroupCleaner` (ray-project/ray#58515) asks the dashboard
-whether the run's controller lives, and fails if there is no dashboard or if several Rays run on the host: the
-CPUs would never come back, and the sweep would wait for ever.
+Ray Train's workers have a placement group of their own. It outlives the controller that made it, which ends
+with the driver of a trial (ray-project/ray#54305). So does a group that still waits for room: it takes the
+next CPUs that come free, for nobody. Ray's `PlacementGroupCleaner` (ray-project/ray#58515) knows only groups
+whose workers have started. In Ray 2.60 it asks the dashboard whether the controller lives, and fails if there
+is no dashboard or if several Rays run on the host. The sweep would wait for ever.
 """
 
-import json
+import logging
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
 import ray
-from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
+from ray._private.state import actors
+from ray._raylet import GcsClientOptions, GlobalStateAccessor  # pyright: ignore[reportAttributeAccessIssue]
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # pyright: ignore[reportAttributeAccessIssue]
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from ray_wsss.storage import write_json
+log = logging.getLogger(__name__)
 
-_NOTE = "workers.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkersNote:
-    """A note that a trial's first worker leaves in the trial's folder."""
-
-    driver: str
-    """Name of an actor that ends with the trial's driver."""
-    placement_group: str
-    """Id of the workers' placement group."""
-
-    def driver_is_gone(self) -> bool:
-        """True once the trial's driver has ended, so that nothing can start new workers."""
-        try:
-            ray.get_actor(self.driver)
-        except ValueError:
-            return True
-        return False
-
-    def free(self) -> None:
-        """End the workers and free their resources; does nothing if that has happened already."""
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(self.placement_group)))
-
-
-def note_workers(folder: Path, driver: str) -> None:
-    """Write down the placement group of this process, a worker of Ray Train."""
-    group = get_current_placement_group()
-    assert group is not None, "Ray Train's workers have a placement group"
-    note = WorkersNote(driver=driver, placement_group=group.id.hex())
-    write_json(asdict(note), folder / _NOTE)
+_CONTROLLER = "TrainController"
+"""Class of the actors of Ray Train that make the placement groups."""
+_LOOK_EVERY_S = 1.0
 
 
 class Reclaimer:
-    """Frees the workers of trials that were stopped or lost, once their drivers are gone.
+    """Frees the workers of trials that were stopped or lost, once their controllers are gone.
 
-    A driver that still lives would take the loss of its workers for a failure, and start new ones.
+    A controller that still lives would take the loss of its workers for a failure, and start new ones.
     """
 
     def __init__(self) -> None:
-        self.waiting: list[WorkersNote] = []
-
-    def add(self, folder: Path) -> None:
-        """Remember the workers of a trial that was stopped, or whose driver was lost."""
-        try:
-            note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
-        except FileNotFoundError:  # the trial's workers had not started
-            return
-        self.waiting.append(WorkersNote(**note))
+        self.looked = 0.0
 
     def free(self) -> None:
-        """Free the workers whose drivers are gone."""
-        for note in [note for note in self.waiting if note.driver_is_gone()]:
-            note.free()
-            self.waiting.remove(note)
+        """Free the workers whose controllers are gone; looks for them once a second at most."""
+        if time.monotonic() - self.looked >= _LOOK_EVERY_S:
+            self.looked = time.monotonic()
+            free_abandoned()
 
-    def free_all(self, patience_s: float = 30) -> None:
-        """Free all workers, and wait at most ``patience_s`` seconds for drivers to end."""
+    def free_all(self, patience_s: float = 60) -> None:
+        """Free all workers, and wait at most ``patience_s`` seconds for controllers to end.
+
+        A driver has 30 seconds to end by itself before Ray 2.60 kills it.
+        """
         deadline = time.monotonic() + patience_s
-        while self.waiting and time.monotonic() < deadline:
-            self.free()
+        while held := free_abandoned():
+            if time.monotonic() > deadline:
+                log.warning("after %.0f s, %d trainings still hold CPUs or GPUs", patience_s, held)
+                break
             time.sleep(0.2)
+
+
+def free_abandoned() -> int:
+    """End the workers of this job's trainings whose controllers are gone, and free their resources.
+
+    Returns:
+        Number of trainings that held resources or waited for them, including those that were freed.
+    """
+    count = 0
+    for group, controller_lives in _groups_of_workers():
+        count += 1
+        if not controller_lives:
+            remove_placement_group(group)
+    return count
+
+
+def _groups_of_workers() -> Iterator[tuple[PlacementGroup, bool]]:
+    """Placement groups of this job's trainings, each with whether its controller lives.
+
+    Ray's public `placement_group_table` leaves out who made a group, and the State API needs the dashboard.
+    """
+    context = ray.get_runtime_context()
+    options = GcsClientOptions.create(
+        context.gcs_address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False
+    )
+    state = GlobalStateAccessor(options)
+    state.connect()
+    for group in map(PlacementGroupTableData.FromString, state.get_placement_group_table()):
+        ours = group.creator_job_id.hex() == context.get_job_id()
+        if ours and group.state != PlacementGroupTableData.REMOVED:
+            creator = actors(group.creator_actor_id.hex())
+            if creator.get("ActorClassName") == _CONTROLLER:
+                group_id = ray.PlacementGroupID(group.placement_group_id)
+                yield PlacementGroup(group_id), creator["State"] != "DEAD"

@@ -63,13 +63,11 @@ class Recorder(tune.Callback):
             record.add(entry for entry in load_history(self._folder(record)) if self.metric in entry)
         else:
             record.status = "stopped"
-            self.reclaimer.add(self._folder(record))
         self._end(record)
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Called by Tune when a trial's driver was lost and is started again."""
         record = self._load(trial)
-        self.reclaimer.add(self._folder(record))
         _say(record, "lost its process or node; it resumes from its last checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
@@ -78,7 +76,6 @@ class Recorder(tune.Callback):
         error = unwrap(trial.get_error() or RuntimeError("the trial's process was lost"))
         told = next((line for line in str(error).splitlines() if line), "")
         record.status, record.error = "failed", f"{type(error).__name__}: {told}"
-        self.reclaimer.add(self._folder(record))
         self._end(record)
 
     def _end(self, record: Trial) -> None:

@@ -2,18 +2,16 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
 from threading import Thread
 from typing import Any
-from uuid import uuid4
 
 from ray import tune
 from ray.train import UserCallback
 from ray.util.queue import Queue
 
-from ray_wsss.cluster.tune.reclaim_workers import note_workers
 from ray_wsss.cluster.workers import fit_on_ray
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
@@ -91,11 +89,9 @@ class _Training:
     task: TrialTask
     config: dict[str, Any]
     error: BaseException | None = None
-    driver: str = field(default_factory=lambda: f"trial {uuid4().hex}")
 
     def __post_init__(self) -> None:
-        # The queue is an actor that ends with this driver. Its name lets others see whether the driver lives.
-        self.queue = Queue(actor_options={"num_cpus": 0, "name": self.driver})
+        self.queue = Queue(actor_options={"num_cpus": 0})
 
     def start(self) -> None:
         changes = {key: value for key, value in self.config.items() if key != NUMBER}
@@ -106,11 +102,8 @@ class _Training:
 
     def _fit(self) -> None:
         recipe, dataset, views = self.recipe, self.task.dataset, self.task.views
-        out, driver = self.out, self.driver
 
         def loop(session: Session) -> None:
-            if session.rank == 0:
-                note_workers(out, driver)
             train_classifier(recipe, dataset, session, **views, limit=None, until=None)
 
         try:
