@@ -53,7 +53,8 @@ PRESETS = {
             checkpoint_every=100,
             augment=AugmentConfig(long_side_px=(192, 320), crop_px=192),
         ),
-        cpm=CpmConfig(view="image", warmup_epochs=6, scales=(1.0,)),
+        # The frozen backbone's pass, most of a step, is made once.
+        cpm=CpmConfig(view="image", warmup_epochs=6, scales=(1.0,), reuse_pass=True),
         # About the scale that the classifier was trained at.
         label=LabelConfig(scales=(1.0,), max_side_px=512),
         segmenter=SegmenterConfig(
@@ -91,7 +92,7 @@ PRESETS = {
             feature_dim=128,
             checkpoint_every=200,
         ),
-        cpm=CpmConfig(warmup_iters=200, temperature=0.15, scales=(1.0,)),
+        cpm=CpmConfig(warmup_iters=200, temperature=0.15, scales=(1.0,), reuse_pass=True),
         segments=SegmentsConfig(points_per_side=16),
         label=LabelConfig(scales=(1.0, 1.5)),
         segmenter=SegmenterConfig(

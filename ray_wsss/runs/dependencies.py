@@ -32,7 +32,7 @@ _BEFORE = [
     *[("head_lr_factor", 1.0), ("correction_weight", 1.0), ("layer_decay", 1.0), ("layers", [-1])],
     *[("text_head", None), ("class_words", None)],
     *[("architecture", "deeplabv3"), ("weigh_by", "none"), ("ignore_rim_px", 0)],
-    *[("affinity_steps", 0), ("affinity_power", 4.0), ("colour_steps", 0)],
+    *[("affinity_steps", 0), ("affinity_power", 4.0), ("colour_steps", 0), ("reuse_pass", False)],
 ]
 
 _OF_A_SLICE = ("slice", "dataset", "embeddings.dataset", "keep")

@@ -112,6 +112,7 @@ def find_cams_of_cells(
     image_labels: Float[Tensor, "B C"],
     size_hw: tuple[int, int],
     *,
+    images: Float[Tensor, "B 3 H W"] | None = None,
     refine: PromptingConfig | None = None,
 ) -> PairCams:
     """CAMs of images whose feature maps were computed before, as `find_cams` makes them of one view.
@@ -119,13 +120,14 @@ def find_cams_of_cells(
     Args:
         cells: the backbone's feature maps.
         size_hw: height and width of the CAMs, in pixels.
-        refine: how the class maps are refined, without ``colour_steps``; None: not at all.
+        images: RGB in [0, 1]; only ``colour_steps`` need it.
+        refine: how the class maps are refined; None: not at all.
     """
     pairs, at, seen = _list_pairs(image_labels, cells.device)
     with eval_mode(model):
         found = model(None, seen, cells=cells).class_maps
     if refine is not None:
-        found = _refine(found, cells, None, refine)
+        found = _refine(found, cells, images, refine)
     maps = [found[*at, None]]
     return PairCams(_merge(maps, size_hw, None), pairs[:, 0], pairs[:, 1], maps, model.num_classes)
 

@@ -13,7 +13,7 @@ from ray_wsss.config.error_limit import ErrorLimit
 from ray_wsss.data.reader import ShardReader, failed_images
 from ray_wsss.data.schema import DatasetMetadata
 from ray_wsss.errors import UserError
-from ray_wsss.models.classifier import Classifier
+from ray_wsss.models.classifier import Classifier, ClassifierOutput
 from ray_wsss.models.first_weights import begin_classifier
 from ray_wsss.models.promptable.build import build_decoder
 from ray_wsss.models.promptable.encoder import load_encoder
@@ -65,9 +65,7 @@ class ClassifierStep:
         losses = StepLosses(
             cls=classification_loss(logits, batch["image_labels"]),
             ssc=self._ssc_loss(batch, output.features, counts) if "segments" in batch else None,
-            cpm=self._cpm_loss(model, batch, output.class_maps, classes, counts)
-            if classes is not None
-            else None,
+            cpm=self._cpm_loss(model, batch, output, classes, counts) if classes is not None else None,
         )
         return losses.total(self.weights), losses.parts()
 
@@ -85,12 +83,15 @@ class ClassifierStep:
         return loss * share_of(segments > 0, counts["segments"])
 
     def _cpm_loss(
-        self, model: nn.Module, batch: Batch, class_maps: Tensor, classes: Tensor, counts: Counts
+        self, model: nn.Module, batch: Batch, output: ClassifierOutput, classes: Tensor, counts: Counts
     ) -> Tensor:
         assert self.cpm is not None
         bare = cast(Classifier, getattr(model, "module", model))  # without DDP: CPM needs no gradient
-        pseudo_label = self.cpm(bare, batch)
-        return supervise_cam(class_maps, classes, pseudo_label, batch, counts["inside"], self.temperature)
+        pseudo_label = self.cpm(bare, batch, output.cells)
+        assert output.class_maps is not None, "the pass was told the classes"
+        return supervise_cam(
+            output.class_maps, classes, pseudo_label, batch, counts["inside"], self.temperature
+        )
 
 
 def train_classifier(

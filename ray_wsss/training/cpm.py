@@ -74,17 +74,23 @@ class Cpm:
         self.decode_batch_size, self.bf16 = decode_batch_size, bf16
 
     @torch.no_grad()
-    def __call__(self, model: Classifier, batch: dict[str, Any]) -> Integer[Tensor, "B P P"]:
+    def __call__(
+        self, model: Classifier, batch: dict[str, Any], cells: Tensor | None = None
+    ) -> Integer[Tensor, "B P P"]:
         """Pseudo labels of a batch of `training.crops.TrainingCrops`.
+
+        Args:
+            cells: the backbone's feature maps of the batch, which ``cpm.reuse_pass`` makes the CAMs of.
 
         A batch without a ``plan`` (`training.host_plan`) gets one here; for that, the host waits for the GPU.
         """
         plan = batch["plan"] if "plan" in batch else make_plan(batch)
-        cams = self._find_cams(model, batch, plan.image_labels)
+        stored = batch.get("cells", cells if self.config.reuse_pass else None)
+        cams = self._find_cams(model, batch, stored, plan.image_labels)
         points_yx, valid = find_points(cams, self.config)
         if self.config.view == "image":
-            stored = batch["embedding"], batch.get("embedding_scale")
-            embeddings = restore_embeddings(*stored, self.sam.map_shapes)
+            values, scale = batch["embedding"], batch.get("embedding_scale")
+            embeddings = restore_embeddings(values, scale, self.sam.map_shapes)
             views = self._images_of(plan, cams)
         else:
             assert self.encoder is not None, "view=crop needs SAM's image encoder"
@@ -110,15 +116,17 @@ class Cpm:
             on_crops[view.pairs] = masks_to_crop(self.sam, logits[view.pairs], view.geometry, view.frame_hw)
         return compete(on_crops, iou, cams, len(batch["inside"]), self.config)[0]
 
-    def _find_cams(self, model: Classifier, batch: dict[str, Any], image_labels: Tensor) -> PairCams:
-        """CAMs of the crops, or of their stored feature maps, at the size of the crops."""
-        config, inside = self.config, batch["inside"]
+    def _find_cams(
+        self, model: Classifier, batch: dict[str, Any], cells: Tensor | None, image_labels: Tensor
+    ) -> PairCams:
+        """CAMs of the crops, or of the feature maps that there are of them, at the size of the crops."""
+        config, inside, images = self.config, batch["inside"], batch.get("image")
         with mixed_precision(inside.device, self.bf16):
-            if "cells" in batch:
+            if cells is not None:
                 size_hw = (inside.shape[-2], inside.shape[-1])
-                return find_cams_of_cells(model, batch["cells"], image_labels, size_hw, refine=config)
-            images, scales = batch["image"], config.scales
-            return find_cams(model, images, image_labels, scales=scales, flip=False, refine=config)
+                return find_cams_of_cells(model, cells, image_labels, size_hw, images=images, refine=config)
+            assert images is not None, "there are neither images nor their feature maps"
+            return find_cams(model, images, image_labels, scales=config.scales, flip=False, refine=config)
 
     def _prepare(self, images: Float[Tensor, "B 3 P P"]) -> Tensor:
         """Square crops as SAM's input: resized on the device (antialiased), with SAM's normalisation."""

@@ -66,6 +66,22 @@ def test_both_views_agree_on_a_crop_that_is_the_image(scene_dataset, made, make_
     assert (crop != image).float().mean() < 0.01
 
 
+@pytest.mark.parametrize("steps", [{}, {"colour_steps": 2, "affinity_steps": 2}], ids=["plain", "refined"])
+def test_the_training_pass_serves_for_the_prompts(scene_dataset, made, make_classifier, tiny_sam, steps):
+    """Without batch statistics the CAM is the same; with them it is that of the batch."""
+    batch = make_batch(scene_dataset, made, RANDOM)
+    model, config = make_classifier(tuple("abcdef")), replace(CONFIG, view="image", **steps)
+    own_pass = Cpm(tiny_sam, config)
+    reusing = Cpm(tiny_sam, replace(config, reuse_pass=True))
+    cells = model.eval()(batch["image"]).cells
+    expected = own_pass(model, batch)
+    assert len(expected.unique()) > 3
+    assert torch.equal(reusing(model, batch, cells), expected)
+    assert torch.equal(own_pass(model, batch, torch.zeros_like(cells)), expected)  # which it does not look at
+    by_batch = model.train()(batch["image"]).cells
+    assert not torch.equal(reusing(model, batch, by_batch), expected)
+
+
 def test_without_scaling_or_flip_the_two_geometries_are_one(tiny_sam):
     frame_hw = tiny_sam.frame.inner_hw((50, 64))
     whole = Geometry(scaled_hw=(50, 64), top=0, left=0, crop_px=64, flip=False)
