@@ -146,8 +146,8 @@ class CpmConfig(PromptingConfig):
     """Divisor of the CAM in CPM's cross-entropy, above 0 (code: 1).
     With lower values small objects are learned faster."""
     reuse_pass: bool = False
-    """Make the CAM that prompts SAM from the features of the training pass, not of one more in eval mode.
-    Where norms are frozen and nothing is dropped out, the CAM is the same. Needs scales 1."""
+    """With scales 1, make the CAM that prompts SAM from the features of the training pass, not of one more
+    in eval mode. Where norms are frozen and nothing is dropped out, the CAM is the same."""
 
     @property
     def encodes(self) -> bool:
@@ -164,8 +164,6 @@ class CpmConfig(PromptingConfig):
         check(self, lambda v: v >= 0, "warmup_iters", "0 or more iterations")
         check(self, lambda v: v is None or 0 <= v < inf, "warmup_epochs", "0 or more epochs")
         check(self, lambda v: v > 0, "temperature", "more than 0")
-        if self.reuse_pass:
-            check(self, lambda v: v == (1.0,), "scales", "1 with cpm.reuse_pass, as the training pass has it")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -68,7 +68,6 @@ def test_unknown_keys(key, message):
         ("predict.tile_overlap", 32, r"^predict.tile_overlap is 32; expected None without predict.tile_px"),
         ("cpm.scales", (), r"^cpm.scales is \(\)"),
         ("cpm.scales", (1.0, 5.0), r"^cpm.scales"),
-        ("cpm.reuse_pass", True, r"^cpm.scales is .* expected 1 with cpm.reuse_pass"),
         ("cpm.min_distance_px", 0, r"^cpm.min_distance_px is 0"),
         ("cpm.warmup_iters", -1, r"^cpm.warmup_iters is -1"),
         ("cpm.confidence", "iuo", r"^cpm.confidence is iuo; expected one of logit, stability, iou"),

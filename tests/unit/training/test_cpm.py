@@ -78,6 +78,11 @@ def test_the_training_pass_serves_for_the_prompts(scene_dataset, made, make_clas
     assert len(expected.unique()) > 3
     assert torch.equal(reusing(model, batch, cells), expected)
     assert torch.equal(own_pass(model, batch, torch.zeros_like(cells)), expected)  # which it does not look at
+    several = replace(config, scales=(0.5, 1.0))
+    assert torch.equal(
+        Cpm(tiny_sam, replace(several, reuse_pass=True))(model, batch, cells),
+        Cpm(tiny_sam, several)(model, batch),
+    )
     by_batch = model.train()(batch["image"]).cells
     assert not torch.equal(reusing(model, batch, by_batch), expected)
 
