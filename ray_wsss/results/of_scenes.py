@@ -1,9 +1,9 @@
 """Measurements on the demo's scenes: the demo, its losses, prompts, tau, and views of its segmenter."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from ray_wsss.ablation import VARIANTS, run_ablation
@@ -17,7 +17,6 @@ from ray_wsss.config.resources import STAGE_HERE, Cluster
 from ray_wsss.demo.run import run_demo
 from ray_wsss.figures.prompt_figure import TITLES
 from ray_wsss.results.markdown import percent, seed_cells, seed_titles, table
-from ray_wsss.results.origin import seconds_of
 from ray_wsss.results.setup import Setup
 from ray_wsss.storage import write_json
 from ray_wsss.sweeps.trials import load_trials, rank
@@ -36,13 +35,6 @@ _README_ROWS = {
     "pseudo labels": ("pseudo_label_plain_miou", "pseudo_label_miou"),
     "segmenter, which is given the image alone": (None, "segmenter_miou"),
 }
-_DEMO_STAGES = {
-    "embeddings of the scenes": "embeddings",
-    "classifier without CPM": "classifier_plain",
-    "classifier with CPM": "classifier_cpm",
-    "pseudo labels of the training scenes": "labels_train_cpm",
-    "segmenter, with two threads": "segmenter",
-}
 _VIEWS: Mapping[str, dict[str, Any]] = {
     "once": {},
     "`--predict.flip`": {"predict.flip": True},
@@ -58,7 +50,7 @@ def run_demos(setup: Setup) -> None:
 
 
 def read_demos(setup: Setup) -> dict[str, str]:
-    """Scores by seed, means for the README, and the seconds of the first seed's stages."""
+    """Scores by seed, means for the README, and the seconds of each step, as medians of the seeds."""
     found = [_read(setup.demo(seed) / "metrics.json") for seed in setup.seeds]
     scores = {key: [metrics[key] for metrics in found] for key in _DEMO_ROWS.values()}
     rows = [[title, *seed_cells(scores[key])] for title, key in _DEMO_ROWS.items()]
@@ -66,14 +58,20 @@ def read_demos(setup: Setup) -> dict[str, str]:
         [title, *(percent(mean(scores[key])) if key else "" for key in keys)]
         for title, keys in _README_ROWS.items()
     ]
-    first = setup.demo(setup.seeds[0])
-    seconds = [[title, f"{seconds_of(first / folder):.0f}"] for title, folder in _DEMO_STAGES.items()]
-    seconds.append(["all, two at a time", f"{found[0]['seconds']:.0f}"])
+    steps = found[0]["seconds_by_step"]
+    seconds = [[step, *_seconds(metrics["seconds_by_step"][step] for metrics in found)] for step in steps]
+    seconds.append(["**all, two at a time**", *_seconds(metrics["seconds"] for metrics in found)])
     return {
         "demo": table(["mIoU", *seed_titles(setup.seeds)], rows),
         "demo_means": table(["", "without CPM", "with CPM"], means),
-        "demo_seconds": table(["step", "s"], seconds),
+        "demo_seconds": table(["seconds", *(f"seed {seed}" for seed in setup.seeds), "median"], seconds),
     }
+
+
+def _seconds(seconds: Iterable[float]) -> list[str]:
+    """Cells of a row: the seconds of each seed, and their median."""
+    found = list(seconds)
+    return [f"{each:.0f}" for each in [*found, median(found)]]
 
 
 def run_views(setup: Setup) -> None:

@@ -25,12 +25,6 @@ def origin_of(folder: Path, command: str) -> str:
     return f"{_days(dates)}, {what} {', '.join(commits)}, {' and '.join(machines)}: `{command}`"
 
 
-def seconds_of(folder: Path) -> float:
-    """Seconds of the last run that came to its end in a stage's output."""
-    records = [record for record in _load(folder / RUNS) if record.get("seconds") is not None]
-    return float(records[-1]["seconds"])
-
-
 def _records(folder: Path) -> list[dict[str, Any]]:
     """Records of the stages below a folder; without any, those of the folder itself."""
     below = [Path(at) / RUNS for at, _, files in os.walk(folder, followlinks=True) if RUNS in files]

@@ -50,6 +50,8 @@ def test_demo_and_again(small_recipe: Recipe, tmp_path: Path, caplog: pytest.Log
     assert metrics.keys() >= FIGURES
     assert all(isinstance(metrics[name], float) for name in FIGURES)
     assert json.loads((out / "metrics.json").read_text()) == metrics
+    steps = metrics["seconds_by_step"]
+    assert max(steps.values()) <= metrics["seconds"] <= sum(steps.values()) + 60
     fixed = {name: found["cam_fixed"]["threshold"] for name, found in metrics["details"].items()}
     assert fixed == {"plain": 0.3, "cpm": 0.5}
     widths = []
@@ -162,7 +164,7 @@ def test_demo_on_photographs_in_class_folders(
     out = tmp_path / "demo"
     folders = ["--photos", str(photos / "folders")]
     assert main(["demo", *folders, "--config", str(photos / "fast.toml"), "--out", str(out)]) == 0
-    assert json.loads((out / "metrics.json").read_text()).keys() == {"seconds"}
+    assert json.loads((out / "metrics.json").read_text()).keys() == {"seconds", "seconds_by_step"}
     assert (out / "overview.png").is_file()
     assert "<html" in (out / "report.html").read_text()[:200]
     shown = capsys.readouterr().out
