@@ -172,7 +172,8 @@ def _usable_predictions(found: FoundRun) -> Path | None:
 def _failures(found: FoundRun) -> list[tuple[str, str, str]]:
     """(image, stage, reason) of all failures that folders list; those of the labels come from the survey."""
     folders = [(folder.path, folder.stage) for folder in found.stages if folder is not found.labels]
-    datasets = dict.fromkeys([*found.datasets, *([found.dataset] if found.dataset else [])])
+    named = [*found.datasets, *([found.dataset] if found.dataset else [])]
+    datasets = {path.resolve(): path for path in named}.values()  # one folder may have a relative path too
     failed = []
     for folder, stage in [*((path, "ingest") for path in datasets), *folders]:
         path = folder / "errors.parquet"

@@ -6,11 +6,14 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -104,6 +107,18 @@ def test_names_are_text(page: Page, run: Any) -> None:
     assert page.html.count("</script>") == 4
     assert not [tag for tag, a in page.tags if tag in ("i", "img")]
     assert page.html.count("<b>bold") == page.html.count("<b>reason") == 0
+
+
+def test_a_failure_is_listed_once_where_one_data_set_has_two_paths(
+    write_dataset: Callable[[Path, int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    dataset = write_dataset(tmp_path / "run", 2)
+    errors = {"image_id": ["cut"], "path": ["cut off.png"], "reason": ["truncated PNG"]}
+    pq.write_table(pa.table(errors), dataset / "errors.parquet")
+    monkeypatch.chdir(tmp_path)
+    page = report("run", "--dataset", dataset, "--skip-cams", out=tmp_path / "report.html")
+    assert page.text.count("cut off.png") == 1
 
 
 def test_gallery_shows_what_the_stages_made(page: Page, run: Any) -> None:
