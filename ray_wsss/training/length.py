@@ -34,6 +34,7 @@ def resolve_epochs(recipe: Recipe, network: Literal["classifier", "segmenter"], 
 
 
 def describe_length(name: str, iterations: int, batch_size: int, images: int) -> str:
-    """``classifier: 52,880 iterations of 8 of 10,582 images: 40.0 epochs``."""
+    """``classifier: 52,880 iterations of 8 images, 40.0 epochs of 10,582 images``."""
     epochs = iterations * batch_size / images
-    return f"{name}: {iterations:,} iterations of {batch_size:,} of {images:,} images: {epochs:,.1f} epochs"
+    length = f"{iterations:,} iterations of {batch_size:,} images"
+    return f"{name}: {length}, {epochs:,.1f} epochs of {images:,} images"

@@ -125,7 +125,7 @@ def test_a_sweep_over_epochs(dataset: Path, tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "sweep" / "best.toml").classifier.epochs in (0.5, 1.25)
     told = (tmp_path / "sweep" / "trials" / "trial_0000" / PROGRESS_LOG).read_text()
     assert "cpm.warmup_iters is 3, and CPM never starts" in told
-    assert "classifier: 2 iterations of 8 of 24 images: 0.7 epochs" in told
+    assert "classifier: 2 iterations of 8 images, 0.7 epochs of 24 images" in told
 
 
 def test_iterations_and_epochs_can_not_both_decide(

@@ -52,8 +52,8 @@ def test_without_epochs_nothing_changes():
 
 def test_the_length_in_words():
     told = describe_length("classifier", 52_880, 8, 10_582)
-    assert told == "classifier: 52,880 iterations of 8 of 10,582 images: 40.0 epochs"
-    assert describe_length("segmenter", 52_880, 8, 200).endswith("of 200 images: 2,115.2 epochs")
+    assert told == "classifier: 52,880 iterations of 8 images, 40.0 epochs of 10,582 images"
+    assert describe_length("segmenter", 52_880, 8, 200).endswith("2,115.2 epochs of 200 images")
 
 
 @pytest.mark.parametrize(("warmup", "warnings"), [(2, 1), (1, 0)])
@@ -64,7 +64,7 @@ def test_a_training_says_its_length_and_that_cpm_never_starts(
     recipe = override(PRESETS["demo"], changes | {"classifier.feature_dim": 8})
     with caplog.at_level(logging.INFO):
         train_classifier(recipe, scene_dataset, LocalSession(tmp_path))
-    assert "classifier: 2 iterations of 7 of 14 images: 1.0 epochs" in caplog.messages
+    assert "classifier: 2 iterations of 7 images, 1.0 epochs of 14 images" in caplog.messages
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [message.split(",")[0] for message in warned] == ["cpm.warmup_iters is 2"] * warnings
 
