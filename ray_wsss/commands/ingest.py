@@ -35,7 +35,7 @@ class IngestCommand:
 
     def _ingest(self, source: "Source") -> None:
         from ray_wsss.cluster.stages.ingest import run_ingest
-        from ray_wsss.stages.ingest import summarise
+        from ray_wsss.stages.ingest import describe_ingest
 
         if self.requests_per_host < 1:
             raise UserError(f"--requests-per-host is {self.requests_per_host}; expected 1 or more")
@@ -50,11 +50,7 @@ class IngestCommand:
             decode=self.decode,
             requests_per_host=self.requests_per_host,
         )
-        print(summarise(metadata))
-        if metadata.errors:
-            print(f"{self.out / 'errors.parquet'} lists the images that could not be read, and why")
-        if metadata.remarks:
-            print(f"{self.out / 'remarks.parquet'} lists the images with remarks")
+        print(describe_ingest(metadata, self.out))
 
     def _class_names(self) -> list[str] | None:
         """Names in the file --classes; None without it."""

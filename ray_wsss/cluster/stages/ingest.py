@@ -30,6 +30,7 @@ from ray_wsss.stages.ingest import (
     IngestShard,
     ShardSummary,
     begin_ingest,
+    describe_ingest,
     digest_labels,
     digest_source,
     finish_ingest,
@@ -37,7 +38,6 @@ from ray_wsss.stages.ingest import (
     make_once,
     plan_shards,
     read_plan,
-    summarise,
     to_json,
     to_summary,
     write_plan,
@@ -117,7 +117,7 @@ def ingest_once(source: Source, *, out: Path, cluster: Cluster | None) -> None:
         else:
             metadata = run_ingest(source, out=out, max_errors=None, cluster=cluster)
         write_json(labels, noted)
-        log.info(summarise(metadata))
+        log.info(describe_ingest(metadata, out))
     elif noted.exists() and json.loads(noted.read_text()) != labels:
         raise UserError(
             f"{out} was made from other images or labels than there are now; expected the same, or a new "

@@ -1,6 +1,12 @@
 """Ingest: write the images of a source to Parquet shards; images that fail a check become error rows."""
 
-from ray_wsss.stages.ingest.dataset import begin_ingest, finish_ingest, ingest_here, summarise
+from ray_wsss.stages.ingest.dataset import (
+    begin_ingest,
+    describe_ingest,
+    finish_ingest,
+    ingest_here,
+    summarise,
+)
 from ray_wsss.stages.ingest.plan import ORDER_SEED, ROWS_PER_SHARD, plan_shards, read_plan, write_plan
 from ray_wsss.stages.ingest.resume import (
     digest_labels,
@@ -18,6 +24,7 @@ __all__ = [
     "IngestShard",
     "ShardSummary",
     "begin_ingest",
+    "describe_ingest",
     "digest_labels",
     "digest_settings",
     "digest_source",

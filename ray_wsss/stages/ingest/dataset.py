@@ -11,6 +11,7 @@ import pyarrow as pa
 from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.console import tell_progress
 from ray_wsss.data.learnable import unlearnable
+from ray_wsss.data.reader import open_shard
 from ray_wsss.data.schema import ERROR_SCHEMA, REMARK_SCHEMA, DatasetMetadata, write_table_atomically
 from ray_wsss.data.source import UNLISTED, Source, describe_passed_over
 from ray_wsss.errors import UserError
@@ -151,6 +152,21 @@ def summarise(metadata: DatasetMetadata) -> str:
     if metadata.remarks:
         counts = (f"{count} x {remark}" for remark, count in metadata.remarks.items())
         lines.append(f"remarks: {'; '.join(counts)}")
+    return "\n".join(lines)
+
+
+def describe_ingest(metadata: DatasetMetadata, out: Path) -> str:
+    """`summarise`, the files in ``out`` that list what failed or was unusual, and the first failure."""
+    lines = [summarise(metadata)]
+    if metadata.errors:
+        with open_shard(out / "errors.parquet") as file:
+            first = file.read().slice(0, 1).to_pylist()[0]
+        lines.append(
+            f"{out / 'errors.parquet'} lists the images that could not be read, and why; "
+            f"the first is {first['path']}: {first['reason']}"
+        )
+    if metadata.remarks:
+        lines.append(f"{out / 'remarks.parquet'} lists the images with remarks")
     return "\n".join(lines)
 
 

@@ -22,6 +22,7 @@ from ray_wsss.stages.ingest import (
     IngestShard,
     ShardSummary,
     begin_ingest,
+    describe_ingest,
     finish_ingest,
     plan_shards,
     summarise,
@@ -181,6 +182,11 @@ def test_finish_writes_errors_and_metadata(tmp_path):
         "12 images in the folder passed over, since the source does not list them\n"
         "remarks: 1 x polygon left out"
     )
+    assert describe_ingest(metadata, tmp_path).splitlines()[4:] == [
+        f"{tmp_path / 'errors.parquet'} lists the images that could not be read, and why; "
+        "the first is a.jpg: empty file",
+        f"{tmp_path / 'remarks.parquet'} lists the images with remarks",
+    ]
     assert pq.read_table(tmp_path / "errors.parquet").to_pylist() == [
         {"image_id": "a", "path": "a.jpg", "reason": "empty file"}
     ]
