@@ -26,8 +26,11 @@ def check_resources(*, count: int, share: Share, what: str, spare: Share | None 
     if room_for_processes(count, share, spare) < count:
         also = f", and {counted(spare.cpus, 'CPU')} more to read data," if spare else ""
         asked = f"{count} x {share}{also}"
+        nodes = live_nodes()
+        without = share.gpus > 0 and not any(node.get("GPU", 0) for node in nodes)
+        advice = "; leave out the flag that asks for GPUs, and CPUs do the work" if without else ""
         raise UserError(
-            f"{what}: {asked} are asked for, but the Ray cluster has {describe_nodes(live_nodes())}"
+            f"{what}: {asked} are asked for, but the Ray cluster has {describe_nodes(nodes)}{advice}"
         )
 
 

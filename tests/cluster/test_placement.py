@@ -84,3 +84,15 @@ def test_the_refusal_names_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     share = Share(cpus=1, labels={"market": "spot"})
     with pytest.raises(UserError, match=r"a pool: 2 x 1 CPU, .* on nodes with market=spot are asked for"):
         check_resources(count=2, share=share, what="a pool")
+
+
+@pytest.mark.parametrize(("gpus", "advised"), [(1, False), (0, True)])
+def test_the_refusal_says_what_to_do_without_gpus(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, advised: bool
+) -> None:
+    one = {"Alive": True, "Resources": {"CPU": 8, "GPU": gpus, "memory": 64 * 2**30}, "Labels": {}}
+    monkeypatch.setattr(capacity.ray, "nodes", lambda: [one])
+    with pytest.raises(UserError) as refusal:
+        check_resources(count=2, share=Share(cpus=1, gpus=1), what="a pool")
+    advice = "leave out the flag that asks for GPUs, and CPUs do the work"
+    assert str(refusal.value).endswith(advice) == advised
