@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from ray_wsss.cluster.connect import check_token
@@ -65,6 +66,11 @@ def submit(
             metadata=_describe(words),
             entrypoint_label_selector=dict(labels) or None,
         )
+    except AuthenticationError as error:
+        raise UserError(
+            f"the job server at {address} refuses the token; expected RAY_AUTH_MODE=token, and the cluster's "
+            "token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        ) from error
     except (RuntimeError, ConnectionError, ValueError, requests.RequestException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"the job server at {address} does not take the job: {reason}") from error
@@ -96,5 +102,10 @@ def _follow(client: JobSubmissionClient, name: str) -> int:
     info = client.get_job_info(name)
     if info.status == JobStatus.SUCCEEDED:
         return 0
-    reason = (info.message or "no reason given").splitlines()[0]
-    raise UserError(f"job {name} ended as {info.status.value}: {reason}")
+    raise UserError(f"job {name} ended as {info.status.value}: {why_ended(info.message)}")
+
+
+def why_ended(message: str | None) -> str:
+    """Ray's reason why a job ended, in one line, without the log that Ray appends and we have printed."""
+    first = next(iter((message or "").splitlines()), "")
+    return first.partition(", last available logs")[0] or "no reason given"

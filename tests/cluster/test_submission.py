@@ -3,14 +3,17 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from ray._private.runtime_env.packaging import create_package
 
 from ray_wsss.cli import main
+from ray_wsss.cluster.submit import why_ended
 
 PROJECT = Path(__file__).parents[2]
 
@@ -48,6 +51,36 @@ def test_a_missing_token_is_told_at_once(words: list[str], tmp_path: Path) -> No
     assert "RAY_AUTH_TOKEN" in run.stderr
     assert len(run.stderr.splitlines()) == 1
     assert time.monotonic() - began < 10
+
+
+class Refusal(BaseHTTPRequestHandler):
+    """Answers as Ray's job server does where a token is missing."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b"Unauthorized: Missing authentication token")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_refused_token_is_told_with_what_is_expected(capsys: pytest.CaptureFixture[str]) -> None:
+    with HTTPServer(("127.0.0.1", 0), Refusal) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        flags = ["--dataset", "/data", "--classifier", "/classifier", "--out", "/out"]
+        assert main(["submit", "--address", address, "--", "label", *flags]) == 1
+        server.shutdown()
+    told = capsys.readouterr().err
+    assert told.startswith(f"ray-wsss: the job server at {address} refuses the token; expected RAY_AUTH_MODE")
+
+
+def test_the_end_of_a_job_is_told_without_its_log() -> None:
+    ended = "Job entrypoint command failed with exit code 1"
+    log = ", last available logs (truncated to 20,000 chars):\nray-wsss: no such folder\n"
+    assert why_ended(ended + log) == ended
+    assert why_ended(None) == why_ended("") == "no reason given"
 
 
 def test_a_command_that_is_wrong_is_not_submitted(capsys: pytest.CaptureFixture[str]) -> None:
