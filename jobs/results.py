@@ -27,12 +27,12 @@ class Results:
     out: Path
     """Folder with a folder for each measurement. The same command resumes what was interrupted in it."""
     only: tuple[str, ...] = ()
-    """Measurements: demo, ablation, prompts, tau, photos, backbones, doubt, corrections, views, clicks.
-    Without it all; those that others need are made too."""
+    """Measurements: demo, ablation, prompts, tau, photos, backbones, segmenters, doubt, corrections, views,
+    clicks. Without it all; those that others need are made too."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; the sweep of tau has its own."""
     data: Path | None = None
-    """Folder with coco and photos_masks_eval in it, for photos, backbones and clicks."""
+    """Folder with coco and photos_masks_eval in it, for photos, backbones, segmenters and clicks."""
     only_tables: bool = False
     """Measure nothing: make tables of what is there."""
     update: tuple[Path, ...] = ()

@@ -60,6 +60,14 @@ MEASUREMENTS = {
         tables=("backbones",),
         needs_data=True,
     ),
+    "segmenters": Measurement(
+        command=f"{_JOB} --only segmenters --data DATA",
+        run=of_photos.run_segmenters,
+        read=of_photos.read_segmenters,
+        tables=("segmenters",),
+        needs=("backbones",),
+        needs_data=True,
+    ),
     "doubt": Measurement(
         command=f"{_JOB} --only doubt",
         run=of_labels.run_doubt,

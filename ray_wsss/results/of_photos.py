@@ -29,6 +29,16 @@ _BACKBONES: Mapping[str, Mapping[str, Any]] = {
         "classifier.backbone": "tf_efficientnet_lite0+tf_efficientnet_lite2",
     },
 }
+_SEGMENTERS: Mapping[str, Mapping[str, Any]] = {
+    name: {
+        "sam.name": "lite",
+        "segmenter.epochs": 2,
+        "segmenter.architecture": name,
+        "segmenter.output_stride": stride,
+    }
+    for name, stride in {"deeplabv3": 16, "deeplabv3plus": 16, "segformer": 32}.items()
+}
+"""Two epochs instead of six, so that all of them take an hour and not three."""
 _TEN_CLASSES = {
     *("person", "dining table", "bowl", "chair", "toilet", "tv", "refrigerator", "oven", "cup", "sink"),
 }
@@ -39,27 +49,43 @@ _CLICKS: Mapping[str, tuple[str, float]] = {
     "COCO, objects of 1 % of the image or more": ("coco/annotations/instances_val.json", LEAST_SHARE),
 }
 """Files below ``Setup.data``, and the share of the image below which an object is left out."""
+_FIGURES = "compared.json"
+"""File with the scores of a comparison, in the folder of its measurement."""
 _MODELS: tuple[SamName, ...] = ("lite", "tiny")
 
 
 def run_photos(setup: Setup) -> None:
     """CPM and affinity on COCO's photographs, 460 to train on and 185 held out, with all 80 classes."""
-    _compare(setup, "photos", _VARIANTS, _data(setup) / "coco/annotations")
+    _compare(setup, "photos", "photos", _VARIANTS, _data(setup) / "coco/annotations")
 
 
 def run_backbones(setup: Setup) -> None:
     """Backbones of the classifier on COCO's photographs with ten classes."""
-    _compare(setup, "backbones", _BACKBONES, with_ten_classes(setup))
+    _compare(setup, "backbones", "backbones", _BACKBONES, with_ten_classes(setup))
 
 
-def _compare(setup: Setup, name: str, variants: Mapping[str, Mapping[str, Any]], annotations: Path) -> None:
-    """Compare variants on COCO's photographs with these annotations."""
-    out = setup.out / name
+def run_segmenters(setup: Setup) -> None:
+    """Architectures of the segmenter, on the labels of the backbones' first classifier."""
+    _compare(setup, "segmenters", "backbones", _SEGMENTERS, with_ten_classes(setup), segmenter=True)
+
+
+def _compare(
+    setup: Setup,
+    name: str,
+    folder: str,
+    variants: Mapping[str, Mapping[str, Any]],
+    annotations: Path,
+    *,
+    segmenter: bool = False,
+) -> None:
+    """Compare variants on COCO's photographs; measurements with the same folder share data and networks."""
+    shared = setup.out / folder
     for part in ("train", "val"):
         source = read_coco(_data(setup) / "coco/images", annotations / f"instances_{part}.json")
-        ingest_once(source, out=out / part, cluster=None)
-    sets = {"dataset": out / "train", "held_out": out / "val", "out": out / "compared"}
-    compare_recipes(setup.photo_recipe, variants, **sets, seeds=setup.seeds, segmenter=False)
+        ingest_once(source, out=shared / part, cluster=None)
+    sets = {"dataset": shared / "train", "held_out": shared / "val", "out": shared / "compared"}
+    found = compare_recipes(setup.photo_recipe, variants, **sets, seeds=setup.seeds, segmenter=segmenter)
+    write_json(found, setup.out / name / _FIGURES)
 
 
 def with_ten_classes(setup: Setup) -> Path:
@@ -90,8 +116,13 @@ def read_backbones(setup: Setup) -> dict[str, str]:
     return {"backbones": _scores(setup, "backbones", "backbone", ("cam_best", "pseudo_label"))}
 
 
+def read_segmenters(setup: Setup) -> dict[str, str]:
+    """Mean score of each architecture, and its spread over the seeds."""
+    return {"segmenters": _scores(setup, "segmenters", "architecture", ("segmenter",))}
+
+
 def _scores(setup: Setup, name: str, what: str, wanted: Sequence[str]) -> str:
-    found = json.loads((setup.out / name / "compared" / "compare_recipes.json").read_text(encoding="utf-8"))
+    found = json.loads((setup.out / name / _FIGURES).read_text(encoding="utf-8"))
     places, miou = [found["seeds"].index(seed) for seed in setup.seeds], found["miou"]
     keys = [key for key in wanted if all(key in scores for scores in miou.values())]
     rows = [

@@ -102,9 +102,13 @@ def out(tmp_path: Path) -> Path:
     figures: dict[str, Any] = {
         "ablation/ablation.json": {"seeds": [0, 1], "miou": miou},
         "ablation/seed_0/cls/runs.json": [RECORD],
-        "photos/compared/compare_recipes.json": {
+        "photos/compared.json": {
             "seeds": [1, 0],
             "miou": {"with CPM": {"cam_best": [0.1, 0.3], "pseudo_label": [0.25, 0.25]}},
+        },
+        "segmenters/compared.json": {
+            "seeds": [0, 1],
+            "miou": {"upernet": {"pseudo_label": [0.1, 0.1], "segmenter": [0.2, 0.3]}},
         },
         "clicks/clicks.json": {
             "COCO": {"lite": {"objects": 679, "best_iou": 0.4815}, "tiny": {"objects": 679, "best_iou": 0.24}}
@@ -125,12 +129,16 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_tables_say_what_was_measured(out: Path) -> None:
-    found = tables_of(Setup(out=out, seeds=(0, 1)), ["ablation", "photos", "clicks", "tau"])
+    found = tables_of(Setup(out=out, seeds=(0, 1)), ["ablation", "photos", "segmenters", "clicks", "tau"])
     ablation = found["ablation"].splitlines()
     assert ablation[0] == "| loss | seed 0 | seed 1 | mean | standard deviation | fixed threshold, mean |"
     assert ablation[2] == "| cls | 40.0 | 50.0 | 45.0 | 7.1 | 35.0 |"
     assert ablation[-1].startswith(f"26 November 2026, commit 1109f3c, {MACHINE}: `python")
     assert found["photos"].splitlines()[2] == "| with CPM | 20.0 ± 14.1 | 25.0 ± 0.0 |"
+    assert found["segmenters"].splitlines()[:3:2] == [
+        "| architecture | segmenter |",
+        "| upernet | 25.0 ± 7.1 |",
+    ]
     assert found["clicks"].splitlines()[2] == "| COCO | 679 | 0.48 | 0.24 |"
     assert found["tau"].splitlines()[2:4] == ["| 0.2 | 70.0 ± 0.0 |", "| 0.7 | 55.0 ± 7.1 |"]
     one_seed = tables_of(Setup(out=out, seeds=(1,)), ["photos"])["photos"]
