@@ -11,7 +11,7 @@ from torch import Tensor
 from ray_wsss.benchmark.naive_prompter import NaivePrompter
 from ray_wsss.config import CpmConfig
 from ray_wsss.models.classifier import Classifier
-from ray_wsss.stages.cams import find_cams
+from ray_wsss.stages.cams import find_cams, find_cams_of_cells
 
 
 class NaiveCpm:
@@ -25,10 +25,20 @@ class NaiveCpm:
         self.prompter = NaivePrompter(sam, config, guess=False)
 
     @torch.no_grad()
-    def __call__(self, model: Classifier, batch: dict[str, Any]) -> UInt8[Tensor, "B P P"]:
-        """Make the pseudo labels (B, P, P) of a batch of `training.crops.TrainingCrops`."""
+    def __call__(
+        self, model: Classifier, batch: dict[str, Any], cells: Tensor | None = None
+    ) -> UInt8[Tensor, "B P P"]:
+        """Make the pseudo labels (B, P, P) of a batch of `training.crops.TrainingCrops`.
+
+        Args:
+            cells: feature maps of the training pass, which ``cpm.reuse_pass`` makes the CAMs of.
+        """
         images = batch["image"]
-        cams = find_cams(model, images, batch["image_labels"], scales=self.config.scales, flip=False)
+        if cells is not None and self.config.reuses_pass:
+            size_hw = (images.shape[-2], images.shape[-1])
+            cams = find_cams_of_cells(model, cells, batch["image_labels"], size_hw)
+        else:
+            cams = find_cams(model, images, batch["image_labels"], scales=self.config.scales, flip=False)
         maps = cams.cam.cpu().numpy()
         image_of, classes = cams.image_index.tolist(), cams.class_index.tolist()
         crops = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -150,6 +150,11 @@ class CpmConfig(PromptingConfig):
     in eval mode. Where norms are frozen and nothing is dropped out, the CAM is the same."""
 
     @property
+    def reuses_pass(self) -> bool:
+        """True if the training pass gives the CAM that prompts SAM."""
+        return self.reuse_pass and self.scales == (1.0,)
+
+    @property
     def encodes(self) -> bool:
         """True if training runs SAM's image encoder."""
         return self.enabled and self.view == "crop"

@@ -72,7 +72,6 @@ class Cpm:
         self.sam = source.sam if isinstance(source, SamEncoder) else source
         self.config = config
         self.decode_batch_size, self.bf16 = decode_batch_size, bf16
-        self._reuses_pass = config.reuse_pass and config.scales == (1.0,)
 
     @torch.no_grad()
     def __call__(
@@ -86,7 +85,7 @@ class Cpm:
         A batch without a ``plan`` (`training.host_plan`) gets one here; for that, the host waits for the GPU.
         """
         plan = batch["plan"] if "plan" in batch else make_plan(batch)
-        stored = batch.get("cells", cells if self._reuses_pass else None)
+        stored = batch.get("cells", cells if self.config.reuses_pass else None)
         cams = self._find_cams(model, batch, stored, plan.image_labels)
         points_yx, valid = find_points(cams, self.config)
         if self.config.view == "image":

@@ -31,6 +31,7 @@ CHANGES = {
     "classifier.augment.crop_px": 64,
     "cpm.warmup_iters": WARMUP,
     "cpm.min_distance_px": 4,
+    "cpm.reuse_pass": False,
 }
 # Processors sum in different orders.
 TOLERANCE = 2e-3
