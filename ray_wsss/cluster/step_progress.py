@@ -27,7 +27,7 @@ class StepBars:
     """
 
     def __init__(self, states: Sequence[StepState], at_once: int) -> None:
-        self.at_once = at_once
+        self.states, self.at_once = states, at_once
         self.began = time.monotonic()
         self.next_line = self.began + _SECONDS_BETWEEN_LINES
         self.told: set[str] = set()
@@ -50,6 +50,7 @@ class StepBars:
             self.bars.stop()
 
     def __call__(self, states: Sequence[StepState]) -> None:
+        self.states = states
         left = _words_of(seconds_left(states, self.at_once))
         if self.bars is not None:
             for task, state in zip(self.tasks, states):

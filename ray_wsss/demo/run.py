@@ -114,17 +114,11 @@ def seeded(recipe: Recipe, seed: int) -> Recipe:
 def run_the_steps(steps: Sequence[Step], demo: DemoSettings, started: float) -> dict[str, Any]:
     """Run the steps, and write the metrics, with the seconds since ``started`` and those of each step."""
     steps = _only([step for step in steps if step.name != "embed" or demo.embeddings is not None])
-    last = [StepState(step=step) for step in steps]
-    with StepBars(last, _AT_ONCE) as bars:
-
-        def show(states: Sequence[StepState]) -> None:
-            last[:] = states
-            bars(states)
-
-        found = run_steps(steps, demo, folder=demo.out / "steps", at_once=_AT_ONCE, display=show)
+    with StepBars([StepState(step=step) for step in steps], _AT_ONCE) as display:
+        found = run_steps(steps, demo, folder=demo.out / "steps", at_once=_AT_ONCE, display=display)
     metrics = metrics_of(found)
     metrics["seconds"] = round(time.perf_counter() - started, 1)
-    metrics["seconds_by_step"] = {state.step.what: round(state.seconds or 0, 1) for state in last}
+    metrics["seconds_by_step"] = {state.step.what: round(state.seconds or 0, 1) for state in display.states}
     write_json(metrics, demo.out / "metrics.json")
     return metrics
 

@@ -79,10 +79,10 @@ class Cpm:
     ) -> Integer[Tensor, "B P P"]:
         """Pseudo labels of a batch of `training.crops.TrainingCrops`.
 
+        A batch without a ``plan`` (`training.host_plan`) gets one here; for that, the host waits for the GPU.
+
         Args:
             cells: the backbone's feature maps of the batch, which ``cpm.reuse_pass`` makes the CAMs of.
-
-        A batch without a ``plan`` (`training.host_plan`) gets one here; for that, the host waits for the GPU.
         """
         plan = batch["plan"] if "plan" in batch else make_plan(batch)
         stored = batch.get("cells", cells if self.config.reuses_pass else None)

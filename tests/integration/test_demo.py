@@ -32,7 +32,7 @@ FIGURES = {
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """As the demo trains its classifiers: the number of threads decides the last digits of sums."""
+    """Compute with one thread, as the demo's classifiers do; the number decides the last digits of sums."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -111,8 +111,8 @@ class FakeGpu(TorchDispatchMode):
             self.copies.append((source, source.clone()))
 
 
-def fake_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let tensors be pinned without a GPU; skips the test where torch can't do without one."""
+def fake_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tensors be pinned and autocast be entered without a GPU; skip where torch can't do without one."""
     if not hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
         pytest.skip(f"torch {torch.__version__} needs a GPU's driver to index a GPU's fake tensors")
 
@@ -122,6 +122,7 @@ def fake_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         return pinned
 
     monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
 
 
 class Race(Exception):
@@ -136,7 +137,7 @@ class Stream:
         self.waited: dict[Stream, int] = {}
 
     def wait_stream(self, other: "Stream") -> None:
-        """What comes next on this stream follows on what is on the other one now."""
+        """Let this stream's next ops wait for all that the other stream has been given so far."""
         self.waited |= {each: max(count, self.waited.get(each, 0)) for each, count in other.waited.items()}
         self.waited[other] = other.ops
 

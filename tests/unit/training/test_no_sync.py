@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_gpu import REFUSED, FakeGpu, SourceChanged, fake_pinned_memory
+from fake_gpu import REFUSED, FakeGpu, SourceChanged, fake_driver
 from torch import Tensor
 
 from ray_wsss.config import AugmentConfig, EncoderPrecision, LabelConfig
@@ -31,9 +31,8 @@ from ray_wsss.training.validation import Sample
 
 @pytest.fixture
 def gpu(monkeypatch) -> FakeGpu:
-    fake_pinned_memory(monkeypatch)
-    # Autocast asks for a GPU, and for bfloat16 on it.
-    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    fake_driver(monkeypatch)
+    # Autocast asks for bfloat16 on the GPU.
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
     return FakeGpu()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_gpu import FakeGpuWithStreams, Race, SourceChanged, fake_pinned_memory
+from fake_gpu import FakeGpuWithStreams, Race, SourceChanged, fake_driver
 from torch import Tensor
 
 from ray_wsss.data.scenes import make_scene
@@ -20,8 +20,7 @@ IMAGES = [
 
 @pytest.fixture
 def gpu(monkeypatch) -> FakeGpuWithStreams:
-    fake_pinned_memory(monkeypatch)
-    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    fake_driver(monkeypatch)
     return FakeGpuWithStreams(monkeypatch)
 
 
