@@ -87,7 +87,7 @@ PRESETS = {
             # it. Other mends did not help: with half or twice the rate the loss falls no faster, and an
             # average of the weights lags behind. The gradient through the CAM's maximum stays, as in the
             # released code: without it, CPM undoes what the classification loss has taught.
-            max_iters=700,
+            max_iters=800,
             freeze_stages=0,
             feature_dim=128,
             checkpoint_every=200,
