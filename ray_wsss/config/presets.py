@@ -83,10 +83,10 @@ PRESETS = {
             **_FROM_SCRATCH,
             # It gives the CAM as well as resnet_small does, in three quarters of the time.
             backbone="resnet_tiny",
-            # At 500 iterations CPM's loss is still falling, and each seed has come as far as its luck took
-            # it. Other mends did not help: with half or twice the rate the loss falls no faster, and an
-            # average of the weights lags behind. The gradient through the CAM's maximum stays, as in the
-            # released code: without it, CPM undoes what the classification loss has taught.
+            # With fewer iterations CPM's loss is still falling at the end, and each seed has come as far as
+            # its luck took it. Other mends did not help: with half or twice the rate the loss falls no
+            # faster, and an average of the weights lags behind. The gradient through the CAM's maximum
+            # stays, as in the released code: without it, CPM undoes what the classification loss has taught.
             max_iters=800,
             freeze_stages=0,
             feature_dim=128,

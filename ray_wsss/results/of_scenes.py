@@ -156,9 +156,10 @@ def run_tau(setup: Setup) -> None:
         dataset=demo / "train",
         validation=demo / "held_out",
         out=setup.out / "tau",
+        embeddings=demo / "embeddings",
         settings=OutputSettings(preset="demo"),
         classifier=setup.recipe.classifier,
-        cpm=override(setup.recipe, {"cpm.view": "crop"}).cpm,
+        cpm=setup.recipe.cpm,
         sam=setup.recipe.sam,
     ).run()
 
