@@ -5,11 +5,12 @@ import select
 import signal
 import sys
 import traceback
+from pathlib import Path
 
-from ray_wsss.commands.job import refuse_paths_in_the_copy, runs_in_a_copy
+from ray_wsss.commands.job import refuse_relative_paths, runs_in_a_copy
 from ray_wsss.commands.registry import parse, print_completion
 from ray_wsss.config import Recipe
-from ray_wsss.config.overrides import override, without_epochs
+from ray_wsss.config.overrides import choose, without_other_lengths
 from ray_wsss.config.presets import DEFAULT_PRESET, PRESETS
 from ray_wsss.config.resources import Cluster
 from ray_wsss.config.settings_file import apply_settings, load_settings
@@ -46,9 +47,9 @@ def _run(argv: list[str]) -> int:
     try:
         command = parse(argv, *_defaults(argv))
         if argv[0] == "submit":
-            _check_submitted(list(command.command))
+            _check_submitted(list(command.command), command.working_dir)
         if runs_in_a_copy():
-            refuse_paths_in_the_copy(command)
+            refuse_relative_paths(command, Path())
         keep_freed_memory()
         cluster = getattr(command, "cluster", Cluster())
         with logged_to(as_json=cluster.log_format == "json"):
@@ -65,13 +66,13 @@ def _run(argv: list[str]) -> int:
         return 1
 
 
-def _check_submitted(words: list[str]) -> None:
+def _check_submitted(words: list[str], working_dir: Path | None) -> None:
     """Tell here what is wrong with a command that is to run elsewhere."""
     if not words:
         raise UserError(
             "submit has no command; expected one after --, such as ray-wsss submit -- demo --out DIR"
         )
-    parse(words, *_defaults(words))
+    refuse_relative_paths(parse(words, *_defaults(words)), working_dir)
 
 
 def _describe(error: Exception) -> str:
@@ -112,8 +113,8 @@ def _defaults(argv: list[str]) -> tuple[str, Recipe]:
     preset = preset or named or (searched.preset if searched else DEFAULT_PRESET)
     recipe = apply_settings(PRESETS[preset], settings, f"--config {config}")
     if searched:
-        recipe = override(without_epochs(recipe, searched.settings), searched.settings)
-    return preset, without_epochs(recipe, _keys_of(argv))
+        recipe = choose(recipe, searched.settings)
+    return preset, without_other_lengths(recipe, _keys_of(argv))
 
 
 def _keys_of(argv: list[str]) -> set[str]:

@@ -63,7 +63,7 @@ def submit(
             entrypoint=shlex.join(["python", "-m", "ray_wsss", *words]),
             submission_id=submission_id,
             runtime_env=runtime_env,
-            metadata=_describe(words),
+            metadata=describe(words),
             entrypoint_label_selector=dict(labels) or None,
         )
     except AuthenticationError as error:
@@ -81,10 +81,11 @@ def submit(
     return _follow(client, name)
 
 
-def _describe(words: Sequence[str]) -> dict[str, str]:
+def describe(words: Sequence[str]) -> dict[str, str]:
     """Metadata of a job, which the dashboard shows: command, flags that name files, and version."""
     shown = ("--dataset", "--classifier", "--labels", "--out")
-    files = {word[2:]: value for word, value in pairwise(words) if word in shown}
+    given = dict(pairwise(words)) | dict(word.split("=", 1) for word in words if "=" in word)
+    files = {flag[2:]: given[flag] for flag in shown if flag in given}
     return {"command": f"ray-wsss {words[0]}", "ray-wsss": __version__, **files}
 
 

@@ -1,4 +1,4 @@
-"""Commands that run as a submitted job: their working directory is a copy, which nobody finds again."""
+"""Commands that run as a submitted job, in a folder of its own that nobody finds again."""
 
 import json
 import os
@@ -20,14 +20,20 @@ def runs_in_a_copy() -> bool:
     return bool(job.get("runtime_env", {}).get("working_dir"))
 
 
-def refuse_paths_in_the_copy(command: Any) -> None:
-    """Raise UserError for a relative path that is to be written, or is not in the copy."""
+def refuse_relative_paths(command: Any, copied: Path | None) -> None:
+    """Raise UserError for a relative path that is to be written, or that the job's folder will not have.
+
+    Args:
+        command: parsed command of the job.
+        copied: folder that is uploaded, or its copy; None: nothing is uploaded.
+    """
     for name, value in vars(command).items():
         for path in _paths_in(value):
-            if not path.is_absolute() and (name in _WRITTEN or not path.exists()):
+            is_there = copied is not None and name not in _WRITTEN and (copied / path).exists()
+            if not path.is_absolute() and not is_there:
                 raise UserError(
-                    f"--{name} is {path}, and this job runs in a copy of its working directory; expected an "
-                    "absolute path that all nodes share, or a URI"
+                    f"--{name} is {path}, and a job runs in a folder of its own; expected an absolute path "
+                    "that all nodes share, or a URI"
                 )
 
 

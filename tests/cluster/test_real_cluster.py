@@ -148,7 +148,7 @@ def test_a_stopped_job_leaves_no_actor_and_is_resumed(
         (["python", "jobs/label.py", "--tau", "1"], "Unrecognized"),
         (
             ["python", "jobs/embed.py", "--dataset", "data/photos", "--out", "/tmp/never"],
-            "ray-wsss: --dataset is data/photos, and this job runs in a copy of its working directory",
+            "ray-wsss: --dataset is data/photos, and a job runs in a folder of its own",
         ),
         (
             ["python", "jobs/embed.py", "--preset", "demo", "--dataset", "/nowhere", "--out", "/tmp/never"],

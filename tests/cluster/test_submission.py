@@ -13,7 +13,8 @@ import pytest
 from ray._private.runtime_env.packaging import create_package
 
 from ray_wsss.cli import main
-from ray_wsss.cluster.submit import why_ended
+from ray_wsss.cluster.submit import describe, why_ended
+from ray_wsss.version import __version__
 
 PROJECT = Path(__file__).parents[2]
 
@@ -89,6 +90,18 @@ def test_a_command_that_is_wrong_is_not_submitted(capsys: pytest.CaptureFixture[
     assert "--datasett" in capsys.readouterr().err
     assert main(["submit", "--address", "http://127.0.0.1:1"]) == 1
     assert "submit has no command" in capsys.readouterr().err
+    assert main(["submit", "--address", "http://127.0.0.1:1", "--", "demo"]) == 1
+    assert "--out is demo, and a job runs in a folder of its own" in capsys.readouterr().err
+
+
+def test_the_dashboard_shows_a_jobs_folders() -> None:
+    shown = describe(["label", "--dataset", "/data", "--out=/out", "--label.tau", "0.3"])
+    assert shown == {
+        "command": "ray-wsss label",
+        "ray-wsss": __version__,
+        "dataset": "/data",
+        "out": "/out",
+    }
 
 
 def test_a_job_server_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

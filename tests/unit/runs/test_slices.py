@@ -11,7 +11,7 @@ import pytest
 from ray_wsss.cluster.stages.evaluate import run_evaluate
 from ray_wsss.cluster.stages.label import run_label
 from ray_wsss.cluster.stages.train_segmenter import run_train_segmenter
-from ray_wsss.commands.job import refuse_paths_in_the_copy
+from ray_wsss.commands.job import refuse_relative_paths
 from ray_wsss.commands.registry import parse
 from ray_wsss.config import Recipe
 from ray_wsss.config.overrides import override
@@ -212,5 +212,12 @@ def test_a_job_refuses_each_folder_that_only_its_submitter_has(tmp_path: Path) -
     paths = ["--dataset", str(tmp_path), "--out", str(tmp_path / "out")]
     words = [*paths, "--labels", str(tmp_path), "near/labels"]
     command = parse(["train-segmenter", *words], "demo", PRESETS["demo"])
-    with pytest.raises(UserError, match=r"--labels is near/labels, and this job runs in a copy"):
-        refuse_paths_in_the_copy(command)
+    with pytest.raises(UserError, match=r"--labels is near/labels, and a job runs in a folder of its own"):
+        refuse_relative_paths(command, tmp_path)
+    (tmp_path / "near" / "labels").mkdir(parents=True)
+    refuse_relative_paths(command, tmp_path)
+    with pytest.raises(UserError, match=r"--labels is near/labels"):
+        refuse_relative_paths(command, None)
+    written = parse(["train-segmenter", *words, "--out", "near"], "demo", PRESETS["demo"])
+    with pytest.raises(UserError, match=r"--out is near, and a job runs in a folder of its own"):
+        refuse_relative_paths(written, tmp_path)
