@@ -12,6 +12,8 @@ LENGTHS = {
     "segmenter.max_iters": "segmenter.epochs",
 }
 """Settings in iterations for which there is one in epochs, which decides them if it is given."""
+_LEAST = {"classifier.epochs": "classifier.min_iters", "segmenter.epochs": "segmenter.min_iters"}
+"""Settings in epochs for which there is one with the fewest iterations that they become."""
 
 
 def override(config: Any, changes: Mapping[str, Any]) -> Any:
@@ -62,11 +64,24 @@ def flatten(config: Any) -> dict[str, Any]:
     return walk("", asdict(config))
 
 
-def without_epochs(recipe: Any, chosen: Collection[str]) -> Any:
-    """``recipe`` without the epochs that would decide a length which was chosen in iterations.
+def choose(recipe: Any, chosen: Mapping[str, Any]) -> Any:
+    """``recipe`` with chosen settings, and without what would decide about a chosen length in its stead.
+
+    Raises:
+        UserError: as `override`.
+    """
+    return override(without_other_lengths(recipe, chosen), chosen)
+
+
+def without_other_lengths(recipe: Any, chosen: Collection[str]) -> Any:
+    """``recipe`` without what would decide about a chosen length of a training in its stead.
+
+    That is epochs, if iterations were chosen, and the fewest iterations, if epochs were.
 
     Args:
-        chosen: dotted keys that somebody has chosen, over a preset. Epochs among them stay.
+        chosen: dotted keys that somebody has chosen, over a preset. None of them changes.
     """
-    dropped = (epochs for key, epochs in LENGTHS.items() if key in chosen and epochs not in chosen)
-    return override(recipe, dict.fromkeys(dropped))
+    epochs = (epochs for key, epochs in LENGTHS.items() if key in chosen)
+    least = (least for key, least in _LEAST.items() if key in chosen)
+    changes = dict.fromkeys(epochs) | dict.fromkeys(least, 0)
+    return override(recipe, {key: value for key, value in changes.items() if key not in chosen})

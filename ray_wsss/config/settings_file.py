@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ray_wsss.config import Recipe
-from ray_wsss.config.overrides import override, without_epochs
+from ray_wsss.config.overrides import choose
 from ray_wsss.config.presets import DEFAULT_PRESET, PRESETS
 from ray_wsss.errors import UserError
 from ray_wsss.storage import replace_atomically
@@ -54,7 +54,7 @@ def apply_settings(recipe: Recipe, settings: Mapping[str, Any], origin: str) -> 
         UserError: a setting doesn't fit; the message names ``origin``.
     """
     try:
-        return override(without_epochs(recipe, settings), settings)
+        return choose(recipe, settings)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
 

@@ -90,6 +90,8 @@ class OptimConfig:
     epochs: float | None = None
     """Length of the training in epochs of the images that it uses, above 0.
     If given, it decides max_iters."""
+    min_iters: int = 0
+    """Iterations that epochs of few images are stretched to, 0 or more; a warm-up in epochs with them."""
     poly_power: float = 0.9
     """Exponent of the schedule lr * (1 - iteration / max_iters) ** poly_power, above 0 (code)."""
     freeze_norm: bool = True
@@ -130,7 +132,7 @@ class OptimConfig:
         check(self, lambda v: v >= 1, f"{at_least_1} validate_every validate_images", "at least 1")
         check(self, lambda v: 0 < v <= 1, "layer_decay", "above 0, at most 1")
         check(self, lambda v: v == "all" or v >= 0, "freeze_stages", "0 or more, or all")
-        at_least_0 = "max_iters momentum weight_decay lr_warmup_iters loader_workers seed"
+        at_least_0 = "max_iters min_iters momentum weight_decay lr_warmup_iters loader_workers seed"
         check(self, lambda v: v >= 0, at_least_0, "0 or more")
 
 

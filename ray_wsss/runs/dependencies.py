@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _INCIDENTAL = (
     *("loader_workers", "log_every", "checkpoint_every", "keep_checkpoints", "compile"),
     *("validate_every", "validate_images"),
+    "min_iters",  # max_iters, which follows from it, decides
     *("batch_size", "cam_batch_size", "encode_batch_size", "decode_batch_size", "max_pixels_per_pass"),
 )
 _BEFORE = [

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_wsss.config import Recipe
-from ray_wsss.config.overrides import flatten, override
+from ray_wsss.config.overrides import choose, flatten
 from ray_wsss.config.presets import PRESETS
 from ray_wsss.config.settings_file import save_settings
 from ray_wsss.errors import UserError
@@ -71,7 +71,7 @@ def best_settings(
     best: Configuration, recipe: Recipe, preset: str, sections: Collection[str]
 ) -> dict[str, Any]:
     """Settings of a configuration by dotted key: the swept ones, and others that differ from the preset."""
-    settings, defaults = flatten(override(recipe, best.params)), flatten(PRESETS[preset])
+    settings, defaults = flatten(choose(recipe, best.params)), flatten(PRESETS[preset])
     # With a single seed, keep it: training again then gives the same network.
     seeds = best.trials[0].params if len(best.trials) == 1 else {}
     kept = {

@@ -17,8 +17,9 @@ def iterations_of(epochs: float, images: int, batch_size: int) -> int:
 def resolve_epochs(recipe: Recipe, network: Literal["classifier", "segmenter"], images: int) -> Recipe:
     """``recipe`` with the iterations that its epochs stand for; without epochs the iterations stay.
 
-    ``max_iters`` follows from ``epochs`` of the network's section; for the classifier, ``cpm.warmup_iters``
-    also follows from ``cpm.warmup_epochs``. Resolving again changes nothing, as long as the epochs, the batch
+    ``max_iters`` follows from ``epochs`` of the network's section, and is ``min_iters`` or more. For the
+    classifier, ``cpm.warmup_iters`` also follows from ``cpm.warmup_epochs``, and keeps its share of a
+    training that ``min_iters`` stretches. Resolving again changes nothing, as long as the epochs, the batch
     size and the number of images are the same.
 
     Args:
@@ -26,10 +27,14 @@ def resolve_epochs(recipe: Recipe, network: Literal["classifier", "segmenter"], 
     """
     config = recipe.classifier if network == "classifier" else recipe.segmenter
     changes: dict[str, Any] = {}
+    stretch = Fraction(1)
     if config.epochs is not None:
-        changes[f"{network}.max_iters"] = iterations_of(config.epochs, images, config.batch_size)
+        iterations = iterations_of(config.epochs, images, config.batch_size)
+        stretch = max(stretch, Fraction(config.min_iters, iterations))
+        changes[f"{network}.max_iters"] = max(iterations, config.min_iters)
     if network == "classifier" and recipe.cpm.warmup_epochs is not None:
-        changes["cpm.warmup_iters"] = iterations_of(recipe.cpm.warmup_epochs, images, config.batch_size)
+        warm_up = iterations_of(recipe.cpm.warmup_epochs, images, config.batch_size)
+        changes["cpm.warmup_iters"] = round(stretch * warm_up)
     return override(recipe, changes)
 
 

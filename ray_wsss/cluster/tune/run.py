@@ -147,7 +147,7 @@ def _check_recipes(recipe: Recipe, space: Space, workers: Workers, scheduler: Sc
         if key in varied and (epochs in varied or flatten(recipe)[epochs] is not None):
             raise UserError(f"{space.origin}: {key} is varied, but {epochs} decides it; expected one of them")
     for key, value in [("cpm.tau", recipe.cpm.tau), *space.bounds()]:
-        config = resolve_epochs(override(recipe, {key: value}), "classifier", images).classifier
+        config = resolve_epochs(choose(recipe, {key: value}), "classifier", images).classifier
         share_of_batch(config, workers.workers, "classifier")
         if scheduler == "asha" and config.validate_every * 2 > config.max_iters:
             raise UserError(

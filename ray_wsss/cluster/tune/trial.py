@@ -14,7 +14,7 @@ from ray.util.queue import Queue
 
 from ray_wsss.cluster.workers import fit_on_ray
 from ray_wsss.config import Recipe
-from ray_wsss.config.overrides import override
+from ray_wsss.config.overrides import choose
 from ray_wsss.config.resources import Workers
 from ray_wsss.sweeps.trials import trial_folder
 from ray_wsss.training.checkpoints import PROGRESS, export_model
@@ -60,7 +60,7 @@ class TrialTask:
 
     def recipe_of(self, params: Mapping[str, Any]) -> Recipe:
         """The recipe of a trial with these values, its epochs resolved."""
-        return resolve_epochs(override(self.recipe, params), "classifier", self.images)
+        return resolve_epochs(choose(self.recipe, params), "classifier", self.images)
 
     def max_iters(self, params: Mapping[str, Any]) -> int:
         """Number of iterations of a trial with these values."""

@@ -10,7 +10,7 @@ import pytest
 
 import ray_wsss.config as config_module
 from ray_wsss.config import AugmentConfig, CpmConfig, Recipe, SamConfig, SegmentsConfig
-from ray_wsss.config.overrides import flatten, override, without_epochs
+from ray_wsss.config.overrides import choose, flatten, override, without_other_lengths
 from ray_wsss.config.presets import DEFAULT_PRESET, PRESETS, PresetName
 from ray_wsss.config.promptable import MODELS
 from ray_wsss.errors import UserError
@@ -144,12 +144,19 @@ def test_presets():
         ({"classifier.max_iters"}, {"classifier.epochs": None}),
         ({"cpm.warmup_iters", "cpm.tau"}, {"cpm.warmup_epochs": None}),
         ({"segmenter.max_iters"}, {"segmenter.epochs": None}),
-        ({"segmenter.max_iters", "segmenter.epochs"}, {}),
-        ({"classifier.epochs", "classifier.lr"}, {}),
+        ({"segmenter.max_iters", "segmenter.epochs"}, {"segmenter.min_iters": 0}),
+        ({"classifier.epochs", "classifier.lr"}, {"classifier.min_iters": 0}),
+        ({"segmenter.epochs", "segmenter.min_iters"}, {}),
     ],
 )
-def test_a_length_in_iterations_replaces_the_presets_epochs(chosen, changed):
-    assert without_epochs(PRESETS["photos"], chosen) == override(PRESETS["photos"], changed)
+def test_a_chosen_length_replaces_the_presets(chosen, changed):
+    assert without_other_lengths(PRESETS["photos"], chosen) == override(PRESETS["photos"], changed)
+
+
+def test_chosen_epochs_are_not_stretched():
+    recipe = override(Recipe(), {"classifier.epochs": 12.0, "classifier.min_iters": 100})
+    chosen = choose(recipe, {"classifier.epochs": 2.0})
+    assert (chosen.classifier.epochs, chosen.classifier.min_iters) == (2, 0)
 
 
 def test_sam_by_the_device():

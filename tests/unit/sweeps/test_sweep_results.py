@@ -25,13 +25,15 @@ SECTIONS = ("classifier", "cpm", "sam")
 TAUS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def conclude(trials: Sequence[Trial], out: Path, recipe: Recipe) -> tuple[list[Configuration], list[str]]:
+def conclude(
+    trials: Sequence[Trial], out: Path, recipe: Recipe, preset: str = "demo"
+) -> tuple[list[Configuration], list[str]]:
     out.mkdir(exist_ok=True)
     return conclude_sweep(
         trials,
         out,
         recipe=recipe,
-        preset="demo",
+        preset=preset,
         sections=SECTIONS,
         metric=METRIC,
         mode="max",
@@ -99,6 +101,15 @@ def test_seeds_that_were_averaged_are_left_out(tmp_path: Path) -> None:
     conclude(single, tmp_path, PRESETS["demo"])
     expected = override(PRESETS["demo"], {"cpm.tau": 0.3, "classifier.seed": 7})
     assert load_recipe(tmp_path / "best.toml") == expected
+
+
+def test_epochs_that_were_swept_are_not_stretched_afterwards(tmp_path: Path) -> None:
+    photos = override(PRESETS["photos"], {"classifier.min_iters": 100})
+    conclude(
+        [make_trial(0, {"classifier.epochs": 2.0}, [0.5], status="finished")], tmp_path, photos, "photos"
+    )
+    best = load_recipe(tmp_path / "best.toml").classifier
+    assert (best.epochs, best.min_iters) == (2, 0)
 
 
 def test_no_trial_finished(mixed: list[Trial], tmp_path: Path) -> None:

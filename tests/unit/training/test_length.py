@@ -45,6 +45,19 @@ def test_epochs_decide_the_iterations_of_their_network():
     assert resolve_epochs(classifier, "classifier", 200) == classifier
 
 
+def test_epochs_of_few_images_are_stretched_with_their_warm_up():
+    changes = {"classifier.epochs": 12.0, "cpm.warmup_epochs": 6.0, "segmenter.epochs": 2.0}
+    recipe = override(Recipe(), changes | {"classifier.min_iters": 100, "segmenter.min_iters": 20})
+    few = resolve_epochs(recipe, "classifier", 24)  # 36 iterations without a minimum
+    assert (few.classifier.max_iters, few.cpm.warmup_iters) == (100, 50)
+    assert resolve_epochs(few, "classifier", 24) == few
+    many = resolve_epochs(recipe, "classifier", 80)
+    assert (many.classifier.max_iters, many.cpm.warmup_iters) == (120, 60)
+    assert resolve_epochs(recipe, "segmenter", 24).segmenter.max_iters == 20
+    in_iterations = override(recipe, {"classifier.epochs": None, "classifier.max_iters": 7})
+    assert resolve_epochs(in_iterations, "classifier", 24).classifier.max_iters == 7
+
+
 def test_without_epochs_nothing_changes():
     for network in ("classifier", "segmenter"):
         assert resolve_epochs(Recipe(), network, 200) == Recipe()
