@@ -24,7 +24,7 @@ from ray_wsss.cluster.tune.search import AskOptuna, TrialSearch, check_optuna
 from ray_wsss.cluster.tune.space import Space, check_space
 from ray_wsss.cluster.tune.trial import TrialTask
 from ray_wsss.config import Recipe
-from ray_wsss.config.overrides import LENGTHS, flatten, override
+from ray_wsss.config.overrides import LENGTHS, choose, flatten, override
 from ray_wsss.config.resources import Cluster, Workers
 from ray_wsss.config.sweep import Scheduler, SweepOptions
 from ray_wsss.errors import UserError
