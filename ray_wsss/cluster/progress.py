@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ray_wsss.config.resources import counted
 from ray_wsss.console import tell_progress
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class ImageProgress:
 
     def _speed(self) -> str:
         speed = f"{self.images_per_s:.1f} images/s" if self.images_per_s else "starting"
-        return f"{speed}, {self.errors:,} errors" if self.errors else speed
+        return f"{speed}, {counted(self.errors, 'error')}" if self.errors else speed
 
     def _line(self) -> str:
         done = f"{self.done:,} of {self.total:,} images, {self._speed()}"

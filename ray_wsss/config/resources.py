@@ -81,8 +81,9 @@ def parse_selector(text: str | None, flag: str) -> dict[str, str]:
 
 
 def counted(count: float, what: str) -> str:
-    """``1 node``, ``2 nodes``."""
-    return f"{count:g} {what}" if count == 1 else f"{count:g} {what}s"
+    """``1 node``, ``1,200 nodes``, ``0.5 CPUs``."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {what}" if count == 1 else f"{number} {what}s"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ray_wsss.config.export import ExportFilter, InstancesBy
+from ray_wsss.config.resources import counted
 from ray_wsss.data.coco import decode_rle
 from ray_wsss.data.file_names import FileNames
 from ray_wsss.data.schema import write_errors
@@ -54,7 +55,7 @@ class ExportReport:
     def describe(self, filters: ExportFilter, shown: int = 5) -> list[str]:
         """Lines to print: counts, and the first ``shown`` errors."""
         counts = f"{self.images:,} images with {self.instances:,} masks exported"
-        lines = [f"{counts}, {len(self.errors):,} errors"]
+        lines = [f"{counts}, {counted(len(self.errors), 'error')}"]
         dropped = [
             (self.of_other_classes, "of other classes"),
             (self.below_score, f"below the score {filters.min_score}"),

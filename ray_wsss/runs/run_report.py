@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ray_wsss.config.resources import counted
 from ray_wsss.runs.tally import Tally
 
 Failures = list[tuple[str, str]]
@@ -42,7 +43,7 @@ def describe_run(report: RunReport, what: str) -> str:
         what: past participle for the images, such as "labelled".
     """
     total = report.total
-    lines = [f"{total.images:,} images {what}, {total.errors:,} errors"]
+    lines = [f"{counted(total.images, 'image')} {what}, {counted(total.errors, 'error')}"]
     if report.work_s:
         speed = f"{report.images_per_s:.1f} images/s in {report.work_s:.0f} s"
         lines.append(f"{speed}, after {report.startup_s:.0f} s of starting")
@@ -73,4 +74,4 @@ def describe_predictions(report: RunReport) -> str:
     """One-line summary of predictions for the user: images, speed, errors."""
     total = report.total
     speed = f"{report.images_per_s:.1f} images/s, " if report.work_s else ""
-    return f"{total.images:,} images predicted, {speed}{total.errors:,} errors"
+    return f"{counted(total.images, 'image')} predicted, {speed}{counted(total.errors, 'error')}"

@@ -59,7 +59,7 @@ def test_masks_are_the_predictors(
     assert _predict(images, segmenter, out, "--actors", "2", "--overlays") == 0
     summary = capsys.readouterr().out.splitlines()[-1]
     assert summary.startswith("5 images predicted, ")
-    assert "images/s, 1 errors" in summary
+    assert "images/s, 1 error" in summary
     assert set(_masks(out)) == set(GOOD.values())
     predictor = Predictor.load(segmenter, PredictConfig())
     several = 0

@@ -30,7 +30,7 @@ def test_bad_rows_are_named_and_nothing_leaves_the_folder(
     out = export(kind)
     told = capsys.readouterr().out
     assert "13 images with" in told
-    assert "1 errors" in told
+    assert "1 error" in told
     assert "broken.jpg: truncated JPEG (as a test has it)" in told
     assert "1 images have no mask" in told
     (error,) = pq.read_table(out / "errors.parquet").to_pylist()

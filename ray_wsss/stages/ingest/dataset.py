@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from ray_wsss.config.decode import DecodeConfig
+from ray_wsss.config.resources import counted
 from ray_wsss.console import tell_progress
 from ray_wsss.data.learnable import unlearnable
 from ray_wsss.data.reader import open_shard
@@ -136,8 +137,8 @@ def finish_ingest(
 def summarise(metadata: DatasetMetadata) -> str:
     """Counts of a data set in a few lines, for the user."""
     lines = [
-        f"{metadata.images} images, {metadata.unlabelled} without labels (unknown), "
-        f"{metadata.empty} with none of the classes, {metadata.errors} errors"
+        f"{counted(metadata.images, 'image')}, {metadata.unlabelled:,} without labels (unknown), "
+        f"{metadata.empty:,} with none of the classes, {counted(metadata.errors, 'error')}"
     ]
     if metadata.objects:
         lines.append(f"{metadata.objects:,} objects with a box or points (label --prompts-from annotations)")

@@ -177,7 +177,7 @@ def test_finish_writes_errors_and_metadata(tmp_path):
     assert metadata == DatasetMetadata.load(tmp_path)
     assert metadata.has_masks
     assert summarise(metadata) == (
-        "644 images, 5 without labels (unknown), 3 with none of the classes, 1 errors\n"
+        "644 images, 5 without labels (unknown), 3 with none of the classes, 1 error\n"
         "files passed over, which are no images: 2 .txt, 1 without suffix\n"
         "12 images in the folder passed over, since the source does not list them\n"
         "remarks: 1 x polygon left out"
