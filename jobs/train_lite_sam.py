@@ -9,14 +9,14 @@ jobs/evaluate_clicks.py measures the result.
 
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
 
 from ray_wsss.errors import UserError
-from ray_wsss.pretraining.photos import read_photos, split_held_out
+from ray_wsss.pretraining.photos import RESEARCH_ONLY, read_photos, split_held_out
 from ray_wsss.pretraining.train import Schedule, save_weights, train
 
 
@@ -26,8 +26,8 @@ class TrainLiteSam:
 
     data: Path
     """Folder with photos_masks and coco."""
-    without: list[str] = field(default_factory=list)
-    """Sources to leave out, such as bsds500 or coco."""
+    without: tuple[str, ...] = RESEARCH_ONLY
+    """Sources to leave out; by default those that are for research only. Without a name after it: none."""
     out: Path = Path("lite.safetensors")
     """File to write (safetensors, fp16)."""
     checkpoint: Path = Path("lite.checkpoint.safetensors")

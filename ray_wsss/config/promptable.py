@@ -63,7 +63,7 @@ MODELS: dict[SamName, ModelCard] = {
     "tiny": ModelCard(title="the tiny SAM", licence="Apache-2.0", side_px=128, can_compile=True),
     "lite": ModelCard(
         title="the lite SAM",
-        licence="mixed sources, some for research only (docs/lite_sam.md)",
+        licence="mixed sources, many without stated terms (docs/lite_sam.md)",
         side_px=384,
         pred_iou_thresh=0.4,
         stability_score_thresh=0.1,

@@ -29,6 +29,9 @@ OBJECTS = frozenset(
 )
 """Sources of photographs of single objects, carefully drawn."""
 
+RESEARCH_ONLY = ("ade20k_sample", "bsds500", "camvid", "cwfid", "labelmefacade", "pets")
+"""Sources whose terms allow research alone."""
+
 
 @dataclass(frozen=True)
 class Photo:
@@ -71,7 +74,7 @@ def read_photos(folder: Path, without: Collection[str] = ()) -> list[Photo]:
     Args:
         folder: has ``photos_masks/annotations/*.json``, ``photos_masks/images``,
             ``coco/annotations/instances_train.json`` and ``coco/images``.
-        without: names of sources to leave out.
+        without: names of sources to leave out; those of `RESEARCH_ONLY` need not be there.
 
     Raises:
         UserError: the folder has another layout, or no such source.
@@ -83,7 +86,7 @@ def read_photos(folder: Path, without: Collection[str] = ()) -> list[Photo]:
             f"{folder} has no photographs to train on; expected photos_masks/annotations/*.json and "
             "coco/annotations/instances_train.json in it"
         )
-    if unknown := sorted(set(without) - {name for name, _ in files}):
+    if unknown := sorted(set(without) - set(RESEARCH_ONLY) - {name for name, _ in files}):
         known = ", ".join(name for name, _ in files)
         raise UserError(f"{folder} has no source {unknown[0]}; expected one of {known}")
     return [photo for name, path in files if name not in without for photo in read_coco(name, path)]

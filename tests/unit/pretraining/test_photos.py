@@ -9,7 +9,14 @@ from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
 from ray_wsss.errors import UserError
-from ray_wsss.pretraining.photos import Photo, read_coco, read_photos, split_held_out, weights
+from ray_wsss.pretraining.photos import (
+    RESEARCH_ONLY,
+    Photo,
+    read_coco,
+    read_photos,
+    split_held_out,
+    weights,
+)
 
 
 def test_all_sources_are_read(photos: list[Photo]) -> None:
@@ -21,6 +28,8 @@ def test_sources_are_left_out(photos_folder: Path) -> None:
     rest = read_photos(photos_folder, ["bsds500", "coco"])
     assert len(rest) == 20
     assert {photo.source for photo in rest} == {"ecssd"}
+    free = read_photos(photos_folder, RESEARCH_ONLY)  # most of which the folder lacks
+    assert {photo.source for photo in free} == {"coco", "ecssd"}
     with pytest.raises(UserError, match="has no source bsds; expected one of bsds500, ecssd, coco"):
         read_photos(photos_folder, ["bsds"])
 

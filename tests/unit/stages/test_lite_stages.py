@@ -84,7 +84,7 @@ def test_the_cache_holds_three_maps(embeddings: Path) -> None:
     assert set(map(tuple, rows(embeddings, "shape").values())) == {tuple(np.ravel(shapes).tolist())}
     noted = json.loads((embeddings / "manifest.json").read_text())["depends_on"]
     assert noted["sam.name"] == "lite"
-    assert noted["sam.licence"] == "mixed sources, some for research only (docs/lite_sam.md)"
+    assert noted["sam.licence"] == "mixed sources, many without stated terms (docs/lite_sam.md)"
 
 
 def test_labels_from_the_cache_are_the_live_ones(
