@@ -86,7 +86,7 @@ COMMANDS: dict[str, type | Group] = {
 
 OVERVIEW = """Image-level labels in, pixel masks out.
 
-The steps are the pipeline, in order; run-all runs steps 2 to 7. 'ray-wsss COMMAND --help' lists the
+The steps are the pipeline, in order; run-all runs them in turn. 'ray-wsss COMMAND --help' lists the
 flags of a command, where (paper), (supplement) and (code) say that a value is that of the S2C paper,
 of its supplement, or of its released code. 'ray-wsss --version' shows the version.
 """

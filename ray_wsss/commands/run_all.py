@@ -45,7 +45,7 @@ class RunAll:
     """COCO's instances JSON, as for ingest coco; needs --images."""
     images: Path | None = None
     """Folder that the file names in --csv or --coco are relative to.
-    Without it, that of the table."""
+    Without it, the folder of the --csv file; --coco needs it."""
     validation: Path | None = None
     """Data set with masks, to measure on during training and at the end."""
     ssc: bool = False

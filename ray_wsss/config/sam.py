@@ -40,7 +40,7 @@ class SamConfig:
     auto: bf16 on GPUs from compute capability 8.0 and on CPUs with AVX512-BF16 or AMX, else fp32.
     On GPUs a resumed run keeps the precision it began with, else the oldest GPU of the cluster decides."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Whether torch.compile makes the image encoder faster, which takes half a minute at the start.
+    """Whether torch.compile makes the image encoder faster, which takes about 20 s at the start.
     auto: on if there are enough images to gain from it. Only tiny and vit_* can be compiled."""
     encode_batch_size: int = 8
     """Images per forward pass of the image encoder, at least 1.
@@ -111,7 +111,7 @@ class PromptingConfig:
     mask_output: Literal["auto", "whole", "best_iou"] = "auto"
     """Which of SAM's three masks is taken.
     auto: whole if the model has such an output, else best_iou (SAM 2.1, EdgeTAM, SAM 3).
-    whole: the one for the whole object, SAM's output 2 (code).
+    whole: the one for the whole object, output 3 (code: index 2 of outputs 1 to 3).
     best_iou: the one with the highest predicted IoU."""
     confidence: Literal["logit", "stability", "iou"] = "logit"
     """Weight of a mask where classes compete for pixels.
@@ -138,7 +138,8 @@ class CpmConfig(PromptingConfig):
     """What SAM encodes. crop: every training crop (code).
     image: each whole image once; --embeddings has the result."""
     warmup_iters: int = 2_644
-    """Iterations before CPM starts, 0 or more (code: 2 epochs of VOC trainaug, batch size 8)."""
+    """Iterations before CPM starts, 0 or more (code: 2 epochs of VOC trainaug, batch size 8).
+    Epochs, which the preset photos has, decide instead; giving this flag unsets the preset's epochs."""
     warmup_epochs: float | None = None
     """Epochs of the classifier's images before CPM starts, 0 or more.
     If given, they decide warmup_iters."""

@@ -26,7 +26,10 @@ class LossWeights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """Random geometry and colour of a training crop (code: the defaults, for the classifier)."""
+    """Random geometry and colour of a training crop.
+
+    Code, for the classifier: long side 256 to 512, crop 256, jitter 0.4 0.4 0.4 0.1 of 0.8, grey 0.02.
+    """
 
     section: ClassVar[str] = "augment"
 
@@ -70,7 +73,7 @@ class OptimConfig:
     optimiser: Literal["sgd", "adamw"] = "sgd"
     """Optimiser. sgd: for the paper's recipes (code); adamw: for small networks from scratch."""
     lr: float = 0.02
-    """Highest learning rate, reached after lr_warmup_iters; above 0 (code)."""
+    """Highest learning rate, reached after lr_warmup_iters; above 0 (code: 0.02)."""
     head_lr_factor: float = 1.0
     """Learning rate of the layers outside the backbone, as a multiple of lr; above 0."""
     layer_decay: float = 1.0
@@ -79,23 +82,25 @@ class OptimConfig:
     momentum: float = 0.0
     """Momentum of SGD, 0 or more (code: about 0, since it passes its weight decay as momentum)."""
     weight_decay: float = 5e-4
-    """Weight decay, L2 for SGD and decoupled for AdamW; 0 or more (code)."""
+    """Weight decay, L2 for SGD and decoupled for AdamW; 0 or more (code: 5e-4)."""
     lr_warmup_iters: int = 0
     """Iterations over which the learning rate rises linearly to lr; 0 or more."""
     batch_size: int = 8
-    """Images per iteration, over all workers, at least 1 (supplement)."""
+    """Images per iteration, over all workers, at least 1 (supplement: 8)."""
     max_iters: int = 52_880
     """Iterations of the whole training, at least 1 (code: 40 epochs of VOC trainaug).
+    Epochs, which the preset photos has, decide instead; giving this flag unsets the preset's epochs.
     With text_head, 0 leaves the classifier as CLIP's texts make it."""
     epochs: float | None = None
     """Length of the training in epochs of the images that it uses, above 0.
-    If given, it decides max_iters."""
+    If given, it decides max_iters. Giving this flag sets min_iters to 0."""
     min_iters: int = 0
-    """Iterations that epochs of few images are stretched to, 0 or more; a warm-up in epochs with them."""
+    """Fewest iterations that epochs become, so that few images train long enough; 0: no minimum.
+    CPM's warm-up in epochs is lengthened in proportion."""
     poly_power: float = 0.9
-    """Exponent of the schedule lr * (1 - iteration / max_iters) ** poly_power, above 0 (code)."""
+    """Exponent of the schedule lr * (1 - iteration / max_iters) ** poly_power, above 0 (code: 0.9)."""
     freeze_norm: bool = True
-    """Keep the running statistics of batch norm, and train none of its weights (code)."""
+    """Keep the running statistics of batch norm, and train none of its weights (code: true)."""
     freeze_stages: int | Literal["all"] = 1
     """First stages of the backbone (blocks of a plain transformer) that are not trained, nor is the stem.
     0 trains everything (code: 1). all: trains nothing of the backbone, and computes it without gradients,
@@ -211,15 +216,16 @@ class SegmenterConfig(OptimConfig):
     upernet, segformer, unet: output_stride 32, and feature maps of several strides.
     dpt: plain transformers."""
     lr: float = 5e-4
-    """Highest learning rate, reached after lr_warmup_iters; above 0 (supplement)."""
+    """Highest learning rate, reached after lr_warmup_iters; above 0 (supplement: 5e-4)."""
     head_lr_factor: float = 10.0
     """Learning rate of the layers outside the backbone, as a multiple of lr; above 0 (code: 10)."""
     weight_decay: float = 1e-5
-    """Weight decay, L2 for SGD and decoupled for AdamW; 0 or more (supplement)."""
+    """Weight decay, L2 for SGD and decoupled for AdamW; 0 or more (supplement: 1e-5)."""
     momentum: float = 0.9
     """Momentum of SGD, 0 or more."""
     max_iters: int = 39_682
-    """Iterations of the whole training, at least 1 (supplement: 30 epochs of VOC trainaug)."""
+    """Iterations of the whole training, at least 1 (supplement: 30 epochs of VOC trainaug).
+    Epochs, which the preset photos has, decide instead; giving this flag unsets the preset's epochs."""
     freeze_stages: int | Literal["all"] = 0
     """First stages of the backbone (blocks of a plain transformer) that are not trained, nor is the stem.
     0 trains everything. all: trains nothing of the backbone, and computes it without gradients."""
