@@ -195,13 +195,14 @@ class Sam:
 
     tiny and vit_*: the image encoder; segment_anything's image by image and in batches, ours, compiled, on
     Ray.
-    Others: a point in each image; the model's own predictor image by image, and ours in batches.
+    Others: a point in each image; the model's own predictor (for lite ours) image by image, and ours in
+    batches.
     """
 
     model: SamName = "tiny"
-    """Model. tiny has its trained weights, the others random ones, which run as fast."""
+    """Model. tiny and lite have their trained weights, the others random ones, which run as fast."""
     checkpoint: str | None = None
-    """Path of trained weights instead, for models other than tiny and vit_*."""
+    """Path of other weights, for models other than tiny and vit_*."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device on which the encoder runs."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
@@ -232,7 +233,7 @@ class Sam:
                 f"--images is {self.images}, --batch-size {self.batch_size} and --repeats {self.repeats}; "
                 "expected at least 1 of each, and --images a multiple of --batch-size"
             )
-        if MODELS[self.model].hub_id is not None or self.model == "mobile_sam":
+        if MODELS[self.model].hub_id is not None or self.model in ("mobile_sam", "lite"):
             return self._against_predictor()
         if self.checkpoint is not None:
             raise UserError(f"--checkpoint is {self.checkpoint}; expected none with --model {self.model}")

@@ -21,6 +21,7 @@ from ray_wsss.data.scenes import make_scene
 from ray_wsss.models.promptable.build import build_model
 from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.models.promptable.precision import precision_on
+from ray_wsss.models.sam.lite import LiteSam
 from ray_wsss.models.sam.model import SegmentAnything
 from ray_wsss.models.sam_family.hub import find_folder, hub_frame, read_transformers
 
@@ -33,11 +34,12 @@ Predict = Callable[[Sequence[NDArray[np.uint8]], NDArray[np.float64]], Tensor]
 class PredictorBenchmark:
     """Times a point in each image, from the image in the host's memory to logits of its size.
 
-    The model's own predictor is transformers' processor and model, or segment_anything's `SamPredictor`.
+    The model's own predictor is transformers' processor and model, or segment_anything's `SamPredictor`. For
+    lite, which has no other code than ours, it is ours with one image at a time.
     """
 
     sam: SamConfig
-    """The model; without a checkpoint it has random weights."""
+    """The model; without a checkpoint it has random weights, but lite the package's."""
     device: Literal["cpu", "cuda"]
     images: int
     """Number of generated scenes."""
@@ -75,7 +77,7 @@ class PredictorBenchmark:
         return {
             "sam": self.sam.name,
             "licence": self.sam.card.licence,
-            "weights": "random" if self.sam.checkpoint is None else self.sam.checkpoint,
+            "weights": self.sam.checkpoint or ("the package's" if self.sam.name == "lite" else "random"),
             "device": self.device,
             "device_name": torch.cuda.get_device_name() if self.device == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
@@ -92,7 +94,7 @@ class PredictorBenchmark:
 
     def _models(self) -> tuple[Any, Any]:
         """Our model, and what its own predictor takes."""
-        if self.sam.checkpoint is None:
+        if self.sam.checkpoint is None and self.sam.name != "lite":
             return untrained_model(self.sam.settled_name, self.work)
         model = build_model(self.sam)
         if isinstance(model, SegmentAnything):
@@ -120,6 +122,8 @@ class _Ours:
 
 
 def _own_predictor(config: SamConfig, theirs: Any) -> Predict:
+    if isinstance(theirs, LiteSam):
+        return _Ours(SamEncoder(theirs, "fp32", 1))
     if isinstance(theirs, SegmentAnything):
         return _SegmentAnythingPredictor(SamPredictor(theirs))
     return _TransformersPredictor(theirs, config)

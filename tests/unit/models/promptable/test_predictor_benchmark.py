@@ -27,6 +27,14 @@ def test_a_small_model(tmp_path):
     assert figures["mask_iou"] > 0.999
 
 
+def test_lite_in_batches_against_one_image_at_a_time(tmp_path):
+    figures = run(SamConfig(name="lite", precision="fp32", encode_batch_size=2), tmp_path, images=2)
+    assert figures["weights"] == "the package's"
+    assert min(figures["images_per_s"].values()) > 0
+    assert figures["max_logit_diff"] < 1e-3
+    assert figures["mask_iou"] > 0.999
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sam2.1_tiny", "sam2.1_base_plus", "mobile_sam"])
 def test_full_size(name: SamName, tmp_path):
