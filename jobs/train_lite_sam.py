@@ -2,8 +2,8 @@
 
     python jobs/train_lite_sam.py --data DATA --out lite.safetensors
 
-DATA has photos_masks and coco, as docs/lite_sam.md describes them. With these defaults it takes two hours
-on 2 CPU cores. A run that was stopped goes on from its checkpoint. Nothing is trained on COCO's val part.
+DATA has photos_masks and coco, as docs/lite_sam.md describes them. With --bf16 it takes an hour on a
+CPU core with AMX. A run that was stopped goes on from its checkpoint. Nothing is trained on COCO's val part.
 jobs/evaluate_clicks.py measures the result.
 """
 
@@ -26,8 +26,10 @@ class TrainLiteSam:
 
     data: Path
     """Folder with photos_masks and coco."""
-    without: tuple[str, ...] = RESEARCH_ONLY
-    """Sources to leave out; by default those that are for research only. Without a name after it: none."""
+    research_only: bool = False
+    """Also train on sources whose terms allow research alone."""
+    without: tuple[str, ...] = ()
+    """Further sources to leave out, such as coco."""
     out: Path = Path("lite.safetensors")
     """File to write (safetensors, fp16)."""
     checkpoint: Path = Path("lite.checkpoint.safetensors")
@@ -63,7 +65,8 @@ def main(config: TrainLiteSam) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    photos, held_out = split_held_out(read_photos(config.data, config.without))
+    without = config.without if config.research_only else (*config.without, *RESEARCH_ONLY)
+    photos, held_out = split_held_out(read_photos(config.data, without))
     logging.info("%d photographs to train on, %d held out", len(photos), len(held_out))
     schedule = Schedule(
         steps=config.steps,
