@@ -65,15 +65,16 @@ def test_class_folders(tmp_path: Path) -> None:
 def test_what_cannot_be_found(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none does not exist; expected a folder"):
         find_coco(tmp_path / "none")
-    path = save_coco(tmp_path / "a.json", "lost.png")
+    photos = tmp_path / "photos"  # whose parent has no folders of other tests in it
+    path = save_coco(photos / "a.json", "lost.png")
     with pytest.raises(UserError, match=r"lost\.png of .*a\.json is in no folder near it"):
-        find_coco(tmp_path)
+        find_coco(photos)
     path.write_text("[1]")
     with pytest.raises(UserError, match=r"a\.json lists no image with a file_name"):
-        find_coco(tmp_path)
-    save_coco(tmp_path / "annotations" / "b.json", "lost.png")
+        find_coco(photos)
+    save_coco(photos / "annotations" / "b.json", "lost.png")
     with pytest.raises(UserError, match=r"has 2 JSON files \(a\.json, b\.json\); expected one"):
-        find_coco(tmp_path)
+        find_coco(photos)
 
 
 def test_of_many_photographs_some_are_drawn(tmp_path: Path) -> None:
