@@ -122,6 +122,7 @@ def test_presets():
     assert (classifier.classifier.max_iters, classifier.cpm.warmup_iters) == (225, 113)
     few = resolve_epochs(photos, "classifier", 24)
     assert (few.classifier.max_iters, few.cpm.warmup_iters) == (200, 100)
+    assert resolve_epochs(photos, "segmenter", 24).segmenter.max_iters == 100
     assert PRESETS["voc"] == Recipe()
     assert (PRESETS["coco"].classifier.lr, PRESETS["coco"].classifier.max_iters) == (0.005, 400_000)
     assert PRESETS["coco"].cpm.warmup_iters == 30_000
