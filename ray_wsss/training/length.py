@@ -30,7 +30,7 @@ def resolve_epochs(recipe: Recipe, network: Literal["classifier", "segmenter"], 
     stretch = Fraction(1)
     if config.epochs is not None:
         iterations = iterations_of(config.epochs, images, config.batch_size)
-        stretch = max(stretch, Fraction(config.min_iters, iterations))
+        stretch = max(stretch, Fraction(config.min_iters, max(1, iterations)))
         changes[f"{network}.max_iters"] = max(iterations, config.min_iters)
     if network == "classifier" and recipe.cpm.warmup_epochs is not None:
         warm_up = iterations_of(recipe.cpm.warmup_epochs, images, config.batch_size)
