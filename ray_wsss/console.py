@@ -1,4 +1,4 @@
-"""Console output of commands and scripts: the log messages of the package, and how far its work is."""
+"""Console output of commands and scripts: the log messages of the package, counts, how far its work is."""
 
 import json
 import logging
@@ -68,3 +68,9 @@ def progress_told_to(listener: Callable[[int, int], None]) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(listener)
+
+
+def counted(count: float, what: str) -> str:
+    """``1 node``, ``1,200 nodes``, ``0.5 CPUs``."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {what}" if count == 1 else f"{number} {what}s"

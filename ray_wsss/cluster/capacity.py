@@ -7,7 +7,8 @@ from typing import Any
 
 import ray
 
-from ray_wsss.config.resources import Share, counted, describe_resources
+from ray_wsss.config.resources import Share, describe_resources
+from ray_wsss.console import counted
 from ray_wsss.errors import UserError
 
 ACCELERATOR = "accelerator_type:"

@@ -15,7 +15,8 @@ from ray.experimental.internal_kv import _internal_kv_get  # pyright: ignore[rep
 
 from ray_wsss.cluster.capacity import check_resources, room_for_processes
 from ray_wsss.cluster.connect import ray_session
-from ray_wsss.config.resources import Cluster, Share, counted
+from ray_wsss.config.resources import Cluster, Share
+from ray_wsss.console import counted
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ray_wsss.config.resources import counted
-from ray_wsss.console import tell_progress
+from ray_wsss.console import counted, tell_progress
 
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ray_wsss.console import counted
 from ray_wsss.errors import UserError
 
 
@@ -78,12 +79,6 @@ def parse_selector(text: str | None, flag: str) -> dict[str, str]:
             )
         found[match[1]] = match[2]
     return found
-
-
-def counted(count: float, what: str) -> str:
-    """``1 node``, ``1,200 nodes``, ``0.5 CPUs``."""
-    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
-    return f"{number} {what}" if count == 1 else f"{number} {what}s"
 
 
 @dataclass(frozen=True, kw_only=True)

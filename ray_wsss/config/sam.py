@@ -40,7 +40,7 @@ class SamConfig:
     auto: bf16 on GPUs from compute capability 8.0 and on CPUs with AVX512-BF16 or AMX, else fp32.
     On GPUs a resumed run keeps the precision it began with, else the oldest GPU of the cluster decides."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Whether torch.compile makes the image encoder faster, which takes about 20 s at the start.
+    """Compilation of the image encoder by torch.compile, which makes it faster after about 20 s at the start.
     auto: on if there are enough images to gain from it. Only tiny and vit_* can be compiled."""
     encode_batch_size: int = 8
     """Images per forward pass of the image encoder, at least 1.

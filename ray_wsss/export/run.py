@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ray_wsss.config.export import ExportFilter, InstancesBy
-from ray_wsss.config.resources import counted
+from ray_wsss.console import counted
 from ray_wsss.data.coco import decode_rle
 from ray_wsss.data.file_names import FileNames
 from ray_wsss.data.schema import write_errors

@@ -33,35 +33,30 @@ MEASUREMENTS = {
         tables=("ablation",),
     ),
     "prompts": Measurement(
-        command=f"{_JOB} --only prompts",
         run=of_scenes.run_prompts,
         read=of_scenes.read_prompts,
         tables=("prompts",),
         needs=("demo",),
     ),
     "tau": Measurement(
-        command=f"{_JOB} --only tau",
         run=of_scenes.run_tau,
         read=of_scenes.read_tau,
         tables=("tau",),
         needs=("demo",),
     ),
     "photos": Measurement(
-        command=f"{_JOB} --only photos --data DATA",
         run=of_photos.run_photos,
         read=of_photos.read_photos,
         tables=("photos",),
         needs_data=True,
     ),
     "backbones": Measurement(
-        command=f"{_JOB} --only backbones --data DATA",
         run=of_photos.run_backbones,
         read=of_photos.read_backbones,
         tables=("backbones",),
         needs_data=True,
     ),
     "segmenters": Measurement(
-        command=f"{_JOB} --only segmenters --data DATA",
         run=of_photos.run_segmenters,
         read=of_photos.read_segmenters,
         tables=("segmenters",),
@@ -69,28 +64,24 @@ MEASUREMENTS = {
         needs_data=True,
     ),
     "doubt": Measurement(
-        command=f"{_JOB} --only doubt",
         run=of_labels.run_doubt,
         read=of_labels.read_doubt,
         tables=("doubt",),
         needs=("demo",),
     ),
     "corrections": Measurement(
-        command=f"{_JOB} --only corrections",
         run=of_labels.run_corrections,
         read=of_labels.read_corrections,
         tables=("corrections",),
         needs=("demo",),
     ),
     "views": Measurement(
-        command=f"{_JOB} --only views",
         run=of_scenes.run_views,
         read=of_scenes.read_views,
         tables=("views",),
         needs=("demo",),
     ),
     "clicks": Measurement(
-        command=f"{_JOB} --only clicks --data DATA",
         run=of_photos.run_clicks,
         read=of_photos.read_clicks,
         tables=("clicks",),
@@ -98,6 +89,12 @@ MEASUREMENTS = {
     ),
 }
 """In the order of the page; each stands after those that it needs."""
+
+
+def _command_of(name: str) -> str:
+    """Command that does a measurement, as the page shows it."""
+    measurement = MEASUREMENTS[name]
+    return measurement.command or f"{_JOB} --only {name}{' --data DATA' * measurement.needs_data}"
 
 
 def with_needed(names: Sequence[str]) -> list[str]:
@@ -134,7 +131,7 @@ def tables_of(setup: Setup, names: Sequence[str]) -> dict[str, str]:
             )
         first = measurement.tables[0]
         found |= tables
-        origin = fill(origin_of(setup.out / name, measurement.command), _WIDTH, break_on_hyphens=False)
+        origin = fill(origin_of(setup.out / name, _command_of(name)), _WIDTH, break_on_hyphens=False)
         found[first] = f"{tables[first]}\n\n{origin}"
     return found
 

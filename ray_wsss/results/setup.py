@@ -43,8 +43,6 @@ class Setup:
 class Measurement:
     """A measurement of the page; its output is the folder of its name in ``Setup.out``."""
 
-    command: str
-    """Command that does it, as the page shows it."""
     run: Callable[[Setup], None]
     """Measures; running it again resumes it."""
     read: Callable[[Setup], Mapping[str, str]]
@@ -55,3 +53,5 @@ class Measurement:
     """Measurements that must be done before."""
     needs_data: bool = False
     """Whether it takes ``Setup.data``."""
+    command: str | None = None
+    """Command that does it alone, as the page shows it; None: jobs/results.py does."""

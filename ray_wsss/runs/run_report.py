@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray_wsss.config.resources import counted
+from ray_wsss.console import counted
 from ray_wsss.runs.tally import Tally
 
 Failures = list[tuple[str, str]]

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from ray_wsss.cluster.capacity import describe_nodes, live_nodes, room_on
-from ray_wsss.config.resources import Workers, counted
+from ray_wsss.config.resources import Workers
+from ray_wsss.console import counted
 from ray_wsss.errors import UserError
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from ray_wsss.config.decode import DecodeConfig
-from ray_wsss.config.resources import counted
-from ray_wsss.console import tell_progress
+from ray_wsss.console import counted, tell_progress
 from ray_wsss.data.learnable import unlearnable
 from ray_wsss.data.reader import open_shard
 from ray_wsss.data.schema import ERROR_SCHEMA, REMARK_SCHEMA, DatasetMetadata, write_table_atomically
