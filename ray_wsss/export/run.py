@@ -54,7 +54,7 @@ class ExportReport:
 
     def describe(self, filters: ExportFilter, shown: int = 5) -> list[str]:
         """Lines to print: counts, and the first ``shown`` errors."""
-        counts = f"{self.images:,} images with {self.instances:,} masks exported"
+        counts = f"{counted(self.images, 'image')} with {counted(self.instances, 'mask')} exported"
         lines = [f"{counts}, {counted(len(self.errors), 'error')}"]
         dropped = [
             (self.of_other_classes, "of other classes"),
@@ -65,7 +65,7 @@ class ExportReport:
         if told:
             lines.append(f"masks left out: {', '.join(told)}")
         if self.empty:
-            lines.append(f"{self.empty:,} images have no mask; they are exported without one")
+            lines.append(f"{counted(self.empty, 'image')} exported without a mask")
         lines += [f"  {image_id}: {reason}" for image_id, reason in self.errors[:shown]]
         if len(self.errors) > shown:
             lines.append(f"  and {len(self.errors) - shown:,} more")

@@ -32,7 +32,7 @@ def test_bad_rows_are_named_and_nothing_leaves_the_folder(
     assert "13 images with" in told
     assert "1 error" in told
     assert "broken.jpg: truncated JPEG (as a test has it)" in told
-    assert "1 images have no mask" in told
+    assert "1 image exported without a mask" in told
     (error,) = pq.read_table(out / "errors.parquet").to_pylist()
     assert error == {"image_id": "broken.jpg", "reason": "truncated JPEG (as a test has it)"}
     assert set(names_of(out)) == set(labelled.label_maps)
@@ -223,7 +223,7 @@ def test_an_image_of_unknown_labels_is_ignored_everywhere_and_has_no_instance(
     write_labels([row], labels, {}, LABEL_SCHEMA)
     flags = ["--labels", labels, "--dataset", labelled.dataset, "--out", tmp_path / "out"]
     assert main(["export", kind, *map(str, flags)]) == 0
-    assert "1 images with 0 masks exported" in capsys.readouterr().out
+    assert "1 image with 0 masks exported" in capsys.readouterr().out
     masks = [path for path in (tmp_path / "out").rglob("*.png") if "overlays" not in path.parts]
     assert len(masks) == {"voc": 2, "folder": 1}.get(kind, 0)
     for mask in masks:
