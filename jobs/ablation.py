@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 
 from ray_wsss.ablation import ablation_table, run_ablation
+from ray_wsss.commands.flags import PARSERS
 from ray_wsss.config.resources import Cluster
 from ray_wsss.console import logged_to
 from ray_wsss.errors import UserError
@@ -33,7 +34,7 @@ class Ablation:
 
 def main() -> int:
     """Run the ablation and print its table."""
-    command = tyro.cli(Ablation, prog="ablation.py", description=__doc__)
+    command = tyro.cli(Ablation, prog="ablation.py", description=__doc__, registry=PARSERS)
     try:
         with logged_to():
             results = run_ablation(command.out, seeds=command.seeds, cluster=command.cluster)

@@ -32,6 +32,7 @@ from ray_wsss.benchmark.projection import Deployment, project
 from ray_wsss.benchmark.sam import SamBenchmark
 from ray_wsss.benchmark.scale import ScaleBenchmark
 from ray_wsss.benchmark.train import TrainBenchmark
+from ray_wsss.commands.flags import PARSERS
 from ray_wsss.config import FeaturesConfig, Recipe, SamConfig, SamName
 from ray_wsss.config.overrides import override
 from ray_wsss.config.presets import PRESETS
@@ -323,7 +324,7 @@ _COMMANDS: Any = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run a benchmark and print its figures."""
-    command = tyro.cli(_COMMANDS, prog="benchmark.py", description=__doc__, args=argv)
+    command = tyro.cli(_COMMANDS, prog="benchmark.py", description=__doc__, args=argv, registry=PARSERS)
     try:
         with logged_to(sys.stderr):  # standard output holds only the figures
             figures = command.run()

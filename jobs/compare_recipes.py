@@ -17,6 +17,7 @@ import tyro
 from rich.console import Console
 
 from ray_wsss.benchmark.recipes import compare_recipes, read_variants, recipes_table
+from ray_wsss.commands.flags import PARSERS
 from ray_wsss.config.presets import DEFAULT_PRESET, PRESETS, PresetName
 from ray_wsss.console import logged_to
 from ray_wsss.errors import UserError
@@ -44,7 +45,7 @@ class CompareRecipes:
 
 def main() -> int:
     """Compare the variants and print the table."""
-    command = tyro.cli(CompareRecipes, prog="compare_recipes.py", description=__doc__)
+    command = tyro.cli(CompareRecipes, prog="compare_recipes.py", description=__doc__, registry=PARSERS)
     try:
         with logged_to():
             results = compare_recipes(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import tyro
 
+from ray_wsss.commands.flags import PARSERS
 from ray_wsss.config import SamConfig, SamName
 from ray_wsss.errors import UserError
 from ray_wsss.models.promptable.build import build_model
@@ -59,6 +60,6 @@ def main(config: EvaluateClicks) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(EvaluateClicks, description=__doc__))
+        main(tyro.cli(EvaluateClicks, description=__doc__, registry=PARSERS))
     except UserError as error:
         sys.exit(f"evaluate_clicks.py: {error}")

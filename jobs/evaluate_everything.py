@@ -13,6 +13,7 @@ from pathlib import Path
 
 import tyro
 
+from ray_wsss.commands.flags import PARSERS
 from ray_wsss.config import SamConfig, SamName, SegmentsConfig
 from ray_wsss.errors import UserError
 from ray_wsss.models.promptable.build import build_model
@@ -51,6 +52,6 @@ def main(config: EvaluateEverything) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(EvaluateEverything, description=__doc__))
+        main(tyro.cli(EvaluateEverything, description=__doc__, registry=PARSERS))
     except UserError as error:
         sys.exit(f"evaluate_everything.py: {error}")

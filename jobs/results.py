@@ -14,6 +14,7 @@ from pathlib import Path
 
 import tyro
 
+from ray_wsss.commands.flags import PARSERS
 from ray_wsss.console import logged_to
 from ray_wsss.errors import UserError
 from ray_wsss.results.measurements import MEASUREMENTS, measure, tables_of, update_pages, with_needed
@@ -41,7 +42,7 @@ class Results:
 
 def main() -> int:
     """Measure, and print or place the tables."""
-    command = tyro.cli(Results, prog="results.py", description=__doc__)
+    command = tyro.cli(Results, prog="results.py", description=__doc__, registry=PARSERS)
     try:
         with logged_to():
             remake(command)

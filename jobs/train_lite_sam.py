@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from ray_wsss.commands.flags import PARSERS
 from ray_wsss.errors import UserError
 from ray_wsss.pretraining.photos import RESEARCH_ONLY, read_photos, split_held_out
 from ray_wsss.pretraining.train import Schedule, save_weights, train
@@ -86,6 +87,6 @@ def main(config: TrainLiteSam) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(TrainLiteSam, description=__doc__))
+        main(tyro.cli(TrainLiteSam, description=__doc__, registry=PARSERS))
     except UserError as error:
         sys.exit(f"train_lite_sam.py: {error}")

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from ray_wsss.commands.flags import PARSERS
 from ray_wsss.data.scenes import Scene, make_scene
 from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.models.promptable.prepare import prepare_images
@@ -230,4 +231,4 @@ def main(config: TrainTinySam) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(TrainTinySam, description=__doc__))
+    main(tyro.cli(TrainTinySam, description=__doc__, registry=PARSERS))

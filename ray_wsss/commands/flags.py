@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -39,18 +39,34 @@ def _path_rule(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None
 
 @PARSERS.primitive_rule
 def _optional_rule(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """The help of an optional flag says PATH, not {None}|PATH."""
-    kind = next((kind for kind in _OPTIONAL if flag.type == kind | None), None)
+    """The help of an optional flag says PATH, not {None}|PATH, and {asha,none}, not {None,asha,none}."""
+    choices = _choices(flag.type)
+    kind = str if choices else next((kind for kind in _OPTIONAL if flag.type == kind | None), None)
     if kind is None:
         return None
-    read = _OPTIONAL[kind]
+    metavar = f"{{{','.join(choices)}}}" if choices else {str: "TEXT"}.get(kind, kind.__name__.upper())
+
+    def read(words: list[str]) -> Any:
+        if words[0] == "None":
+            return None
+        if choices and words[0] not in choices:
+            raise ValueError(f"invalid choice '{words[0]}', expected one of {', '.join(choices)}")
+        return _OPTIONAL[kind](words[0])
+
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar={str: "TEXT"}.get(kind, kind.__name__.upper()),
-        instance_from_str=lambda words: None if words[0] == "None" else read(words[0]),
+        metavar=metavar,
+        instance_from_str=read,
         is_instance=lambda value: value is None or isinstance(value, kind) or is_remote(value),
         str_from_instance=lambda value: [str(value)],
     )
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """Words of ``Literal[...] | None``; of other types none."""
+    parts = get_args(kind)
+    literal = next((part for part in parts if get_origin(part) is Literal), None)
+    return get_args(literal) if type(None) in parts else ()
 
 
 LabelFolders = tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]]
