@@ -20,7 +20,7 @@ class ValueBlock(nn.Module):
 
     That is, the value projection and the output projection of the normalised token. Neither the token itself
     nor the block's MLP is added; the released code of MaskCLIP adds both, and ClearCLIP (Lan et al., ECCV
-    2024) finds that they blur the features.
+    2024) names the added token, the residual, as the main source of noise.
     """
 
     def __init__(self, block: Any) -> None:  # timm's Block
