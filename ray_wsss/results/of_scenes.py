@@ -155,7 +155,7 @@ def run_tau(setup: Setup) -> None:
         space=Path(__file__).parents[2] / "tune_spaces" / "tau.py",
         dataset=demo / "train",
         validation=demo / "held_out",
-        out=setup.out / "tau",
+        out=_tau_sweep(setup),
         embeddings=demo / "embeddings",
         settings=OutputSettings(preset="demo"),
         classifier=setup.recipe.classifier,
@@ -166,7 +166,7 @@ def run_tau(setup: Setup) -> None:
 
 def read_tau(setup: Setup) -> dict[str, str]:
     """Score of the CAMs by tau."""
-    ranked = rank(load_trials(setup.out / "tau"), _TAU, "max")
+    ranked = rank(load_trials(_tau_sweep(setup)), _TAU, "max")
     if not ranked or not all(configuration.complete for configuration in ranked):
         raise ValueError("the sweep has not come to its end")
     by_tau = sorted(ranked, key=lambda configuration: configuration.params["cpm.tau"])
@@ -176,6 +176,11 @@ def read_tau(setup: Setup) -> dict[str, str]:
         for configuration, values in zip(by_tau, scores)
     ]
     return {"tau": table(["tau", "CAM, best threshold"], rows)}
+
+
+def _tau_sweep(setup: Setup) -> Path:
+    """Folder of the sweep; beside it stands ``runs.json``, which a sweep would not take for its own."""
+    return setup.out / "tau" / "sweep"
 
 
 def _read(path: Path) -> dict[str, Any]:

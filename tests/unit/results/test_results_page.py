@@ -124,7 +124,7 @@ def out(tmp_path: Path) -> Path:
             max_iters=2,
             status="finished",
             curve=[{"iteration": 2, "val_miou_best_threshold": score}],
-        ).save(tmp_path / "tau")
+        ).save(tmp_path / "tau" / "sweep")
     return tmp_path
 
 
@@ -168,8 +168,8 @@ def test_images_without_one_of_the_ten_classes_stay(tmp_path: Path) -> None:
 def test_what_is_missing_is_said(out: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ablation lacks figures of seeds 0, 1, 2; expected a measurement"):
         tables_of(Setup(out=out, seeds=(0, 1, 2)), ["ablation"])
-    trial = json.loads((out / "tau/trials/trial_0000/trial.json").read_text())
-    write_json(trial | {"status": "running"}, out / "tau/trials/trial_0000/trial.json")
+    trial = json.loads((out / "tau/sweep/trials/trial_0000/trial.json").read_text())
+    write_json(trial | {"status": "running"}, out / "tau/sweep/trials/trial_0000/trial.json")
     for name in ("tau", "views"):
         with pytest.raises(UserError, match=f"{name} lacks figures"):
             tables_of(Setup(out=out, seeds=(0, 1)), [name])
