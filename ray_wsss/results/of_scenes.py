@@ -152,7 +152,7 @@ def run_tau(setup: Setup) -> None:
     """The sweep of tau, with the seeds of its space."""
     demo = setup.demo(setup.seeds[0])
     Sweep(
-        space=Path(__file__).parents[2] / "tune_spaces" / "tau.py",
+        space=setup.tau_space,
         dataset=demo / "train",
         validation=demo / "held_out",
         out=_tau_sweep(setup),

@@ -29,6 +29,8 @@ class Setup:
     """Settings for photographs."""
     scenes: tuple[int, int] = (TRAIN_SCENES, HELD_OUT_SCENES)
     """Numbers of the demo's training scenes and of its held-out scenes."""
+    tau_space: Path = Path(__file__).parents[2] / "tune_spaces" / "tau.py"
+    """Search space of the sweep of tau."""
 
     def demo(self, seed: int) -> Path:
         """Output of the demo with a seed, which other measurements start from."""

@@ -1,5 +1,6 @@
 """The measurements of the results page that start from a demo, on a few scenes, and going on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,18 @@ from ray_wsss.results.measurements import measure, tables_of
 from ray_wsss.results.setup import Setup
 
 NAMES = ["prompts", "doubt", "corrections", "views"]
+SPACE = """
+from ray import tune
+
+SPACE = {
+    "cpm.tau": tune.grid_search([0.3]),
+    "classifier.seed": tune.grid_search([0]),
+    "classifier.max_iters": 3,
+    "classifier.validate_every": 3,
+    "cpm.warmup_iters": 1,
+}
+METRIC, MODE, PRESET, SCHEDULER = "val_miou_best_threshold", "max", "demo", "none"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +77,15 @@ def test_measure_and_go_on(setup: Setup) -> None:
     assert tables_of(setup, NAMES)["corrections"].splitlines()[:-1] == found["corrections"].splitlines()[:-1]
     models = [path for path in written if path.parent.name == "segmenter"]
     assert {path: path.stat().st_mtime_ns for path in models} == {path: written[path] for path in models}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_measure_tau(setup: Setup, tmp_path: Path) -> None:
+    space = tmp_path / "space.py"
+    space.write_text(SPACE)
+    setup = replace(setup, tau_space=space)
+    for _ in range(2):  # the second finds everything done
+        measure(setup, "tau")
+        rows = tables_of(setup, ["tau"])["tau"].splitlines()
+        assert rows[2].startswith("| 0.3 | ")
+        assert "commit" in rows[-1]
