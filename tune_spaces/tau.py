@@ -6,8 +6,8 @@ r"""tau alone from 0.2 to 0.9, three seeds each, to look for the paper's plateau
 With another data set: ``--preset voc --classifier.validate-every 52880``.
 
 Cost: 24 trials of 800 iterations, none stopped early; on 2 CPU cores about an hour.
-Expected: ``tau.png`` with a plateau. With ``--embeddings demo/embeddings --cpm.view image`` the means were within
-0.7 points for tau from 0.4 to 0.7, and 5 points lower at 0.9.
+Expected: ``tau.png`` with a plateau. With ``--embeddings demo/embeddings --cpm.view image`` the means were
+within 0.7 points for tau from 0.4 to 0.7, and 5 points lower at 0.9.
 """
 
 from ray import tune
