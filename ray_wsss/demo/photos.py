@@ -21,7 +21,7 @@ from ray_wsss.stages.split import split_here
 log = logging.getLogger(__name__)
 
 MOST_PHOTOS = 300
-"""Photographs of a demo, at most: with so many, run-all takes ten minutes on two cores (docs/results.md)."""
+"""Photographs of a demo, at most: with so many it takes five minutes on two cores (docs/results.md)."""
 _HELD_OUT = 0.25
 """Share of the photographs that nothing is trained on."""
 
