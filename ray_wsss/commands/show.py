@@ -15,6 +15,7 @@ from ray_wsss.commands.flags import DecodeFlags, Settings, SettingsFlags
 from ray_wsss.config import LabelConfig, Recipe, SamConfig
 from ray_wsss.config.decode import DecodeConfig
 from ray_wsss.config.overrides import flatten
+from ray_wsss.console import counted
 from ray_wsss.errors import UserError
 from ray_wsss.storage import is_remote, parse_path
 
@@ -143,7 +144,7 @@ def describe(picture: "LabelledPicture", threshold: float) -> str:
         )
     size = picture.label_map.size
     parts = [
-        f"{entry.name} ({_points(len(entry.points_xy))}, score {entry.score:.2f}, "
+        f"{entry.name} ({counted(len(entry.points_xy), 'point')}, score {entry.score:.2f}, "
         f"{(picture.label_map == entry.class_index + 1).sum() / size:.0%} of the image)"
         for entry in picture.found
     ]
@@ -171,7 +172,3 @@ def has_display() -> bool:
 
 def _default_file() -> Path:
     return Path(tempfile.mkdtemp(prefix="ray_wsss_")) / "labels.png" if has_display() else Path("labels.png")
-
-
-def _points(count: int) -> str:
-    return "1 point" if count == 1 else f"{count} points"

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ray_wsss.console import counted
 from ray_wsss.report.charts import LineChart, line_chart
 from ray_wsss.report.find_run import StageFolder
 from ray_wsss.report.html import PhaseRow, PipelineRow, StageRow, Training
@@ -133,7 +134,7 @@ def _where(run: Mapping[str, Any]) -> list[str]:
         cores = f"{machine['cores']} cores of {machine['processor'] or 'an unknown processor'}"
         lines.append(f"{cores}{memory}{gpus}, {machine['system']}")
     if cluster:
-        nodes = "1 node" if cluster["nodes"] == 1 else f"{cluster['nodes']} nodes"
+        nodes = counted(cluster["nodes"], "node")
         kinds = f" ({', '.join(cluster['accelerators'])})" if cluster.get("accelerators") else ""
         lines.append(f"Ray cluster: {nodes}, {cluster['cpus']:g} CPUs, {cluster['gpus']:g} GPUs{kinds}")
     for kind in ("resources", "workers"):
