@@ -66,7 +66,8 @@ class NaivePrompter:
         ones = torch.ones(1, len(points_xy), device=self.predictor.device)
         logits, iou, _ = self.predictor.predict_torch(points_xy[None], ones, return_logits=True)
         which = 2 if self.config.mask_output != "best_iou" else int(iou[0].argmax())
-        return NaiveMask(logits[0, which].cpu().numpy(), float(iou[0, which]), cam, points_yx)
+        above = (logits[0, which] - self.config.mask_threshold).cpu().numpy()
+        return NaiveMask(above, float(iou[0, which]), cam, points_yx)
 
     def _points(self, cam: NDArray[np.float32], ranking: NDArray[np.float32]) -> NDArray[np.int64]:
         distance = self.config.min_distance_px

@@ -1,7 +1,7 @@
 """Settings of SAM, of its prompts, and of the stages that run it."""
 
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, isfinite
 from typing import ClassVar, Literal
 
 from ray_wsss.config.checks import check, check_choices, check_tiles, overlap_of_tiles
@@ -113,9 +113,13 @@ class PromptingConfig:
     auto: whole if the model has such an output, else best_iou (SAM 2.1, EdgeTAM, SAM 3).
     whole: the one for the whole object, output 3 (code: index 2 of outputs 1 to 3).
     best_iou: the one with the highest predicted IoU."""
+    mask_threshold: float = 0.0
+    """Logit of SAM above which a pixel is in a mask (code: 0). Lower values make masks larger.
+    They helped where most peaks lay beside their objects, and harmed where peaks were good."""
     confidence: Literal["logit", "stability", "iou"] = "logit"
     """Weight of a mask where classes compete for pixels.
-    logit: its logit at each pixel (code); stability: its stability score (paper); iou: its predicted IoU."""
+    logit: its logit at each pixel, from mask_threshold up (code); stability: its stability score (paper);
+    iou: its predicted IoU."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -124,6 +128,7 @@ class PromptingConfig:
         check(self, lambda v: v and all(0 < s <= 4 for s in v), "scales", "one or more scales in (0, 4]")
         check(self, lambda v: v >= 0, "affinity_steps colour_steps", "0 or more steps")
         check(self, lambda v: 0 < v < inf, "affinity_power", "a number above 0")
+        check(self, isfinite, "mask_threshold", "a finite logit")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,6 +34,7 @@ _BEFORE = [
     *[("text_head", None), ("class_words", None)],
     *[("architecture", "deeplabv3"), ("weigh_by", "none"), ("ignore_rim_px", 0)],
     *[("affinity_steps", 0), ("affinity_power", 4.0), ("colour_steps", 0), ("reuse_pass", False)],
+    ("mask_threshold", 0.0),
 ]
 
 _OF_A_SLICE = ("slice", "dataset", "embeddings.dataset", "keep")

@@ -44,7 +44,7 @@ SEGMENT = pa.struct(
         pa.field("class_index", pa.int32()),
         pa.field("points_xy", pa.list_(pa.list_(pa.float32(), 2))),  # pixels of the image, x before y
         pa.field("sam_score", pa.float32()),  # SAM's predicted IoU of the mask
-        pa.field("stability_score", pa.float32()),  # IoU of the masks at logits above 1 and above -1
+        pa.field("stability_score", pa.float32()),  # IoU of the masks 1 above and 1 below the threshold
         pa.field("cam_mean", pa.float32()),  # mean CAM over the mask, in [0, 1]; null for an annotated object
         pa.field("area", pa.int64()),  # pixels of the mask
         pa.field("rle", pa.string()),  # mask before classes compete, in COCO's compressed RLE
@@ -215,7 +215,7 @@ class SamLabeller:
         size = self.sam_config.decode_batch_size
         if self.config.prompts != "points":
             return decode_regions(self.sam, embeddings, cams, points_yx, self.config, size)
-        return decode_pairs(self.sam, embeddings, cams, points_yx, self.config.mask_output, size)
+        return decode_pairs(self.sam, embeddings, cams, points_yx, self.config, size)
 
     def _cams(self, batch: Sequence[PreparedImage], members: list[int]) -> PairCams:
         chosen = [batch[member] for member in members]

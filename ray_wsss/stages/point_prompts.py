@@ -29,7 +29,7 @@ class PairMasks:
     """SAM's mask of each (image, class) pair, in the order of `PairCams`."""
 
     logits: Float[Tensor, "N a b"]
-    """Low-resolution logits of each mask."""
+    """Low-resolution logits of each mask, above ``mask_threshold``."""
     predicted_iou: Float[Tensor, " N"]
     """IoU of each mask as SAM predicts it."""
     points_yx: list[Tensor]
@@ -99,7 +99,7 @@ def decode_pairs(
     embeddings: Embeddings,
     cams: Sequence[PairCams],
     points_yx: Sequence[list[Tensor]],
-    mask_output: str,
+    config: PromptingConfig,
     batch_size: int,
 ) -> list[PairMasks]:
     """SAM's mask of every pair of several groups of images; pairs with equally many points go together.
@@ -108,7 +108,7 @@ def decode_pairs(
         cams: groups of pairs. The images of a group have one size; ``image_index`` counts over all groups.
         points_yx: per group and pair, points (P, 2): (y, x) in pixels of the CAM. A pair without points gets
             logits of -inf and IoU 0.
-        mask_output: which of SAM's mask outputs to take (`config.PromptingConfig`).
+        config: which of SAM's mask outputs to take, and the logit above which a mask begins.
         batch_size: pairs per decoder call.
     """
     in_frame: list[Tensor] = []
@@ -119,7 +119,7 @@ def decode_pairs(
             together = points_to_sam_frame(torch.cat(group)[None], cam_hw, frame_hw)[0]
             in_frame += together.split([len(points) for points in group])
     image_of = torch.cat([group.image_index for group in cams]) if cams else torch.zeros(0, dtype=torch.long)
-    logits, predicted_iou = decode_sets(sam, embeddings, image_of, in_frame, mask_output, batch_size)
+    logits, predicted_iou = decode_sets(sam, embeddings, image_of, in_frame, config, batch_size)
     ends = torch.tensor([len(group) for group in points_yx]).cumsum(0).tolist()
     return [
         PairMasks(logits[end - len(group) : end], predicted_iou[end - len(group) : end], list(group))
@@ -132,7 +132,7 @@ def decode_sets(
     embeddings: Embeddings,
     image_index: Tensor,
     points_xy: Sequence[Tensor],
-    mask_output: str,
+    config: PromptingConfig,
     batch_size: int,
 ) -> tuple[Float[Tensor, "N a b"], Float[Tensor, " N"]]:
     """SAM's mask of each prompt set, as low-resolution logits, and its predicted IoU.
@@ -141,7 +141,7 @@ def decode_sets(
         image_index: (N,) index of each set's image.
         points_xy: per set, points (P, 2): (x, y) in pixels of SAM's input. A set without points gets logits
             of -inf and IoU 0.
-        mask_output: which of SAM's mask outputs to take (`config.PromptingConfig`).
+        config: which of SAM's mask outputs to take, and the logit above which a mask begins.
         batch_size: prompt sets per decoder call.
     """
     logits, predicted_iou = no_masks(sam, embeddings, len(points_xy))
@@ -153,7 +153,7 @@ def decode_sets(
         image_of = upload(image_index[at], embeddings.device)
         masks, iou = sam.decode(embeddings[image_of], points, points.new_ones(points.shape[:2]))
         at = upload(at, embeddings.device)
-        logits[at], predicted_iou[at] = choose_masks(sam, masks, iou, mask_output)
+        logits[at], predicted_iou[at] = masks_for_labels(sam, masks, iou, config)
     return logits, predicted_iou
 
 
@@ -164,6 +164,17 @@ def no_masks(
     side = sam.mask_side_px
     nothing = torch.full((count, side, side), -torch.inf, device=embeddings.device)
     return nothing, nothing.new_zeros(count)
+
+
+def masks_for_labels(
+    sam: PromptableModel, masks: Float[Tensor, "N K a b"], iou: Float[Tensor, "N K"], config: PromptingConfig
+) -> tuple[Float[Tensor, "N a b"], Float[Tensor, " N"]]:
+    """The decoder output that ``config.mask_output`` names, and its predicted IoU.
+
+    Its logits are counted from ``config.mask_threshold``, so that masks begin at 0 whatever the threshold.
+    """
+    chosen, predicted_iou = choose_masks(sam, masks, iou, config.mask_output)
+    return chosen - config.mask_threshold, predicted_iou
 
 
 def choose_masks(

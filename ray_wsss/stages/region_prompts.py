@@ -12,7 +12,7 @@ from ray_wsss.config import LabelConfig
 from ray_wsss.models.promptable.interface import Embeddings, PromptableModel
 from ray_wsss.ops.regions import box_around, peak_regions
 from ray_wsss.stages.cams import PairCams
-from ray_wsss.stages.point_prompts import PairMasks, choose_masks, no_masks
+from ray_wsss.stages.point_prompts import PairMasks, masks_for_labels, no_masks
 
 _SURE = 10.0
 """Logit of a mask prompt inside the mask, and minus the logit outside: SAM's mask prompts are logits."""
@@ -51,7 +51,7 @@ def decode_regions(
         kind = "mask_logits" if config.prompts == "mask" else "boxes_xyxy"
         images = image_of[pairs].to(embeddings.device)
         found = sam.decode(embeddings[images], **{kind: batch})
-        masks, iou = choose_masks(sam, *found, config.mask_output)
+        masks, iou = masks_for_labels(sam, *found, config)
         for pair, mask in zip(pairs.tolist(), masks):
             torch.maximum(logits[pair], mask, out=logits[pair])
         predicted_iou.index_add_(0, pairs.to(iou.device), iou)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
-from ray_wsss.config import CpmConfig
+from ray_wsss.config import CpmConfig, PromptingConfig
 from ray_wsss.models.classifier import Classifier
 from ray_wsss.models.promptable.encoder import SamEncoder
 from ray_wsss.models.promptable.interface import Embeddings, PromptableModel
@@ -24,7 +24,7 @@ from ray_wsss.ops.geometry import Geometry
 from ray_wsss.ops.prompt_batches import pad_points, points_to_sam_frame
 from ray_wsss.stages.cams import PairCams, find_cams, find_cams_of_cells
 from ray_wsss.stages.embed import restore_embeddings
-from ray_wsss.stages.point_prompts import NO_MASK, choose_masks, compete, find_peak_mask
+from ray_wsss.stages.point_prompts import NO_MASK, compete, find_peak_mask, masks_for_labels
 from ray_wsss.training.host_plan import HostPlan, make_plan
 from ray_wsss.training.loop import Batch, share_of
 
@@ -108,7 +108,7 @@ class Cpm:
             cams.image_index,
             points_xy,
             valid,
-            self.config.mask_output,
+            self.config,
             self.decode_batch_size,
         )
         on_crops = torch.empty_like(cams.cam)
@@ -212,7 +212,7 @@ def decode_padded(
     image_index: Tensor,
     points_xy: Float[Tensor, "N K 2"],
     valid: Bool[Tensor, "N K"],
-    mask_output: str,
+    config: PromptingConfig,
     batch_size: int,
 ) -> tuple[Float[Tensor, "N a b"], Float[Tensor, " N"]]:
     """SAM's mask of each prompt set, as low-resolution logits, and its predicted IoU.
@@ -221,7 +221,7 @@ def decode_padded(
         image_index: (N,) index of each set's image, on the CPU.
         points_xy: points (x, y) in pixels of SAM's input.
         valid: which points are real. A set without real points gets logits of NO_MASK and IoU 0.
-        mask_output: which of SAM's mask outputs to take (`config.PromptingConfig`).
+        config: which of SAM's mask outputs to take, and the logit above which a mask begins.
         batch_size: prompt sets per decoder call.
     """
     side = sam.mask_side_px
@@ -232,7 +232,7 @@ def decode_padded(
     for start in range(0, len(points_xy), batch_size):
         at = slice(start, start + batch_size)
         masks, iou = sam.decode(embeddings[image_of[at]], points_xy[at], ones[at], valid=valid[at])
-        logits[at], predicted_iou[at] = choose_masks(sam, masks, iou, mask_output)
+        logits[at], predicted_iou[at] = masks_for_labels(sam, masks, iou, config)
     without = ~valid.any(1)
     return logits.masked_fill_(without[:, None, None], NO_MASK), predicted_iou.masked_fill_(without, 0)
 

@@ -197,8 +197,9 @@ class _Pictured:
         maps: dict[str, LabelMap] = {}
         if self.sam is not None:
             points_yx = find_prompts(cams, self.cpm, guess=False)
-            output = self.cpm.mask_output
-            (masks,) = decode_pairs(self.sam, self.embeddings[k], [cams], [points_yx], output, len(points_yx))
+            (masks,) = decode_pairs(
+                self.sam, self.embeddings[k], [cams], [points_yx], self.cpm, len(points_yx)
+            )
             maps["pseudo label"] = labels_to_array(aggregate(self.sam, cams, masks, 1, self.cpm)[0][0])
             for class_index, found in zip(cams.class_index.tolist(), points_yx):
                 points += [(class_index, x + 0.5, y + 0.5) for y, x in found.tolist()]

@@ -132,7 +132,7 @@ class TileLabeller:
     def _decode_points(self, embeddings, pairs: PairCams, points: list, *, carried: bool):
         size = self.sam_config.decode_batch_size
         if self.config.prompts == "points" or carried:  # the CAM says nothing of the rest of an object
-            return decode_pairs(self.sam, embeddings, [pairs], [points], self.config.mask_output, size)
+            return decode_pairs(self.sam, embeddings, [pairs], [points], self.config, size)
         return decode_regions(self.sam, embeddings, [pairs], [points], self.config, size)
 
 

@@ -83,7 +83,7 @@ def slow_mask(predictor: SamPredictor, points_yx: set[tuple[int, int]], config: 
     predicted: Any = predictor.predict(points_xy, np.ones(len(points_xy)), return_logits=True)
     logits, iou, _ = predicted
     best = 2 if config.mask_output != "best_iou" else int(np.argmax(iou))
-    return SlowMask(logits[best], float(iou[best]))
+    return SlowMask(logits[best] - config.mask_threshold, float(iou[best]))
 
 
 def slow_label(cams: list[np.ndarray], masks: list[SlowMask], config: PromptingConfig) -> np.ndarray:
@@ -143,6 +143,8 @@ def test_cams_leave_frozen_norms_frozen(make_classifier, images, image_labels):
         {"keep_global_max": "always"},
         {"mask_output": "best_iou", "confidence": "iou"},
         {"confidence": "stability", "tau": 0.6},
+        {"mask_threshold": -1.5},
+        {"mask_threshold": 2.0, "confidence": "stability"},
     ],
     ids=str,
 )
@@ -152,9 +154,7 @@ def test_pseudo_labels_equal_one_pair_at_a_time(tiny_sam, model, images, image_l
     cams = find_cams(model, batch, image_labels, scales=config.scales, flip=False)
     points = find_prompts(cams, config, guess=True)
     with torch.no_grad():
-        (masks,) = decode_pairs(
-            tiny_sam, SamEncoder(tiny_sam)(images), [cams], [points], config.mask_output, 32
-        )
+        (masks,) = decode_pairs(tiny_sam, SamEncoder(tiny_sam)(images), [cams], [points], config, 32)
         label, binary = aggregate(tiny_sam, cams, masks, 4, config)
 
     predictor = SamPredictor(tiny_sam)
@@ -184,10 +184,10 @@ def test_groups_of_several_sizes_share_decoder_calls(tiny_sam, model, images, im
         batch = to_tensor(group, torch.device("cpu"))
         cams = find_cams(model, batch, image_labels, scales=(1.0,), flip=False)
         points = find_prompts(cams, CONFIG, guess=True)
-        alone += decode_pairs(tiny_sam, embeddings[4 * k : 4 * k + 4], [cams], [points], "whole", 32)
+        alone += decode_pairs(tiny_sam, embeddings[4 * k : 4 * k + 4], [cams], [points], CONFIG, 32)
         shifted = replace(cams, image_index=cams.image_index + 4 * k)
         groups.append((shifted, points))
-    together = decode_pairs(tiny_sam, embeddings, [g[0] for g in groups], [g[1] for g in groups], "whole", 3)
+    together = decode_pairs(tiny_sam, embeddings, [g[0] for g in groups], [g[1] for g in groups], CONFIG, 3)
     for one, other in zip(together, alone):
         assert_close(one.logits, other.logits, rtol=0, atol=1e-4)
         assert all(torch.equal(a, b) for a, b in zip(one.points_yx, other.points_yx))
@@ -199,7 +199,7 @@ def test_without_peaks_there_is_no_prompt_and_all_is_background(tiny_sam, model,
     cams = find_cams(model, batch, image_labels, scales=config.scales, flip=False)
     points = find_prompts(cams, config, guess=True)
     assert [tuple(p.shape) for p in points] == [(0, 2)] * len(PRESENT)
-    (masks,) = decode_pairs(tiny_sam, SamEncoder(tiny_sam)(images), [cams], [points], "whole", 32)
+    (masks,) = decode_pairs(tiny_sam, SamEncoder(tiny_sam)(images), [cams], [points], CONFIG, 32)
     for confidence in ("logit", "iou", "stability"):
         some = PromptingConfig(confidence=confidence)
         label, binary = aggregate(tiny_sam, cams, masks, 4, some)
@@ -212,7 +212,7 @@ def test_images_without_classes_are_background(tiny_sam, model, images):
     cams = find_cams(model, batch, torch.zeros(4, 3), scales=(1.0,), flip=True)
     points = find_prompts(cams, CONFIG, guess=True)
     assert (len(cams.cam), points) == (0, [])
-    (masks,) = decode_pairs(tiny_sam, SamEncoder(tiny_sam)(images), [cams], [points], "whole", 32)
+    (masks,) = decode_pairs(tiny_sam, SamEncoder(tiny_sam)(images), [cams], [points], CONFIG, 32)
     label, _ = aggregate(tiny_sam, cams, masks, 4, CONFIG)
     assert label.shape == (4, *HW)
     assert not label.any()

@@ -167,7 +167,7 @@ def one_pair_at_a_time(sam, model, batch: dict, config: CpmConfig) -> tuple[torc
         y, x = geometry.to_scaled(points_yx).unbind(1)
         shown = (y >= 0) & (y < geometry.scaled_hw[0]) & (x >= 0) & (x < geometry.scaled_hw[1])
         points_xy = torch.stack([x * 128 / geometry.scaled_hw[1], y * 128 / geometry.scaled_hw[0]], 1)[shown]
-        logits, iou = decode_sets(sam, embeddings, image[None], [points_xy], config.mask_output, 1)
+        logits, iou = decode_sets(sam, embeddings, image[None], [points_xy], config, 1)
         parts.append((masks_to_crop(sam, logits, geometry, frame_hw), iou))
     logits, iou = (torch.cat(part) for part in zip(*parts))
     undecided = torch.zeros(len(images), 64, 64, dtype=torch.bool)
@@ -193,6 +193,7 @@ def path(request, monkeypatch) -> None:
         {},
         {"keep_global_max": "always", "confidence": "stability"},
         {"keep_global_max": "never", "tau": 0.6, "confidence": "iou", "mask_output": "best_iou"},
+        {"mask_threshold": -1.5, "confidence": "stability"},
     ],
     ids=str,
 )
