@@ -115,7 +115,7 @@ class PromptingConfig:
     best_iou: the one with the highest predicted IoU."""
     mask_threshold: float = 0.0
     """Logit of SAM above which a pixel is in a mask (code: 0). Lower values make masks larger.
-    They helped where most peaks lay beside their objects, and harmed where peaks were good."""
+    With lite they helped where CAMs were poor, and harmed where CAMs were good."""
     confidence: Literal["logit", "stability", "iou"] = "logit"
     """Weight of a mask where classes compete for pixels.
     logit: its logit at each pixel, from mask_threshold up (code); stability: its stability score (paper);

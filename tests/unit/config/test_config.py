@@ -69,6 +69,7 @@ def test_unknown_keys(key, message):
         ("cpm.scales", (), r"^cpm.scales is \(\)"),
         ("cpm.scales", (1.0, 5.0), r"^cpm.scales"),
         ("cpm.min_distance_px", 0, r"^cpm.min_distance_px is 0"),
+        ("label.mask_threshold", float("inf"), r"^label.mask_threshold is inf; expected a finite logit"),
         ("cpm.warmup_iters", -1, r"^cpm.warmup_iters is -1"),
         ("cpm.confidence", "iuo", r"^cpm.confidence is iuo; expected one of logit, stability, iou"),
         ("label.keep_global_max", "yes", r"expected one of always, if_empty, never"),

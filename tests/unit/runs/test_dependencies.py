@@ -285,3 +285,9 @@ def test_tiles_decide_the_labels_and_outputs_without_them_stay_resumable(tmp_pat
             Output(tmp_path / "labels", "label", settings_of(override(tiles, other), "label")).begin()
     with pytest.raises(UserError, match=r"another label.tile_px \(256, now not set\)"):
         Output(tmp_path / "labels", "label", settings_of(DEMO, "label")).begin()
+
+
+def test_a_mask_threshold_other_than_sams_is_noted():
+    assert not any("mask_threshold" in key for key in settings_of(DEMO, "label", "cpm"))
+    lower = override(DEMO, {"label.mask_threshold": -1.0})
+    assert settings_of(lower, "label", "cpm")["label.mask_threshold"] == -1
