@@ -35,6 +35,7 @@ def make_batch(dataset: Path, crop_px: int) -> dict:
         {"mask_output": "best_iou", "confidence": "iou"},
         {"keep_global_max": "always", "confidence": "stability"},
         {"keep_global_max": "never", "tau": 0.6},
+        {"mask_threshold": -1.5},
     ],
 )
 def test_the_naive_pseudo_labels_are_ours(scene_dataset, make_classifier, tiny_sam, changes):
