@@ -118,8 +118,8 @@ class PromptingConfig:
     With lite they helped where CAMs were poor, and harmed where CAMs were good."""
     confidence: Literal["logit", "stability", "iou"] = "logit"
     """Weight of a mask where classes compete for pixels.
-    logit: its logit at each pixel, from mask_threshold up (code); stability: its stability score (paper);
-    iou: its predicted IoU."""
+    logit: its logit at each pixel, counted from mask_threshold (code);
+    stability: its stability score (paper); iou: its predicted IoU."""
 
     def __post_init__(self) -> None:
         check_choices(self)

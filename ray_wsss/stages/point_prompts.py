@@ -29,7 +29,7 @@ class PairMasks:
     """SAM's mask of each (image, class) pair, in the order of `PairCams`."""
 
     logits: Float[Tensor, "N a b"]
-    """Low-resolution logits of each mask, above ``mask_threshold``."""
+    """Low-resolution logits of each mask, counted from ``mask_threshold``."""
     predicted_iou: Float[Tensor, " N"]
     """IoU of each mask as SAM predicts it."""
     points_yx: list[Tensor]
